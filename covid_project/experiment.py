@@ -1,0 +1,251 @@
+"""What every notebook starts with: the data and the results folder of one run, and its record.
+
+``results/`` belongs to one data set: ``run.json`` says which, and another one is refused.
+"""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from covid_project import data, phantoms
+from covid_project.evaluation import metrics_table, record_test_look
+from covid_project.models import model_fingerprint
+from covid_project.settings import Settings, as_yaml
+from covid_project.storage import (
+    append_rows,
+    cached_array,
+    fingerprint,
+    read_csv,
+    whole_file,
+    write_csv,
+    write_text,
+)
+
+CACHE = Path(".cache")  # arrays and features; safe to delete
+VERSIONS = "; ".join(
+    [f"python {platform.python_version()}"]
+    + [f"{name} {version(name)}" for name in ("tensorflow", "keras", "numpy", "scikit-learn")]
+)
+
+
+class MissingInput(RuntimeError):
+    """An earlier notebook has to be run first; the message names it."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Settings, data set and results folder of one run."""
+
+    settings: Settings
+    dataset: data.Dataset
+    results: Path
+    cache: Path
+
+    @property
+    def notes(self) -> list[str]:
+        """What must be said on everything made from this data."""
+        return ["phantoms: drawn images, a test of the machinery"] if self.dataset.is_phantom else []
+
+    def images(self, image_size: int) -> np.ndarray:
+        """All images, uint8 (N, image_size, image_size, 1), in the order of the table."""
+        return cached_array(
+            self.cache / f"images-{image_size}.npy",
+            lambda: data.load_images(self.dataset, image_size),
+        )
+
+    def arrays(self, *splits: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 (N, image_size, image_size, 1) and labels (N,) of one or more splits."""
+        table = self.dataset.table
+        rows = np.flatnonzero(table["split"].isin(splits))
+        return self.images(image_size)[rows], table["label"].to_numpy()[rows]
+
+    def paths(self, split: str) -> pd.Series:
+        """Paths of a split's images, in the order of its arrays."""
+        table = self.dataset.table
+        return table["path"][table["split"] == split].reset_index(drop=True)
+
+    def identity(self, *parts: object) -> dict[str, object]:
+        """What makes a result comparable: data, seed, versions, and a fingerprint of the settings.
+
+        ``parts`` are the groups of settings that the result depends on beside the common ones.
+        """
+        common = (self.settings.normalization, self.settings.augmentation, *parts)
+        return {
+            "data": self.dataset.fingerprint,
+            "seed": self.settings.seed,
+            "settings": fingerprint(*(_as_json(part) for part in common)),
+            "versions": VERSIONS,
+        }
+
+    def fitted(
+        self,
+        stage: str,
+        recipe: Mapping[str, object],
+        train: Callable[[], tuple[keras.Model, pd.DataFrame]],
+    ) -> tuple[keras.Model, pd.DataFrame]:
+        """Return a stage's model, loaded back from disk, and its training history.
+
+        It is trained and saved first, unless a model of exactly this recipe is there already: a
+        run that was cut off goes on after it. Models lie in ``models/`` of the results folder.
+        """
+        path = self.model_path(stage)
+        history_path = self.results / f"history_{stage}.csv"
+        recipe = json.loads(json.dumps(dict(recipe), default=str))
+        record = path.with_suffix(".json")
+        if not (record.is_file() and json.loads(record.read_text()) == recipe):
+            record.unlink(missing_ok=True)  # until model and history are whole again
+            model, history = train()
+            with whole_file(path) as part:
+                model.save(part)
+            write_csv(history_path, history)
+            write_text(record, json.dumps(recipe, indent=2))
+        else:
+            print(f"{stage}: the finished model of this recipe is loaded from {path.name}")
+        return load_model(path), read_csv(history_path)
+
+    def model_path(self, stage: str) -> Path:
+        """Path of a stage's saved model."""
+        return self.results / "models" / f"{stage}.keras"
+
+    def stage_model(self, stage: str, notebook: str) -> keras.Model:
+        """Load the finished model of a stage.
+
+        Raises
+        ------
+        MissingInput
+            There is none yet; names the notebook that makes it.
+        """
+        if not self.model_path(stage).with_suffix(".json").is_file():
+            raise MissingInput(
+                f"{self.model_path(stage)} is missing: run {notebook} first, with the same settings"
+            )
+        return load_model(self.model_path(stage))
+
+    def table(self, name: str, notebook: str) -> pd.DataFrame:
+        """Return a CSV of the results folder, or ``MissingInput`` naming its notebook."""
+        if not (self.results / name).is_file():
+            raise MissingInput(
+                f"{self.results / name} is missing: run {notebook} first, with the same settings"
+            )
+        return read_csv(self.results / name)
+
+    def evaluate_on_test(
+        self, stage: str, model: keras.Model, scores: np.ndarray, source: Mapping[str, object]
+    ) -> pd.DataFrame:
+        """Metrics of a final model on the test split, entered into the ledger.
+
+        Writes the score of each image to ``scores_<stage>_test.csv`` and the metrics derived from
+        it to ``metrics.csv``.
+
+        Parameters
+        ----------
+        scores
+            Logits (N,) of the test images in the order of ``arrays("test")``.
+        source
+            Where the weights came from: backbone and weights.
+        """
+        look = record_test_look(
+            self.results / "test_ledger.csv",
+            stage,
+            {"model": model_fingerprint(model), **self.identity(), **source},
+        )
+        return self.record_metrics(stage, "test", scores, {**source, "look": look})
+
+    def record_metrics(
+        self, stage: str, split: str, scores: np.ndarray, source: Mapping[str, object]
+    ) -> pd.DataFrame:
+        """Save the scores of a split and the metrics derived from them; return these."""
+        rows = self.dataset.table[self.dataset.table["split"] == split]
+        scored = rows[["path", "label"]].assign(score=scores)
+        write_csv(self.results / f"scores_{stage}_{split}.csv", scored)
+        metrics = metrics_table(scored["label"], scored["score"], seed=self.settings.seed)
+        metrics.insert(0, "stage", stage)
+        metrics.insert(1, "split", split)
+        metrics = metrics.assign(**{**self.identity(), **source})
+        path = self.results / "metrics.csv"
+        earlier = read_csv(path)
+        if len(earlier):
+            earlier = earlier[(earlier["stage"] != stage) | (earlier["split"] != split)]
+        write_csv(path, pd.concat([earlier, metrics], ignore_index=True))
+        return metrics
+
+    def save_figure(self, figure: plt.Figure, name: str, *notes: str) -> None:
+        """Write ``figures/<name>.pdf``; notes and the phantoms' own say on it what it is.
+
+        Names that begin with ``images_`` show pixels of the data set and never enter the
+        repository.
+        """
+        notes = [*self.notes, *notes]
+        if notes:
+            figure.text(
+                0.5, 1.0, "; ".join(notes), ha="center", va="bottom", fontsize=8, weight="bold"
+            )
+        prefix = "phantom_" if self.dataset.is_phantom else ""
+        path = self.results / "figures" / f"{name}.pdf"
+        with whole_file(path.with_name(prefix + path.name)) as part:
+            # No date inside: the same figure is the same file.
+            figure.savefig(part, bbox_inches="tight", metadata={"CreationDate": None})
+
+
+def begin(settings: Settings) -> Experiment:
+    """Open the data, claim the results folder, and report both.
+
+    Raises
+    ------
+    data.DataError
+        The data cannot be used, or the results folder belongs to other data.
+    """
+    source = settings.data
+    if source is None:
+        counts = {split: getattr(settings.phantoms, split) for split in data.SPLITS}
+        size = settings.phantoms.size
+        name = fingerprint({"size": size, "seed": settings.seed, **counts})
+        source = phantoms.write_dataset(CACHE / f"phantoms-{name}", counts, size, settings.seed)
+    results = Path(settings.results)
+    dataset = data.open_dataset(
+        source,
+        splits_file=results / "splits.csv",
+        seed=settings.seed,
+        allow_shared_files=settings.allow_shared_files,
+    )
+    record = results / "run.json"
+    if record.is_file():
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if found["data"] != dataset.fingerprint:
+            raise data.DataError(
+                f"{results} holds results of other data ({found['source']}, {found['data']}); this "
+                f"is {Path(source).name}, {dataset.fingerprint}: choose another results folder"
+            )
+    run = {
+        "data": dataset.fingerprint,
+        "source": "phantoms" if dataset.is_phantom else Path(source).name,
+        "seed": settings.seed,
+        "versions": VERSIONS,
+        "machine": f"{platform.machine()}, {platform.system()}",
+    }
+    write_text(record, json.dumps(run, indent=2) + "\n")
+    write_text(results / "settings.yaml", as_yaml(dataclasses.replace(settings, data=None if
+               dataset.is_phantom else Path(source).name, results=results.name)))
+    counts = dataset.table.groupby("split", sort=False).size()
+    print(f"data: {run['source']} ({', '.join(f'{k} {v}' for k, v in counts.items())} images)")
+    print(f"results: {results}")
+    return Experiment(settings, dataset, results, CACHE / f"data-{dataset.fingerprint}")
+
+
+def load_model(path: Path) -> keras.Model:
+    """Load a model in safe mode: nothing in the file can run code."""
+    return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+def _as_json(part: object) -> str:
+    plain = dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part
+    return json.dumps(plain, sort_keys=True, default=str)

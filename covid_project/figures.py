@@ -1,0 +1,209 @@
+"""Figures: draw what others computed, in one look, at the width of a report's column.
+
+Every function returns the figure; ``Experiment.save_figure`` writes it. Lines differ by dash and
+marker as well as by colour, so that they can be told apart in grey.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from covid_project.tuning import OBJECTIVE
+
+COLUMN = 3.5  # inches: one column of a two-column article
+PAGE = 7.2  # inches: both columns
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000")  # told apart by colour-blind readers too
+DASHES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
+GREY = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
+
+plt.rcParams.update(
+    {
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.labelsize": 8,
+        "legend.fontsize": 7,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "0.9",
+        "figure.dpi": 120,
+        "pdf.fonttype": 42,  # text stays text
+        "legend.frameon": False,
+    }
+)
+
+
+def class_distribution(table: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
+    """Images per class in each split, from the data set's table (columns split, label)."""
+    counts = table.groupby(["split", "label"], sort=False).size().unstack()
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.0), layout="constrained")
+    width = 0.38
+    for label, name in enumerate(classes):
+        places = np.arange(len(counts)) + (label - 0.5) * width
+        bars = axis.bar(
+            places, counts[label], width, label=name, color=COLOURS[label], edgecolor="black",
+            hatch="//" if label else None,
+        )
+        axis.bar_label(bars, fontsize=7)
+    axis.set(xticks=range(len(counts)), xticklabels=counts.index, ylabel="images", xlabel="split")
+    axis.grid(False, axis="x")
+    axis.legend(loc="upper right")
+    return figure
+
+
+def image_grid(
+    images: np.ndarray, titles: Sequence[str], columns: int = 4, width: float = PAGE
+) -> plt.Figure:
+    """Images (N, H, W[, 1 or 3]) with a title each; grey ones on the scale 0–255."""
+    rows = -(-len(images) // columns)
+    side = width / columns
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, rows * (side + 0.25)), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        image = np.squeeze(image)
+        axis.imshow(image, **(GREY if image.ndim == 2 else {}))
+        axis.set_title(title, fontsize=7)
+    return figure
+
+
+def grey_histograms(images: Mapping[tuple[str, str], np.ndarray]) -> plt.Figure:
+    """Share of pixels per grey value: one panel per split, one line per class.
+
+    ``images`` maps (split, class name) to uint8 arrays.
+    """
+    splits = list(dict.fromkeys(split for split, _ in images))
+    figure, axes = plt.subplots(
+        1, len(splits), figsize=(PAGE, 1.9), sharey=True, layout="constrained", squeeze=False
+    )
+    for axis, split in zip(axes.flat, splits, strict=True):
+        lines = [(name, values) for (owner, name), values in images.items() if owner == split]
+        for number, (name, values) in enumerate(lines):
+            share = np.bincount(values.reshape(-1), minlength=256) / values.size
+            smooth = share.reshape(64, 4).sum(1)  # bins of four grey levels
+            axis.plot(np.arange(64) * 4 + 1.5, 100 * smooth, DASHES[number],
+                      color=COLOURS[number], label=name)
+        axis.set(title=split, xlabel="grey value (0–255)")
+    axes[0, 0].set_ylabel("share of pixels (%)")
+    axes[0, 0].legend()
+    return figure
+
+
+def value_histograms(values: Mapping[str, np.ndarray]) -> plt.Figure:
+    """One panel per array: the distribution of its values (a normalised image, say)."""
+    figure, axes = plt.subplots(1, len(values), figsize=(PAGE, 1.7), layout="constrained")
+    for axis, (name, array) in zip(np.atleast_1d(axes), values.items(), strict=True):
+        axis.hist(np.ravel(array), bins=50, color=COLOURS[0])
+        axis.set(title=name, xlabel="normalised value")
+        axis.set_yticks([])
+    np.atleast_1d(axes)[0].set_ylabel("pixels")
+    return figure
+
+
+def history(table: pd.DataFrame, best_epoch: int | None = None) -> plt.Figure:
+    """Loss and accuracy by epoch, with validation where the table has it."""
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.2), layout="constrained")
+    for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
+        for number, (column, label) in enumerate(
+            [(name, "training"), (f"val_{name}", "validation")]
+        ):
+            if column in table:
+                axis.plot(table["epoch"], table[column], DASHES[number], color=COLOURS[number],
+                          label=label)
+        if best_epoch:
+            axis.axvline(best_epoch, color="0.5", linewidth=0.8, label=f"best epoch {best_epoch}")
+        axis.set(xlabel="epoch", ylabel="binary cross-entropy (nats)" if name == "loss" else name)
+    axes[0].set_ylim(bottom=0)
+    axes[1].legend(loc="lower right")
+    return figure
+
+
+def tuning(trials: pd.DataFrame, hyperparameters: Sequence[str]) -> plt.Figure:
+    """Objective of every trial against each hyperparameter; extensions filled, the best marked."""
+    figure, axes = plt.subplots(
+        1, len(hyperparameters), figsize=(PAGE, 1.9), sharey=True, layout="constrained"
+    )
+    best = trials.loc[trials[OBJECTIVE].idxmin()]
+    extension = trials["extension"].astype(bool)
+    for axis, name in zip(np.atleast_1d(axes), hyperparameters, strict=True):
+        for chosen, face, label in [(~extension, "none", "planned"), (extension, "0.4", "extension")]:
+            axis.plot(trials[name][chosen], trials[OBJECTIVE][chosen], "o", markersize=4,
+                      markerfacecolor=face, color="black", label=label)
+        axis.plot(best[name], best[OBJECTIVE], "*", markersize=11, color=COLOURS[1], label="best")
+        axis.set_xlabel(name.replace("_", " "))
+        if name in ("learning_rate", "batch_size", "filters"):
+            values = sorted(trials[name].unique())
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(values, [f"{value:g}" for value in values], rotation=45)
+            axis.minorticks_off()
+    np.atleast_1d(axes)[0].set_ylabel("validation loss (nats)")
+    np.atleast_1d(axes)[-1].legend()
+    return figure
+
+
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> plt.Figure:
+    """Counts (2, 2), rows the label, columns the prediction."""
+    figure, axis = plt.subplots(figsize=(COLUMN * 0.75, 2.1), layout="constrained")
+    sns.heatmap(
+        counts, annot=True, fmt="d", cmap="Greys", vmin=0, vmax=1.4 * counts.max(), cbar=False,
+        square=True, linewidths=0.5, linecolor="0.5", xticklabels=classes, yticklabels=classes,
+        ax=axis, annot_kws={"size": 10},
+    )
+    axis.set(xlabel="prediction", ylabel="label")
+    return figure
+
+
+def intervals(metrics: pd.DataFrame) -> plt.Figure:
+    """Metrics with their 95 % intervals, one row per metric, one marker per stage."""
+    stages = list(dict.fromkeys(metrics["stage"]))
+    names = list(dict.fromkeys(metrics["metric"]))
+    figure, axis = plt.subplots(figsize=(COLUMN, 0.35 * len(names) + 0.8), layout="constrained")
+    for number, stage in enumerate(stages):
+        rows = metrics[metrics["stage"] == stage].set_index("metric").loc[names]
+        places = np.arange(len(names)) + (number - (len(stages) - 1) / 2) * 0.22
+        axis.errorbar(
+            rows["value"], places, xerr=[rows["value"] - rows["low"], rows["high"] - rows["value"]],
+            fmt=MARKERS[number], color=COLOURS[number], markersize=4, capsize=2, linewidth=1,
+            label=stage.replace("_", "-"),
+        )
+    axis.set(yticks=range(len(names)), yticklabels=names, xlabel="value with 95 % interval")
+    axis.invert_yaxis()
+    axis.legend(loc="upper center", bbox_to_anchor=(0.45, 1.2), ncols=3)
+    return figure
+
+
+def verdict(label: int, score: float, classes: Sequence[str]) -> str:
+    """Title of a tested image: its label, its prediction and the predicted probability."""
+    predicted = int(score > 0)
+    probability = 1 / (1 + np.exp(-abs(score)))
+    mark = "correct" if predicted == label else "WRONG"
+    return f"{classes[label]}; predicted {classes[predicted]}\np = {probability:.2f}: {mark}"
+
+
+def heatmap_panel(
+    images: np.ndarray, overlays: np.ndarray, titles: Sequence[str], columns: int = 4
+) -> plt.Figure:
+    """Each image (H, W, 1) above its Grad-CAM overlay (H, W, 3), with a title over the pair."""
+    columns = min(columns, max(len(images), 1))
+    blocks = -(-len(images) // columns)
+    side = PAGE / 4
+    figure, axes = plt.subplots(
+        2 * blocks, columns, figsize=(side * columns, blocks * (2 * side + 0.35)),
+        layout="constrained", squeeze=False,
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for number in range(len(images)):
+        row, column = 2 * (number // columns), number % columns
+        axes[row, column].imshow(np.squeeze(images[number]), **GREY)
+        axes[row, column].set_title(titles[number], fontsize=7)
+        axes[row + 1, column].imshow(overlays[number])
+    return figure

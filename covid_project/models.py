@@ -1,0 +1,202 @@
+"""Builders of the networks: flat (no nested sub-model), uncompiled, ending in one logit.
+
+Input: grey values 0–255, float32 (N, H, W, 1); normalisation is the first layer. Output: (N, 1),
+the logit of the positive class; the sigmoid is applied where a probability is wanted.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+from keras import layers
+
+from covid_project.storage import fingerprint
+
+DENSE_UNITS = 64  # of the fully connected part
+
+
+def baseline_cnn(
+    image_size: int, normalization: layers.Layer, *, filters: int, dropout: float
+) -> keras.Model:
+    """Convolutional network for images (N, image_size, image_size, 1).
+
+    A strided stem and pooling bring the image to a quarter of its side before the 3×3
+    convolutions begin: at full resolution these would cost most of the time and add nothing.
+
+    Parameters
+    ----------
+    normalization
+        Layer from ``normalization.normalization_layer``; it becomes part of the model.
+    filters
+        Feature maps of the stem; the three stages have 2, 4 and 8 times as many.
+    dropout
+        Share of the fully connected layer's units left out in training, 0 to 1.
+    """
+    images = keras.Input((image_size, image_size, 1), name="images")
+    x = _convolution(normalization(images), filters, kernel=5, strides=2, name="stem")
+    for stage, width in enumerate((2 * filters, 4 * filters, 8 * filters), start=1):
+        x = layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
+        x = _convolution(x, width, name=f"stage{stage}_1")
+        x = _convolution(x, width, name=f"stage{stage}_2")
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    return keras.Model(images, classification_head(x, dropout=dropout), name="baseline")
+
+
+def _convolution(x, filters: int, *, name: str, kernel: int = 3, strides: int = 1):
+    """Convolution, BatchNorm, ReLU; the BatchNorm's offset takes the bias' place."""
+    x = layers.Conv2D(
+        filters,
+        kernel,
+        strides=strides,
+        padding="same",
+        use_bias=False,
+        kernel_initializer="he_normal",
+        name=f"{name}_convolution",
+    )(x)
+    x = layers.BatchNormalization(momentum=0.95, name=f"{name}_norm")(x)
+    return layers.ReLU(name=f"{name}_relu")(x)
+
+
+def classification_head(features, *, dropout: float):
+    """Apply the fully connected part to features (N, D); gives the logit (N, 1)."""
+    x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(features)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    return layers.Dense(1, name="logit")(x)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network of ``keras.applications``; all of these expect grey values scaled to −1…1."""
+
+    build: Callable[..., keras.Model]
+    takes_width: bool
+    frozen_up_to: str  # where fine-tuning starts by default: the output of the last-but-one stage
+
+
+BACKBONES = {
+    "ResNet50V2": Backbone(keras.applications.ResNet50V2, False, "conv4_block6_out"),
+    "MobileNetV2": Backbone(keras.applications.MobileNetV2, True, "block_12_add"),
+    "MobileNet": Backbone(keras.applications.MobileNet, True, "conv_pw_11_relu"),
+}
+
+
+class WeightsUnavailable(RuntimeError):
+    """The pretrained weights are neither in the Keras cache nor to be downloaded."""
+
+
+def build_backbone(
+    name: str, image_size: int, *, width: float = 1.0, weights: str = "imagenet"
+) -> keras.Model:
+    """Backbone from images (N, image_size, image_size, 1) to pooled features (N, D), frozen.
+
+    Parameters
+    ----------
+    name
+        One of ``BACKBONES``.
+    width
+        Multiplier of the number of filters (``alpha``), for the MobileNets.
+    weights
+        "imagenet" (the Keras cache, else a download), "random", or the path of a weights file
+        without top.
+
+    Raises
+    ------
+    WeightsUnavailable
+        With the two ways out.
+    """
+    backbone = BACKBONES[name]
+    if width != 1 and not backbone.takes_width:
+        raise ValueError(f"{name} has no width multiplier: width is {width}, allowed: 1")
+    images = keras.Input((image_size, image_size, 1), name="images")
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalization")(images)
+    x = layers.Concatenate(name="rgb")([x, x, x])  # the grey image in each colour channel
+    try:
+        body = backbone.build(
+            include_top=False,
+            weights=None if weights == "random" else weights,
+            input_tensor=x,
+            **({"alpha": width} if backbone.takes_width else {}),
+        )
+    # Keras raises a bare Exception when a download fails.
+    except Exception as error:
+        if weights == "random":
+            raise
+        raise WeightsUnavailable(
+            f"{name} (width {width:g}) with weights {weights!r} is not to be had: {error}\n"
+            "Two ways out: put the weights file into the folder keras/models of your Keras home "
+            "(~/.keras, or $KERAS_HOME) under the name that Keras gives it, or connect to the "
+            "network once; or choose other weights: the path of a file, or 'random' to try the "
+            "machinery without pretraining (transfer.weights)."
+        ) from error
+    features = layers.GlobalAveragePooling2D(name="features")(body.output)
+    model = keras.Model(images, features, name=name)
+    model.trainable = False
+    return model
+
+
+def available_backbone(
+    name: str, image_size: int, *, width: float, weights: str, without_weights: str
+) -> tuple[keras.Model, str]:
+    """Backbone and the weights that it really has.
+
+    Where the wanted ``weights`` cannot be had, ``without_weights`` decides: "stop" raises
+    ``WeightsUnavailable``, "random" goes on with random weights and says so.
+    """
+    try:
+        return build_backbone(name, image_size, width=width, weights=weights), weights
+    except WeightsUnavailable:
+        if without_weights == "stop":
+            raise
+    print(f"WARNING: no {weights} weights for {name}: going on with RANDOM weights.")
+    return build_backbone(name, image_size, width=width, weights="random"), "random"
+
+
+def transfer_model(backbone: keras.Model, *, dropout: float) -> keras.Model:
+    """Flat model of the backbone's layers and a new classification head (layers are shared)."""
+    logit = classification_head(backbone.output, dropout=dropout)
+    return keras.Model(backbone.input, logit, name=f"transfer_{backbone.name}")
+
+
+def transfer_head(features: int, *, dropout: float) -> keras.Model:
+    """Build the classification head alone, on cached features (N, ``features``)."""
+    pooled = keras.Input((features,), name="pooled_features")
+    return keras.Model(pooled, classification_head(pooled, dropout=dropout), name="transfer_head")
+
+
+def split_at(model: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
+    """Two models that share the layers of a flat one: images → layer's output → logit.
+
+    Raises
+    ------
+    ValueError
+        No such layer, or what follows it needs more than its output (a skip connection).
+    """
+    names = [item.name for item in model.layers]
+    if layer not in names:
+        raise ValueError(f"{model.name} has no layer {layer!r}; it has: {', '.join(names)}")
+    cut = model.get_layer(layer).output
+    try:
+        return keras.Model(model.input, cut), keras.Model(cut, model.output)
+    except ValueError as error:
+        raise ValueError(
+            f"{model.name} cannot be cut at {layer!r}: a connection passes it by. "
+            "Choose a layer at the end of a block."
+        ) from error
+
+
+def unfreeze_above(model: keras.Model, layer: str | None) -> int:
+    """Make the layers above ``layer`` trainable, all of them for None; return how many weights.
+
+    BatchNorm layers stay as they are: ``training=False`` would not keep them still, and their
+    ImageNet statistics would be lost to a few small batches.
+    """
+    above = model.layers if layer is None else split_at(model, layer)[1].layers
+    model.trainable = True
+    for item in model.layers:
+        item.trainable = item in above and not isinstance(item, layers.BatchNormalization)
+    return sum(weight.shape.num_elements() for weight in model.trainable_weights)
+
+
+def model_fingerprint(model: keras.Model) -> str:
+    """Sixteen hexadecimal digits of the architecture and every weight."""
+    return fingerprint(model.to_json(), *model.get_weights())

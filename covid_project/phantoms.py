@@ -1,0 +1,435 @@
+"""Drawn chest radiographs with known lung and lesion masks: the embedded default data set.
+
+Phantoms test the machinery where no real image is at hand; what is learned on them says nothing
+about patients. The drawing follows the physics: along a ray the attenuations of the tissues add
+up, so that organs, lesions and markers are summed into one map of opacity, which the scanner then
+blurs, exposes with photon noise and displays.
+
+Three independent streams of random numbers draw the patient, the disease and the scanner. All that
+a network could use as a shortcut (anatomy, exposure, noise, position, markers) therefore follows
+one law in both classes, and the same seed without a severity gives the same patient in health.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy import ndimage
+
+# one side patchy, both sides patchy, both sides extensive
+SEVERITIES = ("mild", "moderate", "severe")
+SPLITS = ("train", "val", "test")
+LABEL_NAMES = ("NORMAL", "COVID")
+SMALLEST_SIZE = 32  # pixels; below it the mediastinum no longer parts the lungs
+DRAWING = 1  # to be raised whenever the same seed gives other pixels
+
+# number of blobs in a lung and their radius, which is a share of half the image's side
+_BLOBS = {
+    "mild": ((2, 4), (0.07, 0.15)),
+    "moderate": ((2, 4), (0.07, 0.15)),
+    "severe": ((6, 10), (0.10, 0.22)),
+}
+_CONTRAST = (0.08, 0.4)  # opacity of a lesion; the air of a lung takes away about 0.4
+_LESION_EDGE = 0.35  # the mask holds what exceeds this share of the lung's strongest opacity
+
+_LETTERS = {
+    "L": ("10000", "10000", "10000", "10000", "10000", "10000", "11111"),
+    "R": ("11110", "10001", "10001", "11110", "10100", "10010", "10001"),
+}
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One drawn radiograph with what is true of it."""
+
+    image: np.ndarray  # uint8 (size, size), bright where dense
+    lungs: np.ndarray  # bool (size, size), the two lung fields without the heart's shadow
+    lesions: np.ndarray  # bool (size, size), inside the lungs; all False in NORMAL
+    severity: str | None  # one of SEVERITIES, or None for NORMAL
+
+
+def draw_radiograph(
+    rng: np.random.Generator, size: int = 128, severity: str | None = None
+) -> Radiograph:
+    """Draw the frontal chest radiograph of a random patient.
+
+    Parameters
+    ----------
+    rng
+        Generator whose seed sequence decides everything. Each call spawns new streams from it, so
+        that a second call gives another patient.
+    size
+        Side of the square image in pixels, at least 32.
+    severity
+        None for NORMAL; "mild" (one lung, patchy), "moderate" (both, patchy) or "severe" (both,
+        extensive) for COVID.
+
+    Raises
+    ------
+    ValueError
+        Size below 32 or unknown severity.
+    """
+    _check_size(size)
+    if severity is not None and severity not in SEVERITIES:
+        raise ValueError(
+            f"unknown severity {severity!r}; allowed: None (NORMAL), {', '.join(SEVERITIES)}"
+        )
+    patient, disease, scanner = rng.spawn(3)
+    opacity, air = _draw_thorax(patient, size)  # (size, size), (2, size, size)
+    lungs = air > 0.5  # (2, size, size): left half of the picture, right half
+    lesions = np.zeros((size, size), bool)
+    if severity is not None:
+        shape, lesions = _draw_lesions(disease, air, lungs, severity)
+        opacity += np.exp(disease.uniform(*np.log(_CONTRAST))) * shape
+    opacity += _draw_markers(scanner, size)
+    return Radiograph(_expose(scanner, opacity), lungs.any(axis=0), lesions, severity)
+
+
+def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int) -> Path:
+    """Draw a data set into ``folder``, laid out like the course's, and return the folder.
+
+    Images lie at ``{train,val,test}/{COVID,NORMAL}/phantom-<CLASS>-<nnnn>.png``, their masks (0 or
+    255) under the same path in ``masks/lungs`` and ``masks/lesions``. ``phantoms.csv`` has one row
+    per image (path, label_name, split, severity, seed): ``draw_radiograph`` with
+    ``np.random.default_rng(seed)`` draws it again. The severities take turns. An image depends on
+    the seed, its split, class and number alone, not on how many are drawn. The folder appears when
+    it is complete; one that holds the same set already is returned as it is.
+
+    Parameters
+    ----------
+    folder
+        Where to write; missing, empty, or made by the same call before.
+    counts
+        Images per class in "train", "val" and "test".
+    size
+        Side of the images in pixels, at least 32.
+    seed
+        Any integer from 0.
+
+    Raises
+    ------
+    ValueError
+        Arguments out of range, or a folder that holds something else.
+    """
+    _check_size(size)
+    if set(counts) != set(SPLITS) or not all(_is_natural(counts[split]) for split in counts):
+        raise ValueError(
+            f"counts must give a whole number from 0 for each of {', '.join(SPLITS)}; "
+            f"found {dict(counts)}"
+        )
+    if not _is_natural(seed):
+        raise ValueError(f"seed must be a whole number from 0, found {seed!r}")
+    folder = Path(folder)
+    arguments = {
+        "drawing": DRAWING,
+        "size": int(size),
+        "seed": int(seed),
+        "counts": {split: int(counts[split]) for split in SPLITS},
+    }
+    if _holds_set(folder, arguments):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
+        drawn = Path(part) / "phantoms"
+        rows = pd.DataFrame(_rows(counts, seed))
+        for split in SPLITS:
+            for label_name in LABEL_NAMES:
+                for kind in ("", "masks/lungs", "masks/lesions"):
+                    (drawn / kind / split / label_name).mkdir(parents=True)
+        for row in rows.itertuples():
+            radiograph = draw_radiograph(np.random.default_rng(row.seed), size, row.severity)
+            _write_png(drawn / row.path, radiograph.image)
+            _write_png(drawn / "masks/lungs" / row.path, radiograph.lungs)
+            _write_png(drawn / "masks/lesions" / row.path, radiograph.lesions)
+        rows.to_csv(drawn / "phantoms.csv", index=False)
+        (drawn / "phantoms.json").write_text(json.dumps(arguments, indent=2) + "\n", "utf-8")
+        if folder.is_dir():
+            folder.rmdir()  # empty, or it would have been refused
+        drawn.rename(folder)
+    return folder
+
+
+def _rows(counts: Mapping[str, int], seed: int) -> Iterator[dict]:
+    """Yield what ``phantoms.csv`` says of each image."""
+    for split_index, split in enumerate(SPLITS):
+        for label, label_name in enumerate(LABEL_NAMES):
+            for index in range(counts[split]):
+                sequence = np.random.SeedSequence(seed, spawn_key=(split_index, label, index))
+                yield {
+                    "path": f"{split}/{label_name}/phantom-{label_name}-{index:04d}.png",
+                    "label_name": label_name,
+                    "split": split,
+                    "severity": SEVERITIES[index % 3] if label_name == "COVID" else None,
+                    # 63 bits, so that a CSV reader finds a signed integer
+                    "seed": int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)),
+                }
+
+
+def _holds_set(folder: Path, arguments: dict) -> bool:
+    """Tell whether the folder holds the set already; refuse one that holds something else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    record = folder / "phantoms.json"
+    found = record.read_text("utf-8") if record.is_file() else "no phantoms.json"
+    if found != json.dumps(arguments, indent=2) + "\n":
+        raise ValueError(
+            f"{folder} holds something else than the phantoms asked for: found "
+            f"{' '.join(found.split())}, asked for {json.dumps(arguments)}. "
+            "Delete the folder or name another one."
+        )
+    for path in pd.read_csv(folder / "phantoms.csv")["path"]:
+        for kind in ("", "masks/lungs", "masks/lesions"):
+            if not (folder / kind / path).is_file():
+                raise ValueError(
+                    f"{folder / kind / path} is missing from a complete set of phantoms. "
+                    f"Delete {folder} to have it drawn again."
+                )
+    return True
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 grey values, or a mask as 0 and 255."""
+    grey = pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels
+    Image.fromarray(grey).save(path, compress_level=1)
+
+
+def _is_natural(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+
+
+def _check_size(size: int) -> None:
+    if not _is_natural(size) or size < SMALLEST_SIZE:
+        raise ValueError(f"size must be a whole number from {SMALLEST_SIZE}, found {size!r}")
+
+
+# Anatomy. Lengths are shares of half the image's side, x points to the right, y down, (0, 0) is
+# the centre. Opacity has no unit: soft tissue is about 0.65, an air-filled lung about 0.25.
+
+
+def _draw_thorax(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Opacity of a healthy chest (size, size) and the air in its two lungs (2, size, size)."""
+    x, y = _patient_coordinates(rng, size)
+    air, abdomen = zip(*(_draw_lung(rng, x, y, side) for side in (-1, 1)), strict=True)
+    heart = _draw_heart(rng, x, y)
+    air = np.stack(air) * (1 - heart)
+    lungs = air.sum(axis=0)
+
+    opacity = 0.62 + 0.1 * (1 - x**2) + 0.15 * np.maximum(sum(abdomen), heart)
+    opacity += _draw_mediastinum(rng, x, y)
+    depth = 0.6 + 0.4 * ndimage.gaussian_filter(lungs, size / 20)  # thinner towards the edge
+    opacity -= rng.uniform(0.36, 0.46) * lungs * depth
+    opacity += _draw_vessels(rng, x, y, lungs)
+    opacity += _draw_bones(rng, x, y, lungs)
+    opacity += _draw_breasts(rng, x, y)
+    opacity += rng.uniform(0.02, 0.05) * lungs * _texture(rng, size, coarsest=3, slope=1.0)
+    opacity += 0.03 * _texture(rng, size, coarsest=1, slope=2.0)
+    return (opacity * _draw_body(rng, x, y)).astype(np.float32), air
+
+
+def _patient_coordinates(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and y (size, size) in a patient who lies shifted, scaled and turned in the picture."""
+    pixels = ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
+    angle = np.float32(rng.normal(0, 0.04))  # radians
+    x, y = (pixels - np.float32(rng.normal(0, 0.04)) for _ in range(2))
+    y = y[:, None]
+    width, height = (np.float32(scale) for scale in rng.uniform(0.9, 1.08, 2))
+    return (
+        (np.cos(angle) * x + np.sin(angle) * y) / width,
+        (np.cos(angle) * y - np.sin(angle) * x) / height,
+    )
+
+
+def _draw_lung(
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Air of the lung on one side (−1 or 1) and tissue of the abdomen below it, both 0 to 1."""
+    u = side * x  # distance from the midline
+    inner, width = rng.uniform(0.11, 0.15), rng.uniform(0.55, 0.66)
+    top, bottom = rng.uniform(-0.88, -0.76), rng.uniform(0.42, 0.62) + 0.03 * side
+    depth = np.clip((y - top) / (bottom - top), 0, 1)  # 0 at the apex, 1 at the base
+    lateral = inner + width * (1 - (1 - depth) ** rng.uniform(2.2, 3.0)) ** 0.55
+    medial = inner + 0.2 * np.exp(-depth / 0.1)
+    dome = bottom + rng.uniform(0.5, 0.9) * (u - inner - 0.4 * width) ** 2  # the diaphragm
+    inside = np.minimum(np.minimum(lateral - u, u - medial), np.minimum(dome - y, y - top))
+    return _soft(inside / 0.012), _soft((y - dome) / 0.03) * _soft(u / 0.05)
+
+
+def _draw_heart(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Shadow of heart and aortic knob, 0 to 1; most of it in the right half of the picture."""
+    angle = rng.uniform(0.5, 0.9)
+    dx, dy = x - rng.uniform(0.1, 0.16), y - rng.uniform(0.3, 0.42)
+    along = (np.cos(angle) * dx + np.sin(angle) * dy) / rng.uniform(0.4, 0.5)
+    across = (np.cos(angle) * dy - np.sin(angle) * dx) / rng.uniform(0.25, 0.32)
+    heart = _soft((1 - np.sqrt(along**2 + across**2)) / 0.04)
+    knob = _soft((rng.uniform(0.08, 0.11) - np.hypot(x - 0.1, y + rng.uniform(0.2, 0.3))) / 0.02)
+    return np.maximum(heart, knob)
+
+
+def _draw_mediastinum(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Opacity of the great vessels and the spine with its discs, less the air of the trachea."""
+    spine = _soft((0.085 - np.abs(x)) / 0.015)
+    discs = 0.5 + 0.5 * np.cos(2 * np.pi * y / rng.uniform(0.13, 0.17))
+    trachea = np.exp(-(((x - 0.01) / 0.045) ** 2)) * _soft((-0.3 - y) / 0.05)
+    vessels = np.exp(-((x / 0.16) ** 2))
+    return 0.1 * vessels + spine * (0.06 + 0.05 * discs) - 0.14 * trachea
+
+
+def _draw_bones(
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, lungs: np.ndarray
+) -> np.ndarray:
+    """Opacity of ribs and clavicles.
+
+    The ribs of one kind are the level lines of a periodic function, all drawn at once.
+    """
+    u = np.abs(x)
+    cage = _soft((0.88 - u - 0.9 * np.maximum(-0.2 - y, 0) ** 2) / 0.03) * _soft((0.75 - y) / 0.1)
+    spacing = rng.uniform(0.15, 0.19)
+    strength = rng.uniform(0.06, 0.12)
+    # behind: rising from the spine, then falling outwards; in front: falling towards the sternum
+    behind = y - rng.uniform(0.8, 1.1) * (u - rng.uniform(0.2, 0.3)) ** 2
+    in_front = y + rng.uniform(0.4, 0.6) * u - 0.2 * u**2
+    ribs = _rib(behind / spacing + rng.uniform()) * _soft((u - 0.08) / 0.02)
+    ribs += 0.45 * _rib(in_front / (1.2 * spacing) + rng.uniform()) * _soft((u - 0.3) / 0.06)
+    ribs *= cage * _soft((y + 0.85) / 0.03)
+
+    height, rise = rng.uniform(-0.68, -0.56), rng.uniform(0.1, 0.25)
+    middle = height - rise * u - 0.05 * np.sin(6 * u)
+    clavicles = np.exp(-(((y - middle) / 0.035) ** 2)) * _soft((u - 0.1) / 0.02)
+    clavicles *= _soft((0.8 - u) / 0.03)
+    return strength * ribs + 1.4 * strength * clavicles
+
+
+def _rib(phase: np.ndarray) -> np.ndarray:
+    """Cross-section of ribs at whole numbers of the phase: a band with denser rims, 0 to 1."""
+    wave = np.cos(2 * np.pi * phase)
+    return 0.7 * _soft((wave - 0.25) / 0.12) + 0.3 * np.exp(-(((wave - 0.25) / 0.2) ** 2))
+
+
+def _draw_vessels(
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, lungs: np.ndarray
+) -> np.ndarray:
+    """Opacity of the vessels that fan out from the two hila, thinner towards the edge."""
+    size = len(x)
+    steps = np.linspace(0, 1, size // 2)[:, None]  # (steps, 1)
+    canvas = np.zeros((2, size, size), np.float32)
+    for side in (-1, 1):
+        number = rng.integers(14, 26)
+        direction = rng.uniform(-1.3, 1.45, number)  # radians against the horizontal
+        length = rng.uniform(0.3, 0.95, number)
+        bend = rng.normal(0, 0.5, number)
+        angle = direction + bend * steps  # (steps, number)
+        start = rng.normal(0, 0.04, (2, number))
+        px = 0.16 + start[0] + length * steps * np.cos(angle)
+        py = 0.02 + start[1] + length * steps * np.sin(angle) * 0.9
+        column = np.clip((side * px + 1) * size / 2, 0, size - 1).astype(int)
+        row = np.clip((py + 1) * size / 2, 0, size - 1).astype(int)
+        weight = np.broadcast_to(length * (1 - steps), px.shape)
+        np.add.at(canvas[0], (row, column), weight * (steps < 0.5))
+        np.add.at(canvas[1], (row, column), weight)
+    thick = ndimage.gaussian_filter(canvas[0], size / 60)
+    thin = ndimage.gaussian_filter(canvas[1], size / 140)
+    return rng.uniform(0.1, 0.3) * lungs * np.minimum(thick + thin, 1.5)
+
+
+def _draw_breasts(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Opacity of breast tissue over the lung bases: at times strong, often next to nothing."""
+    u = np.abs(x)
+    distance = np.hypot((u - rng.uniform(0.4, 0.5)) / 0.36, (y - rng.uniform(0.2, 0.4)) / 0.3)
+    return rng.uniform(0, 0.12) * _soft((1 - distance) / 0.15)
+
+
+def _draw_body(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Outline of neck, shoulders and trunk against the air around it, 0 to 1."""
+    neck, trunk = rng.uniform(0.24, 0.32), rng.uniform(0.92, 1.1)
+    shoulder = _soft((y - rng.uniform(-0.85, -0.72)) / 0.06)
+    return _soft((neck + (trunk - neck) * shoulder - np.abs(x)) / 0.015)
+
+
+def _texture(rng: np.random.Generator, size: int, coarsest: float, slope: float) -> np.ndarray:
+    """Correlated noise (size, size), mean 0 and standard deviation 1.
+
+    Its amplitude falls with the spatial frequency to the power ``slope``, from ``coarsest`` cycles
+    per image on.
+    """
+    cycles = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) * size
+    amplitude = np.where(cycles < coarsest, 0, np.maximum(cycles, 1) ** -slope)
+    white = np.fft.rfft2(rng.standard_normal((size, size), np.float32))
+    noise = np.fft.irfft2(white * amplitude, (size, size))
+    return (noise / noise.std()).astype(np.float32)
+
+
+def _draw_lesions(
+    rng: np.random.Generator, air: np.ndarray, lungs: np.ndarray, severity: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lesions' opacity (size, size), at most 1 in each lung that has some, and their mask."""
+    (fewest, most), radii = _BLOBS[severity]
+    size = lungs.shape[-1]
+    pixels = np.arange(size, dtype=np.float32)
+    texture = np.clip(1 + 0.4 * _texture(rng, size, coarsest=4, slope=1.0), 0.2, None)
+    shape, mask = np.zeros((size, size), np.float32), np.zeros((size, size), bool)
+    for side in [rng.integers(2)] if severity == "mild" else (0, 1):
+        rows, columns = np.nonzero(lungs[side])
+        number = rng.integers(fewest, most + 1)
+        low = rows / rows.sum()  # lower zones are struck more often
+        centre = rng.choice(len(rows), number, p=low)
+        radius = rng.uniform(*radii, (2, number, 1)) * size / 2
+        # a sum of axis-parallel Gaussian blobs is one matrix product
+        down = np.exp(-0.5 * ((pixels - rows[centre, None]) / radius[0]) ** 2)
+        across = np.exp(-0.5 * ((pixels - columns[centre, None]) / radius[1]) ** 2)
+        strength = rng.uniform(0.5, 1.0, (number, 1))
+        blobs = (1 - np.exp(-2 * down.T @ (strength * across))) * texture * air[side]
+        blobs /= blobs.max()
+        shape += blobs
+        mask |= (blobs > _LESION_EDGE) & lungs[side]
+    return shape, mask
+
+
+def _draw_markers(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Opacity of a letter, a tag and a wire, each present at times."""
+    opacity = np.zeros((size, size), np.float32)
+    if rng.random() < 0.6:
+        name = rng.choice(["L", "R"])
+        letter = np.array([[int(dot) for dot in line] for line in _LETTERS[name]])
+        letter = ndimage.zoom(letter, rng.uniform(0.07, 0.1) * size / 7, order=1)
+        row = int(rng.uniform(0.03, 0.12) * size)
+        column = int(rng.uniform(0.03, 0.12) * size)
+        if name == "L":  # the patient's left is on the right
+            column = size - column - letter.shape[1]
+        opacity[row : row + letter.shape[0], column : column + letter.shape[1]] += letter
+    if rng.random() < 0.2:
+        height, width = (rng.uniform((0.03, 0.1), (0.06, 0.2)) * size).astype(int)
+        row, column = (rng.uniform(0.02, 0.75, 2) * size).astype(int)
+        row = row if rng.random() < 0.5 else int(0.9 * size)
+        opacity[row : row + height, column : column + width] += 0.6
+    if rng.random() < 0.25:
+        path = np.linspace(0, 1, 3 * size)
+        row = rng.uniform(-0.1, 0.4) + path * rng.uniform(0.3, 0.9)
+        column = rng.uniform(0.1, 0.9) + 0.15 * np.sin(rng.uniform(2, 6) * path + rng.uniform(0, 6))
+        row, column = (row * size).astype(int), (column * size).astype(int)
+        seen = (0 <= row) & (row < size) & (0 <= column) & (column < size)
+        opacity[row[seen], column[seen]] += 0.35
+    return opacity
+
+
+def _expose(rng: np.random.Generator, opacity: np.ndarray) -> np.ndarray:
+    """Image (size, size) uint8 that a scanner with its own blur, dose and display makes."""
+    size = len(opacity)
+    opacity = ndimage.gaussian_filter(opacity, rng.uniform(0.3, 0.7) * size / 128)
+    # N photons have the deviation √N, so that the log-signal has 1/√N, and fewer pass where it is
+    # dense; the detector adds its own
+    quantum, electronic = rng.uniform(0.004, 0.016), rng.uniform(0.002, 0.008)
+    deviation = np.hypot(quantum * np.exp(opacity), electronic)
+    opacity += deviation * rng.standard_normal(opacity.shape, np.float32)
+    level, gain, gamma = rng.uniform(-0.04, 0.06), rng.uniform(0.75, 0.98), rng.uniform(0.85, 1.3)
+    shown = np.clip(gain * (opacity - level), 0, 1) ** gamma
+    return np.rint(255 * shown).astype(np.uint8)
+
+
+def _soft(distance: np.ndarray) -> np.ndarray:
+    """Step from 0 to 1 with a soft edge at 0."""
+    return 0.5 + 0.5 * np.tanh(0.5 * distance)

@@ -1,0 +1,88 @@
+"""One way from arrays to batches: shuffled and augmented for training, neither for all else.
+
+The images stay uint8 until a batch is formed. Normalisation is not here: it lives in the model.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from covid_project.augmentation import augment
+from covid_project.settings import Augmentation
+
+
+def training_batches(
+    images: np.ndarray, labels: np.ndarray, batch_size: int, amounts: Augmentation, seed: int
+) -> tf.data.Dataset:
+    """Batches for training: a new order and new augmentations in each epoch, all from the seed.
+
+    Parameters
+    ----------
+    images
+        uint8 (N, H, W, 1), grey values 0–255.
+    labels
+        (N,), 0 or 1.
+
+    Returns
+    -------
+    Finite dataset of (float32 (B, H, W, 1) in 0–255, float32 (B, 1)); the last batch may be
+    smaller.
+    """
+    images, labels = tf.constant(images), _column(labels)
+    rows = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed).batch(batch_size)
+    numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+
+    def form(row, number):
+        return augment(tf.gather(images, row), amounts, number), tf.gather(labels, row)
+
+    batches = tf.data.Dataset.zip(rows, numbers)
+    return batches.map(form, num_parallel_calls=2).prefetch(2)
+
+
+def evaluation_batches(
+    images: np.ndarray, labels: np.ndarray, batch_size: int = 64
+) -> tf.data.Dataset:
+    """Batches in the given order, nothing changed: (float32 (B, H, W, 1) in 0–255, (B, 1))."""
+    rows = tf.data.Dataset.range(len(images)).batch(batch_size)
+    images, labels = tf.constant(images), _column(labels)
+    return rows.map(
+        lambda row: (tf.cast(tf.gather(images, row), tf.float32), tf.gather(labels, row))
+    ).prefetch(2)
+
+
+def feature_batches(
+    features: Sequence[np.ndarray], labels: np.ndarray, batch_size: int, seed: int
+) -> tf.data.Dataset:
+    """Batches of cached features for training: of each image one of its copies, drawn anew.
+
+    Parameters
+    ----------
+    features
+        Of each copy of the images an array (N, ...) (see ``training.copied_features``).
+    labels
+        (N,), 0 or 1.
+
+    Returns
+    -------
+    Finite dataset of (float32 (B, ...), float32 (B, 1)); an epoch holds every image once.
+    """
+    labels = _column(labels)
+    rows = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed=seed)
+    copies = tf.data.Dataset.random(seed=seed + 1, rerandomize_each_iteration=True)
+
+    def gather(rows, copies):
+        # The arrays may be mapped from disk and larger than memory: NumPy reads the rows alone.
+        return np.stack(
+            [features[copy % len(features)][row] for row, copy in zip(rows, copies, strict=True)]
+        ).astype(np.float32)
+
+    def form(row, copy):
+        batch = tf.numpy_function(gather, [row, copy], tf.float32)
+        return tf.ensure_shape(batch, (None, *features[0].shape[1:])), tf.gather(labels, row)
+
+    return tf.data.Dataset.zip(rows, copies).batch(batch_size).map(form).prefetch(2)
+
+
+def _column(labels: np.ndarray) -> tf.Tensor:
+    return tf.constant(np.asarray(labels, np.float32)[:, None])

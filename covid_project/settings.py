@@ -1,0 +1,271 @@
+"""The settings of a run: frozen dataclasses read from a profile, ``profiles/<name>.yaml``.
+
+A profile states every value that a run depends on. Unknown keys, wrong types and values outside
+their range are refused with the name of the key, so that a typing error cannot pass as a default.
+"""
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+PROFILES = Path(__file__).resolve().parent.parent / "profiles"
+SETTINGS_VARIABLE = "COVID_PROJECT_SETTINGS"  # how `python -m covid_project run` reaches notebooks
+
+
+class SettingsError(ValueError):
+    """A profile holds something that is not allowed; the message names the key."""
+
+
+def _within(low: float, high: float, **arguments) -> typing.Any:
+    """Field of a number that must lie in [low, high]."""
+    return field(metadata={"low": low, "high": high}, **arguments)
+
+
+def _one_of(*choices: str) -> typing.Any:
+    """Field of a word that must be one of the choices."""
+    return field(metadata={"choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phantoms:
+    """The drawn data set that stands in where no real one is given (see ``phantoms``)."""
+
+    size: int = _within(32, 1024)  # pixels
+    train: int = _within(2, 100_000)  # images per class
+    val: int = _within(2, 100_000)
+    test: int = _within(2, 100_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Largest amount of each random transformation; 0 (or false) switches it off."""
+
+    flip: bool  # mirror left and right, with probability one half
+    rotation: float = _within(0, 45)  # degrees, either way
+    zoom: float = _within(0, 0.5)  # 0.1: magnified by up to 1.1 or shrunk by as much
+    shift: float = _within(0, 0.5)  # share of the image's side, in x and in y
+    brightness: float = _within(0, 0.5)  # share of the grey range, added
+    contrast: float = _within(0, 0.9)  # 0.2: contrast times 0.8 to 1.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """The range of one hyperparameter, and how it goes on beyond its edges.
+
+    Exactly one of ``times`` (geometric) and ``plus`` (stepped) is given. While the best value lies
+    on an edge, the next one outwards is tried, never beyond ``low`` and ``high``.
+    """
+
+    values: tuple[float, ...]
+    low: float
+    high: float
+    times: float | None = None
+    plus: float | None = None
+
+    def __post_init__(self):
+        if (self.times is None) == (self.plus is None):
+            raise SettingsError("give either times (geometric) or plus (stepped), not both")
+        if (self.times or 2) <= 1 or (self.plus or 1) <= 0:
+            raise SettingsError("times must be above 1, plus above 0")
+        if not self.values or list(self.values) != sorted(set(self.values)):
+            raise SettingsError(f"values must rise, found {list(self.values)}")
+        if self.values[0] < self.low or self.values[-1] > self.high:
+            raise SettingsError(
+                f"values {list(self.values)} leave the limits {self.low} to {self.high}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """Task 2: the network trained from scratch."""
+
+    initial_epochs: int = _within(1, 1000)
+    max_epochs: int = _within(1, 1000)  # length of the learning-rate schedule
+    patience: int = _within(1, 1000)
+    start: dict[str, float]
+    search: dict[str, Axis]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """Task 3, step 6: part of the backbone unfrozen."""
+
+    frozen_up_to: str | None  # layer; none: the backbone's own proposal, "input": unfreeze all
+    learning_rate: float = _within(1e-8, 1)
+    shrink: float = _within(0.01, 0.9)  # next learning rate after a sudden drop, as a factor
+    attempts: int = _within(1, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Task 3: a new head on a pretrained backbone."""
+
+    backbone: str = _one_of("ResNet50V2", "MobileNetV2", "MobileNet")
+    width: float = _within(0.1, 2)  # alpha of MobileNet and MobileNetV2; 1 for ResNet50V2
+    weights: str  # "imagenet", "random", or the path of a weights file
+    without_weights: str = _one_of("stop", "random")  # when they cannot be had
+    image_size: int = _within(32, 512)  # pixels
+    augmented_copies: int = _within(0, 100)  # fixed augmented copies of each training image
+    initial_epochs: int = _within(1, 1000)
+    max_epochs: int = _within(1, 1000)
+    patience: int = _within(1, 1000)
+    start: dict[str, float]
+    search: dict[str, Axis]
+    fine_tuning: FineTuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a run of the four tasks depends on."""
+
+    profile: str
+    data: str | None  # a zip, a folder or a Kaggle tree; none: phantoms are drawn
+    results: str
+    seed: int = _within(0, 2**31 - 1)
+    allow_shared_files: bool  # go on although a file lies in two splits
+    phantoms: Phantoms | None
+    image_size: int = _within(32, 512)  # pixels, of the baseline's input
+    normalization: str = _one_of("fixed", "dataset", "pixel", "sample")
+    augmentation: Augmentation
+    baseline: Baseline
+    transfer: Transfer
+    expected_seconds: dict[str, float]  # per notebook, only for the time that is left
+
+    def __post_init__(self):
+        if self.data is None and self.phantoms is None:
+            raise SettingsError(
+                f"profile {self.profile} needs data: give the path of covid_xray.zip, its "
+                "unpacked folder, or the Kaggle tree (--data PATH)"
+            )
+
+
+def load_settings(
+    profile: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    results: str | Path | None = None,
+    changes: Mapping[str, typing.Any] | None = None,
+) -> Settings:
+    """Settings of a profile, with the given values changed.
+
+    Parameters
+    ----------
+    profile
+        Name of a file in ``profiles/`` or path of a YAML file. None: the settings that
+        ``python -m covid_project run`` handed to this process, or else the profile ``demo``.
+    data, results
+        Replace the profile's; relative paths count from the working directory.
+    changes
+        Other values by dotted key, such as ``{"transfer.backbone": "MobileNetV2"}``.
+
+    Raises
+    ------
+    SettingsError
+        No such profile, unknown or missing key, wrong type, value out of range.
+    """
+    profile = profile or os.environ.get(SETTINGS_VARIABLE) or "demo"
+    path = PROFILES / f"{profile}.yaml"
+    if not path.is_file():
+        path = Path(profile)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
+        raise SettingsError(f"no profile {profile}: give one of {known}, or a path of a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} must hold keys and values, found {type(values).__name__}")
+    values.setdefault("profile", path.stem)
+    for key, value in {"data": data, "results": results}.items():
+        if value is not None:
+            values[key] = str(Path(value).absolute())
+    for key, value in (changes or {}).items():
+        _change(values, key, value)
+    return _read(Settings, values, "")
+
+
+def as_yaml(settings: Settings) -> str:
+    """Return the settings as the text of a profile that reads back to the same settings."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+
+
+def _plain(value):
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _change(values: dict, dotted: str, value) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        values = values.get(parent)
+        if not isinstance(values, dict):
+            raise SettingsError(f"unknown setting {dotted}: there is no group {parent}")
+    values[last] = value  # an unknown last key is refused when the settings are read
+
+
+def _read(kind: type, values, where: str):
+    """Build the dataclass ``kind`` from a mapping, refusing whatever does not fit."""
+    if not isinstance(values, dict):
+        raise SettingsError(f"{where} must hold keys and values, found {values!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {item.name: item for item in dataclasses.fields(kind)}
+    prefix = f"{where}." if where else ""
+    unknown = [f"{prefix}{key}" for key in values if key not in fields]
+    if unknown:
+        raise SettingsError(f"unknown setting {', '.join(unknown)}; known: {', '.join(fields)}")
+    missing = [
+        f"{prefix}{name}"
+        for name, item in fields.items()
+        if name not in values and item.default is dataclasses.MISSING
+    ]
+    if missing:
+        raise SettingsError(f"missing setting {', '.join(missing)}")
+    arguments = {}
+    for name, value in values.items():
+        arguments[name] = _value(hints[name], value, f"{prefix}{name}")
+        _check(arguments[name], fields[name].metadata, f"{prefix}{name}")
+    try:
+        return kind(**arguments)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _value(hint, value, where: str):
+    """One value converted to its declared type, without guessing."""
+    if isinstance(hint, types.UnionType):  # written as `kind | None`
+        if value is None:
+            return None
+        hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+    if dataclasses.is_dataclass(hint):
+        return _read(hint, value, where)
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise SettingsError(f"{where} must hold keys and values, found {value!r}")
+        kind = typing.get_args(hint)[1]
+        return {str(key): _value(kind, item, f"{where}.{key}") for key, item in value.items()}
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise SettingsError(f"{where} must be a list, found {value!r}")
+        return tuple(_value(float, item, where) for item in value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer stays one where a float is allowed: batch sizes and filters are counted.
+    fits = number and value == value if hint is float else type(value) is hint
+    if not fits:
+        raise SettingsError(f"{where} must be a {hint.__name__}, found {value!r}")
+    return value
+
+
+def _check(value, limits: Mapping, where: str) -> None:
+    if "choices" in limits and value not in limits["choices"]:
+        raise SettingsError(f"{where} is {value!r}; allowed: {', '.join(limits['choices'])}")
+    if "low" in limits and not limits["low"] <= value <= limits["high"]:
+        raise SettingsError(f"{where} is {value}; allowed: {limits['low']} to {limits['high']}")

@@ -1,0 +1,89 @@
+"""What lies on disk is whole or absent: every file is written beside its name, then renamed."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path`` that takes its name when all went well.
+
+    The folder is made where it is missing. On an error the temporary file is removed and what
+    lay at ``path`` before stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, "rb") as written:
+            os.fsync(written.fileno())  # on disk before the name points to it
+        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table without its index."""
+    with whole_file(path) as part:
+        table.to_csv(part, index=False)
+
+
+def append_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Add rows at the end of a CSV, which is made where it is missing; return the whole table.
+
+    The file is written anew and renamed, so that it never ends in half a row.
+    """
+    table = pd.concat([read_csv(path), rows], ignore_index=True)
+    write_csv(path, table)
+    return read_csv(path)
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Return the table at ``path``; empty where there is no such file."""
+    return pd.read_csv(path, float_precision="round_trip") if Path(path).is_file() else pd.DataFrame()
+
+
+def cached_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array at ``path`` (``.npy``), read-only and mapped into memory.
+
+    It is computed and written where the file is missing.
+    """
+    if not Path(path).is_file():
+        array = compute()
+        with whole_file(path) as part, open(part, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def fingerprint(*parts: str | bytes | np.ndarray | Mapping) -> str:
+    """Sixteen hexadecimal digits that change with any of the parts (SHA-256).
+
+    Arrays count with dtype and shape; mappings as JSON with sorted keys.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            part = np.ascontiguousarray(part).tobytes()
+        elif isinstance(part, Mapping):
+            part = json.dumps(part, sort_keys=True, default=str)
+        part = part.encode() if isinstance(part, str) else part
+        digest.update(f"{len(part)}:".encode() + part)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,223 @@
+"""Seed, compile, fit, refit, fine-tune. Every fit returns its history as a table."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from covid_project.augmentation import augment
+from covid_project.settings import Augmentation
+from covid_project.storage import cached_array
+
+BATCH = 64  # images per call wherever nothing is learned
+WARM_UP = 0.05  # share of the steps in which the learning rate rises to its value
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy and TensorFlow, and make TensorFlow's operations deterministic.
+
+    Seeds alone do not make two runs equal: parallel reductions would differ.
+    """
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def compile_classifier(model: keras.Model, learning_rate) -> None:
+    """Adam and binary cross-entropy on the logit; ``learning_rate`` a number or a schedule."""
+    model.compile(
+        optimizer=keras.optimizers.Adam(learning_rate),
+        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        metrics=[
+            keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),  # of a logit
+            keras.metrics.AUC(name="auc", from_logits=True),
+        ],
+    )
+
+
+def cosine_schedule(learning_rate: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
+    """Learning rate that rises in the first steps and then falls to 0 along a cosine.
+
+    Loshchilov & Hutter 2017 (SGDR), eq. 5, without restarts.
+    """
+    warm_up = max(1, round(WARM_UP * steps))
+    return keras.optimizers.schedules.CosineDecay(
+        learning_rate / 10, steps - warm_up, warmup_target=learning_rate, warmup_steps=warm_up
+    )
+
+
+def fit(
+    model: keras.Model,
+    batches: tf.data.Dataset,
+    *,
+    learning_rate: float,
+    epochs: int,
+    schedule_epochs: int | None = None,
+    validation: tf.data.Dataset | None = None,
+    patience: int | None = None,
+    progress: str | None = None,
+) -> pd.DataFrame:
+    """Train a model on batches of (images or features, labels).
+
+    Parameters
+    ----------
+    epochs
+        To be trained at most.
+    schedule_epochs
+        Length of the learning-rate schedule, at least ``epochs``. A refit gives the length that
+        the early-stopped training had, so that its steps are the same.
+    validation, patience
+        With both, training stops when the validation loss has not fallen for ``patience`` epochs,
+        and the model keeps its weights of the best epoch.
+    progress
+        What is being trained, for a line per epoch; None is silent.
+
+    Returns
+    -------
+    One row per epoch: epoch (from 1), loss, accuracy, auc, the same with val_, learning_rate,
+    seconds.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is not finite.
+    """
+    steps = len(batches) * (schedule_epochs or epochs)
+    compile_classifier(model, cosine_schedule(learning_rate, steps))
+    clock = _Clock(progress, epochs)
+    callbacks = [keras.callbacks.TerminateOnNaN(), clock]
+    if patience is not None:
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                monitor="val_loss", patience=patience, restore_best_weights=True
+            )
+        )
+    run = model.fit(
+        batches, epochs=epochs, validation_data=validation, callbacks=callbacks, verbose=0,
+        shuffle=False,
+    )
+    if not np.isfinite(run.history["loss"]).all():
+        raise FloatingPointError(
+            f"the loss is no longer finite in epoch {len(run.history['loss'])} at learning rate "
+            f"{learning_rate:g}; try a smaller one"
+        )
+    history = pd.DataFrame(run.history)
+    history.insert(0, "epoch", np.arange(1, len(history) + 1))
+    history["learning_rate"] = clock.learning_rates
+    history["seconds"] = clock.seconds
+    return history
+
+
+class _Clock(keras.callbacks.Callback):
+    """Seconds and learning rate of each epoch, and a line on how it goes."""
+
+    def __init__(self, progress: str | None, epochs: int):
+        super().__init__()
+        self.progress, self.epochs = progress, epochs
+        self.seconds, self.learning_rates = [], []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds.append(time.perf_counter() - self.start)
+        self.learning_rates.append(float(self.model.optimizer.learning_rate))
+        if self.progress:
+            left = np.mean(self.seconds) * (self.epochs - epoch - 1)
+            numbers = "  ".join(f"{name} {value:.3f}" for name, value in (logs or {}).items())
+            print(
+                f"{self.progress}: epoch {epoch + 1} of {self.epochs}  {numbers}  "
+                f"at most {left:.0f} s left",
+                flush=True,
+            )
+
+
+def best_epoch(history: pd.DataFrame) -> int:
+    """Epoch (from 1) with the lowest validation loss: how long a refit trains."""
+    return int(history["epoch"][history["val_loss"].idxmin()])
+
+
+def logits(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    """Outputs float32 (N,) of a one-logit model for images (N, H, W, 1) or features (N, ...)."""
+    return outputs(model, inputs)[:, 0]
+
+
+def outputs(
+    model: keras.Model,
+    inputs: np.ndarray,
+    *,
+    change: Callable[[tf.Tensor, int], tf.Tensor] | None = None,
+    progress: str | None = None,
+) -> np.ndarray:
+    """Outputs float32 (N, ...) in inference mode, batch by batch.
+
+    A compiled call: ``predict`` costs twice as much. Inputs (N, ...) of any number type may be
+    mapped from disk; ``change(batch, first)`` may alter a batch, given the row it starts at.
+    """
+    run = tf.function(
+        lambda batch: model(batch, training=False),
+        input_signature=[tf.TensorSpec((None, *inputs.shape[1:]), tf.float32)],
+        autograph=False,
+    )
+    parts, start, shown = [], time.perf_counter(), time.perf_counter()
+    for first in range(0, len(inputs), BATCH):
+        batch = tf.constant(inputs[first : first + BATCH].astype(np.float32))
+        parts.append(run(change(batch, first) if change else batch).numpy())
+        now = time.perf_counter()
+        if progress and now - shown > 5:
+            done, shown = first + len(batch), now
+            left = (now - start) / done * (len(inputs) - done)
+            print(f"{progress}: {done} of {len(inputs)}, {left:.0f} s left", flush=True)
+    return np.concatenate(parts)
+
+
+def copied_features(
+    folder: Path,
+    below: keras.Model,
+    images: np.ndarray,
+    *,
+    copies: int,
+    amounts: Augmentation,
+    seed: int,
+    progress: str,
+) -> list[np.ndarray]:
+    """Features of the images and of their fixed augmented copies, each computed once.
+
+    Parameters
+    ----------
+    folder
+        Where the arrays are kept: one file per copy, so that a run cut off goes on with the next.
+        Its name must tell the data, the size and the weights of ``below`` apart.
+    below
+        The frozen layers: images (N, H, W, 1) → features.
+    images
+        uint8 (N, H, W, 1).
+    copies
+        How many augmented copies beside the images themselves.
+
+    Returns
+    -------
+    1 + ``copies`` arrays (N, ...), mapped from disk: pooled features in single precision, feature
+    maps in half, which halves what is read and is far finer than their training noise.
+    """
+    kind = np.float16 if len(below.output.shape) == 4 else np.float32
+
+    def compute(number: int) -> np.ndarray:
+        def change(batch, first):
+            return augment(batch, amounts, tf.constant([seed + number, first], tf.int64))
+
+        title = f"{progress}, copy {number} of {copies}"
+        return outputs(below, images, change=change if number else None, progress=title).astype(kind)
+
+    return [
+        cached_array(folder / f"copy{number}.npy", lambda number=number: compute(number))
+        for number in range(copies + 1)
+    ]
+
+
+def training_score(history: pd.DataFrame) -> float:
+    """Mean training accuracy of the last three epochs."""
+    return float(history["accuracy"].tail(3).mean())

@@ -1,0 +1,197 @@
+"""Hyperparameter search: a new model for every trial, every trial a row, nothing lost.
+
+``propose`` is the whole strategy as a pure function of the trials that are finished. A search cut
+off therefore needs nothing but its CSV to go on where it stopped.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from covid_project.settings import Axis
+from covid_project.storage import append_rows, read_csv
+
+OBJECTIVE = "val_loss"  # to be minimised: finer than accuracy, and it punishes false confidence
+
+Hyperparameters = dict[str, float]
+
+
+def propose(
+    axes: Mapping[str, Axis], start: Hyperparameters, trials: pd.DataFrame, strategy: str
+) -> list[Hyperparameters]:
+    """The hyperparameters to try next, given the finished trials; none when the search is over.
+
+    Parameters
+    ----------
+    axes
+        Range of each hyperparameter, in the order of importance.
+    start
+        Where a search that takes one hyperparameter at a time begins.
+    trials
+        Finished trials: one column per hyperparameter and the column ``OBJECTIVE``; a value that
+        is not finite marks a failed trial.
+    strategy
+        "grid": all combinations. "one at a time": each hyperparameter in turn, the others at the
+        best values so far. With both, as long as the best value of a hyperparameter lies on the
+        edge of what was tried, the next one beyond is tried, up to the axis' limit.
+    """
+    if strategy == "grid":
+        combinations = itertools.product(*(axis.values for axis in axes.values()))
+        planned = [dict(zip(axes, values, strict=True)) for values in combinations]
+        missing = [point for point in planned if not _is_tried(point, trials)]
+        if missing:
+            return missing
+        centre = best_hyperparameters(trials, axes)
+        return [point for name in axes if (point := _beyond(axes, name, centre, trials))]
+    if strategy != "one at a time":
+        raise ValueError(f"unknown strategy {strategy!r}; allowed: 'grid', 'one at a time'")
+    centre = dict(start)
+    for name, axis in axes.items():
+        line = [{**centre, name: value} for value in axis.values]
+        missing = [point for point in line if not _is_tried(point, trials)]
+        if missing:
+            return missing
+        # Only trials on this line decide, so that a resumed search decides the same again.
+        on_line = trials[_same(trials, {key: centre[key] for key in axes if key != name})]
+        best = best_hyperparameters(on_line, axes)
+        point = _beyond(axes, name, best, on_line)
+        if point:
+            return [point]
+        centre = best
+    return []
+
+
+def search(
+    axes: Mapping[str, Axis],
+    start: Hyperparameters,
+    run_trial: Callable[[Hyperparameters], Mapping[str, float]],
+    path: Path,
+    *,
+    strategy: str,
+    identity: Mapping[str, object],
+    title: str,
+) -> pd.DataFrame:
+    """Run the trials that are still missing and return all of them.
+
+    Parameters
+    ----------
+    run_trial
+        Builds a new model, trains it with early stopping and returns best_epoch and the validation
+        metrics at that epoch. A ``FloatingPointError`` (the loss is no longer finite) marks the
+        trial as failed and the search goes on.
+    path
+        CSV that grows by one row per finished trial: trial, the hyperparameters, what
+        ``run_trial`` returned, seconds, extension (beyond the planned range) and the identity.
+    identity
+        Data, seed, settings and versions of the search; trials of another one are refused.
+
+    Raises
+    ------
+    ValueError
+        ``path`` holds trials of other data or settings.
+    """
+    trials = read_csv(path)
+    _check_identity(trials, identity, path)
+    if trials.empty:
+        trials = pd.DataFrame(columns=[*axes, OBJECTIVE])
+    else:
+        print(f"{title}: {len(trials)} finished trials found in {path.name}, going on from there")
+    while points := propose(axes, start, trials, strategy):
+        for number, point in enumerate(points):
+            begun = time.perf_counter()
+            try:
+                outcome = dict(run_trial(point))
+            except FloatingPointError as error:
+                print(f"{title}: {error}", flush=True)
+                outcome = {OBJECTIVE: np.nan}
+            row = {
+                "trial": len(trials) + 1,
+                **point,
+                **outcome,
+                "seconds": round(time.perf_counter() - begun, 2),
+                "extension": any(point[name] not in axis.values for name, axis in axes.items()),
+                **identity,
+            }
+            trials = append_rows(path, pd.DataFrame([row]))
+            _report(title, point, row, trials, waiting=len(points) - number - 1)
+    return trials
+
+
+def _check_identity(trials: pd.DataFrame, identity: Mapping[str, object], path: Path) -> None:
+    for name, value in identity.items():
+        found = set(trials[name].astype(str)) if name in trials else set()
+        if found - {str(value)}:
+            raise ValueError(
+                f"{path} holds trials with {name} {', '.join(sorted(found))}, this run has {value}:"
+                " choose another results folder, or move the file away"
+            )
+
+
+def _report(title: str, point: Hyperparameters, row: Mapping, trials, waiting: int) -> None:
+    values = ", ".join(f"{name} {value:g}" for name, value in point.items())
+    left = waiting * trials["seconds"].mean()
+    print(
+        f"{title}: trial {row['trial']}: {values}: {OBJECTIVE} {row[OBJECTIVE]:.4f} "
+        f"in {row['seconds']:.0f} s; {waiting} more planned, {left:.0f} s left",
+        flush=True,
+    )
+
+
+def best_hyperparameters(trials: pd.DataFrame, names) -> Hyperparameters:
+    """Hyperparameters of the finished trial with the lowest objective; counts stay integers.
+
+    Raises
+    ------
+    ValueError
+        No trial has a finite objective.
+    """
+    row = best_trial(trials)
+    return {name: _plain(row[name]) for name in names}
+
+
+def best_trial(trials: pd.DataFrame) -> pd.Series:
+    """The row with the lowest finite objective; the earliest where several are equal."""
+    finite = trials[np.isfinite(trials[OBJECTIVE].astype(float))]
+    if finite.empty:
+        raise ValueError(
+            f"none of {len(trials)} trials has a finite {OBJECTIVE}: lower the learning rates"
+        )
+    return finite.loc[finite[OBJECTIVE].idxmin()]
+
+
+def _beyond(axes, name: str, best: Hyperparameters, trials) -> Hyperparameters | None:
+    """The next point outwards along an axis, where the best value lies on the edge of its line."""
+    axis, value = axes[name], best[name]
+    others = {key: best[key] for key in axes if key != name}
+    line = trials[_same(trials, others)][name].astype(float)
+    if line.min() < value < line.max():
+        return None
+    for outwards in (-1, 1):
+        if (outwards < 0 and value > line.min()) or (outwards > 0 and value < line.max()):
+            continue
+        further = value * axis.times**outwards if axis.times else value + outwards * axis.plus
+        further = round(further) if isinstance(axis.values[0], int) else float(f"{further:.6g}")
+        point = {**best, name: further}
+        if axis.low <= further <= axis.high and not _is_tried(point, trials):
+            return point
+    return None
+
+
+def _same(trials: pd.DataFrame, point: Mapping[str, float]) -> np.ndarray:
+    """Which trials have these values, up to the rounding of a CSV."""
+    same = np.ones(len(trials), bool)
+    for name, value in point.items():
+        same &= np.isclose(trials[name].astype(float), value, rtol=1e-9, atol=0)
+    return same
+
+
+def _is_tried(point: Hyperparameters, trials: pd.DataFrame) -> bool:
+    return len(trials) > 0 and bool(_same(trials, point).any())
+
+
+def _plain(value: float) -> float:
+    return int(value) if float(value).is_integer() and abs(value) >= 1 else float(value)
