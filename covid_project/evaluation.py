@@ -97,16 +97,18 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     negative, positive = np.flatnonzero(~labels), np.flatnonzero(labels)
     drawn = np.concatenate(
-        [group[rng.integers(0, max(len(group), 1), (resamples, len(group)))] if len(group) else
-         np.empty((resamples, 0), int) for group in (negative, positive)],
+        [
+            group[rng.integers(0, max(len(group), 1), (resamples, len(group)))]
+            if len(group)
+            else np.empty((resamples, 0), int)
+            for group in (negative, positive)
+        ],
         axis=1,
     )  # (resamples, N), the negatives first
     predicted = scores[drawn] > 0
     missed = predicted[:, : len(negative)]
     found = predicted[:, len(negative) :]
-    counts = np.stack(
-        [(~missed).sum(1), missed.sum(1), (~found).sum(1), found.sum(1)], axis=1
-    )
+    counts = np.stack([(~missed).sum(1), missed.sum(1), (~found).sum(1), found.sum(1)], axis=1)
     sorted_labels = np.repeat([False, True], [len(negative), len(positive)])
     return {
         **_from_counts(counts),
@@ -122,7 +124,8 @@ def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float
 
 def _from_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
     """Metrics of confusion counts (R, 4): true negatives, false positives, false negatives, true
-    positives."""
+    positives.
+    """
     tn, fp, fn, tp = counts.T.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
@@ -132,8 +135,7 @@ def _from_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
             "precision": tp / (tp + fp),
             "F1": 2 * tp / (2 * tp + fp + fn),
             # Matthews 1975: the correlation of label and prediction.
-            "MCC": (tp * tn - fp * fn)
-            / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)),
+            "MCC": (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)),
         }
 
 

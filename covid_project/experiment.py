@@ -1,27 +1,25 @@
 """What every notebook starts with: the data and the results folder of one run, and its record.
 
 ``results/`` belongs to one data set: ``run.json`` says which, and another one is refused.
+Nothing here needs TensorFlow.
 """
 
 import dataclasses
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from covid_project import data, phantoms
 from covid_project.evaluation import metrics_table, record_test_look
-from covid_project.models import model_fingerprint
 from covid_project.settings import Settings, as_yaml
 from covid_project.storage import (
-    append_rows,
     cached_array,
     fingerprint,
     read_csv,
@@ -53,7 +51,9 @@ class Experiment:
     @property
     def notes(self) -> list[str]:
         """What must be said on everything made from this data."""
-        return ["phantoms: drawn images, a test of the machinery"] if self.dataset.is_phantom else []
+        return (
+            ["phantoms: drawn images, a test of the machinery"] if self.dataset.is_phantom else []
+        )
 
     def images(self, image_size: int) -> np.ndarray:
         """All images, uint8 (N, image_size, image_size, 1), in the order of the table."""
@@ -86,50 +86,6 @@ class Experiment:
             "versions": VERSIONS,
         }
 
-    def fitted(
-        self,
-        stage: str,
-        recipe: Mapping[str, object],
-        train: Callable[[], tuple[keras.Model, pd.DataFrame]],
-    ) -> tuple[keras.Model, pd.DataFrame]:
-        """Return a stage's model, loaded back from disk, and its training history.
-
-        It is trained and saved first, unless a model of exactly this recipe is there already: a
-        run that was cut off goes on after it. Models lie in ``models/`` of the results folder.
-        """
-        path = self.model_path(stage)
-        history_path = self.results / f"history_{stage}.csv"
-        recipe = json.loads(json.dumps(dict(recipe), default=str))
-        record = path.with_suffix(".json")
-        if not (record.is_file() and json.loads(record.read_text()) == recipe):
-            record.unlink(missing_ok=True)  # until model and history are whole again
-            model, history = train()
-            with whole_file(path) as part:
-                model.save(part)
-            write_csv(history_path, history)
-            write_text(record, json.dumps(recipe, indent=2))
-        else:
-            print(f"{stage}: the finished model of this recipe is loaded from {path.name}")
-        return load_model(path), read_csv(history_path)
-
-    def model_path(self, stage: str) -> Path:
-        """Path of a stage's saved model."""
-        return self.results / "models" / f"{stage}.keras"
-
-    def stage_model(self, stage: str, notebook: str) -> keras.Model:
-        """Load the finished model of a stage.
-
-        Raises
-        ------
-        MissingInput
-            There is none yet; names the notebook that makes it.
-        """
-        if not self.model_path(stage).with_suffix(".json").is_file():
-            raise MissingInput(
-                f"{self.model_path(stage)} is missing: run {notebook} first, with the same settings"
-            )
-        return load_model(self.model_path(stage))
-
     def table(self, name: str, notebook: str) -> pd.DataFrame:
         """Return a CSV of the results folder, or ``MissingInput`` naming its notebook."""
         if not (self.results / name).is_file():
@@ -139,7 +95,7 @@ class Experiment:
         return read_csv(self.results / name)
 
     def evaluate_on_test(
-        self, stage: str, model: keras.Model, scores: np.ndarray, source: Mapping[str, object]
+        self, stage: str, model: str, scores: np.ndarray, source: Mapping[str, object]
     ) -> pd.DataFrame:
         """Metrics of a final model on the test split, entered into the ledger.
 
@@ -148,6 +104,8 @@ class Experiment:
 
         Parameters
         ----------
+        model
+            Fingerprint of the model, from ``models.model_fingerprint``.
         scores
             Logits (N,) of the test images in the order of ``arrays("test")``.
         source
@@ -156,7 +114,7 @@ class Experiment:
         look = record_test_look(
             self.results / "test_ledger.csv",
             stage,
-            {"model": model_fingerprint(model), **self.identity(), **source},
+            {"model": model, **self.identity(), **source},
         )
         return self.record_metrics(stage, "test", scores, {**source, "look": look})
 
@@ -233,17 +191,20 @@ def begin(settings: Settings) -> Experiment:
         "machine": f"{platform.machine()}, {platform.system()}",
     }
     write_text(record, json.dumps(run, indent=2) + "\n")
-    write_text(results / "settings.yaml", as_yaml(dataclasses.replace(settings, data=None if
-               dataset.is_phantom else Path(source).name, results=results.name)))
+    write_text(
+        results / "settings.yaml",
+        as_yaml(
+            dataclasses.replace(
+                settings,
+                data=None if dataset.is_phantom else Path(source).name,
+                results=results.name,
+            )
+        ),
+    )
     counts = dataset.table.groupby("split", sort=False).size()
     print(f"data: {run['source']} ({', '.join(f'{k} {v}' for k, v in counts.items())} images)")
     print(f"results: {results}")
     return Experiment(settings, dataset, results, CACHE / f"data-{dataset.fingerprint}")
-
-
-def load_model(path: Path) -> keras.Model:
-    """Load a model in safe mode: nothing in the file can run code."""
-    return keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
 def _as_json(part: object) -> str:

@@ -41,13 +41,18 @@ plt.rcParams.update(
 
 def class_distribution(table: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
     """Images per class in each split, from the data set's table (columns split, label)."""
-    counts = table.groupby(["split", "label"], sort=False).size().unstack()
+    counts = pd.crosstab(table["split"], table["label"]).loc[table["split"].unique()]
     figure, axis = plt.subplots(figsize=(COLUMN, 2.0), layout="constrained")
     width = 0.38
     for label, name in enumerate(classes):
         places = np.arange(len(counts)) + (label - 0.5) * width
         bars = axis.bar(
-            places, counts[label], width, label=name, color=COLOURS[label], edgecolor="black",
+            places,
+            counts[label],
+            width,
+            label=name,
+            color=COLOURS[label],
+            edgecolor="black",
             hatch="//" if label else None,
         )
         axis.bar_label(bars, fontsize=7)
@@ -89,8 +94,13 @@ def grey_histograms(images: Mapping[tuple[str, str], np.ndarray]) -> plt.Figure:
         for number, (name, values) in enumerate(lines):
             share = np.bincount(values.reshape(-1), minlength=256) / values.size
             smooth = share.reshape(64, 4).sum(1)  # bins of four grey levels
-            axis.plot(np.arange(64) * 4 + 1.5, 100 * smooth, DASHES[number],
-                      color=COLOURS[number], label=name)
+            axis.plot(
+                np.arange(64) * 4 + 1.5,
+                100 * smooth,
+                DASHES[number],
+                color=COLOURS[number],
+                label=name,
+            )
         axis.set(title=split, xlabel="grey value (0–255)")
     axes[0, 0].set_ylabel("share of pixels (%)")
     axes[0, 0].legend()
@@ -116,8 +126,13 @@ def history(table: pd.DataFrame, best_epoch: int | None = None) -> plt.Figure:
             [(name, "training"), (f"val_{name}", "validation")]
         ):
             if column in table:
-                axis.plot(table["epoch"], table[column], DASHES[number], color=COLOURS[number],
-                          label=label)
+                axis.plot(
+                    table["epoch"],
+                    table[column],
+                    DASHES[number],
+                    color=COLOURS[number],
+                    label=label,
+                )
         if best_epoch:
             axis.axvline(best_epoch, color="0.5", linewidth=0.8, label=f"best epoch {best_epoch}")
         axis.set(xlabel="epoch", ylabel="binary cross-entropy (nats)" if name == "loss" else name)
@@ -134,11 +149,22 @@ def tuning(trials: pd.DataFrame, hyperparameters: Sequence[str]) -> plt.Figure:
     best = trials.loc[trials[OBJECTIVE].idxmin()]
     extension = trials["extension"].astype(bool)
     for axis, name in zip(np.atleast_1d(axes), hyperparameters, strict=True):
-        for chosen, face, label in [(~extension, "none", "planned"), (extension, "0.4", "extension")]:
-            axis.plot(trials[name][chosen], trials[OBJECTIVE][chosen], "o", markersize=4,
-                      markerfacecolor=face, color="black", label=label)
+        for chosen, face, label in [
+            (~extension, "none", "planned"),
+            (extension, "0.4", "extension"),
+        ]:
+            axis.plot(
+                trials[name][chosen],
+                trials[OBJECTIVE][chosen],
+                "o",
+                markersize=4,
+                markerfacecolor=face,
+                color="black",
+                label=label,
+            )
         axis.plot(best[name], best[OBJECTIVE], "*", markersize=11, color=COLOURS[1], label="best")
         axis.set_xlabel(name.replace("_", " "))
+        axis.margins(0.15)
         if name in ("learning_rate", "batch_size", "filters"):
             values = sorted(trials[name].unique())
             axis.set_xscale("log", base=2)
@@ -153,10 +179,22 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> plt.Figure:
     """Counts (2, 2), rows the label, columns the prediction."""
     figure, axis = plt.subplots(figsize=(COLUMN * 0.75, 2.1), layout="constrained")
     sns.heatmap(
-        counts, annot=True, fmt="d", cmap="Greys", vmin=0, vmax=1.4 * counts.max(), cbar=False,
-        square=True, linewidths=0.5, linecolor="0.5", xticklabels=classes, yticklabels=classes,
-        ax=axis, annot_kws={"size": 10},
+        counts,
+        annot=True,
+        fmt="d",
+        cmap="Greys",
+        vmin=0,
+        vmax=1.4 * counts.max(),
+        cbar=False,
+        square=True,
+        linewidths=0.5,
+        linecolor="0.5",
+        xticklabels=classes,
+        yticklabels=classes,
+        ax=axis,
+        annot_kws={"size": 10},
     )
+    axis.grid(False)
     axis.set(xlabel="prediction", ylabel="label")
     return figure
 
@@ -170,8 +208,14 @@ def intervals(metrics: pd.DataFrame) -> plt.Figure:
         rows = metrics[metrics["stage"] == stage].set_index("metric").loc[names]
         places = np.arange(len(names)) + (number - (len(stages) - 1) / 2) * 0.22
         axis.errorbar(
-            rows["value"], places, xerr=[rows["value"] - rows["low"], rows["high"] - rows["value"]],
-            fmt=MARKERS[number], color=COLOURS[number], markersize=4, capsize=2, linewidth=1,
+            rows["value"],
+            places,
+            xerr=[rows["value"] - rows["low"], rows["high"] - rows["value"]],
+            fmt=MARKERS[number],
+            color=COLOURS[number],
+            markersize=4,
+            capsize=2,
+            linewidth=1,
             label=stage.replace("_", "-"),
         )
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel="value with 95 % interval")
@@ -196,8 +240,11 @@ def heatmap_panel(
     blocks = -(-len(images) // columns)
     side = PAGE / 4
     figure, axes = plt.subplots(
-        2 * blocks, columns, figsize=(side * columns, blocks * (2 * side + 0.35)),
-        layout="constrained", squeeze=False,
+        2 * blocks,
+        columns,
+        figsize=(side * columns, blocks * (2 * side + 0.35)),
+        layout="constrained",
+        squeeze=False,
     )
     for axis in axes.flat:
         axis.axis("off")

@@ -70,11 +70,11 @@ class Backbone:
 
     build: Callable[..., keras.Model]
     takes_width: bool
-    frozen_up_to: str  # where fine-tuning starts by default: the output of the last-but-one stage
+    frozen_up_to: str  # end of a block: what comes after it is fine-tuned by default
 
 
 BACKBONES = {
-    "ResNet50V2": Backbone(keras.applications.ResNet50V2, False, "conv4_block6_out"),
+    "ResNet50V2": Backbone(keras.applications.ResNet50V2, False, "conv5_block1_out"),
     "MobileNetV2": Backbone(keras.applications.MobileNetV2, True, "block_12_add"),
     "MobileNet": Backbone(keras.applications.MobileNet, True, "conv_pw_11_relu"),
 }

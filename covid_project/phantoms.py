@@ -30,11 +30,11 @@ DRAWING = 1  # to be raised whenever the same seed gives other pixels
 
 # number of blobs in a lung and their radius, which is a share of half the image's side
 _BLOBS = {
-    "mild": ((2, 4), (0.07, 0.15)),
-    "moderate": ((2, 4), (0.07, 0.15)),
-    "severe": ((6, 10), (0.10, 0.22)),
+    "mild": ((3, 5), (0.06, 0.13)),
+    "moderate": ((3, 5), (0.06, 0.13)),
+    "severe": ((6, 10), (0.09, 0.19)),
 }
-_CONTRAST = (0.08, 0.4)  # opacity of a lesion; the air of a lung takes away about 0.4
+_CONTRAST = (0.22, 0.6)  # opacity of a lesion; the air of a lung takes away about 0.4
 _LESION_EDGE = 0.35  # the mask holds what exceeds this share of the lung's strongest opacity
 
 _LETTERS = {
@@ -222,17 +222,17 @@ def _draw_thorax(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nd
     opacity = 0.62 + 0.1 * (1 - x**2) + 0.15 * np.maximum(sum(abdomen), heart)
     opacity += _draw_mediastinum(rng, x, y)
     depth = 0.6 + 0.4 * ndimage.gaussian_filter(lungs, size / 20)  # thinner towards the edge
-    opacity -= rng.uniform(0.36, 0.46) * lungs * depth
+    opacity -= rng.uniform(0.32, 0.5) * lungs * depth
     opacity += _draw_vessels(rng, x, y, lungs)
     opacity += _draw_bones(rng, x, y, lungs)
     opacity += _draw_breasts(rng, x, y)
-    opacity += rng.uniform(0.02, 0.05) * lungs * _texture(rng, size, coarsest=3, slope=1.0)
+    opacity += rng.uniform(0.01, 0.03) * lungs * _texture(rng, size, coarsest=3, slope=1.0)
     opacity += 0.03 * _texture(rng, size, coarsest=1, slope=2.0)
     return (opacity * _draw_body(rng, x, y)).astype(np.float32), air
 
 
 def _patient_coordinates(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y (size, size) in a patient who lies shifted, scaled and turned in the picture."""
+    """X and y (size, size) in a patient who lies shifted, scaled and turned in the picture."""
     pixels = ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
     angle = np.float32(rng.normal(0, 0.04))  # radians
     x, y = (pixels - np.float32(rng.normal(0, 0.04)) for _ in range(2))
@@ -331,9 +331,13 @@ def _draw_vessels(
         weight = np.broadcast_to(length * (1 - steps), px.shape)
         np.add.at(canvas[0], (row, column), weight * (steps < 0.5))
         np.add.at(canvas[1], (row, column), weight)
-    thick = ndimage.gaussian_filter(canvas[0], size / 60)
-    thin = ndimage.gaussian_filter(canvas[1], size / 140)
-    return rng.uniform(0.1, 0.3) * lungs * np.minimum(thick + thin, 1.5)
+    radii = size / 60, size / 140
+    thick, thin = (
+        # blurring spreads a line of height 1 to this height
+        np.sqrt(2 * np.pi) * radius * ndimage.gaussian_filter(line, radius)
+        for radius, line in zip(radii, canvas, strict=True)
+    )
+    return rng.uniform(0.04, 0.14) * lungs * np.minimum(thick + thin, 2)
 
 
 def _draw_breasts(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -370,7 +374,7 @@ def _draw_lesions(
     (fewest, most), radii = _BLOBS[severity]
     size = lungs.shape[-1]
     pixels = np.arange(size, dtype=np.float32)
-    texture = np.clip(1 + 0.4 * _texture(rng, size, coarsest=4, slope=1.0), 0.2, None)
+    texture = np.clip(1 + 0.25 * _texture(rng, size, coarsest=4, slope=1.5), 0.2, None)
     shape, mask = np.zeros((size, size), np.float32), np.zeros((size, size), bool)
     for side in [rng.integers(2)] if severity == "mild" else (0, 1):
         rows, columns = np.nonzero(lungs[side])
@@ -411,7 +415,7 @@ def _draw_markers(rng: np.random.Generator, size: int) -> np.ndarray:
         row = rng.uniform(-0.1, 0.4) + path * rng.uniform(0.3, 0.9)
         column = rng.uniform(0.1, 0.9) + 0.15 * np.sin(rng.uniform(2, 6) * path + rng.uniform(0, 6))
         row, column = (row * size).astype(int), (column * size).astype(int)
-        seen = (0 <= row) & (row < size) & (0 <= column) & (column < size)
+        seen = (row >= 0) & (row < size) & (column >= 0) & (column < size)
         opacity[row[seen], column[seen]] += 0.35
     return opacity
 
@@ -425,7 +429,7 @@ def _expose(rng: np.random.Generator, opacity: np.ndarray) -> np.ndarray:
     quantum, electronic = rng.uniform(0.004, 0.016), rng.uniform(0.002, 0.008)
     deviation = np.hypot(quantum * np.exp(opacity), electronic)
     opacity += deviation * rng.standard_normal(opacity.shape, np.float32)
-    level, gain, gamma = rng.uniform(-0.04, 0.06), rng.uniform(0.75, 0.98), rng.uniform(0.85, 1.3)
+    level, gain, gamma = rng.uniform(-0.1, 0.1), rng.uniform(0.75, 1.0), rng.uniform(0.8, 1.35)
     shown = np.clip(gain * (opacity - level), 0, 1) ** gamma
     return np.rint(255 * shown).astype(np.uint8)
 

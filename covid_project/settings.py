@@ -18,6 +18,15 @@ PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 SETTINGS_VARIABLE = "COVID_PROJECT_SETTINGS"  # how `python -m covid_project run` reaches notebooks
 
 
+# What can be tuned, and the values that make sense; counts are whole numbers.
+HYPERPARAMETERS = {
+    "learning_rate": (1e-8, 1.0),
+    "dropout": (0.0, 0.95),
+    "filters": (1, 512),
+    "batch_size": (1, 4096),
+}
+
+
 class SettingsError(ValueError):
     """A profile holds something that is not allowed; the message names the key."""
 
@@ -81,6 +90,20 @@ class Axis:
             )
 
 
+def _check_search(start: Mapping, search: Mapping[str, Axis], names: set[str]) -> None:
+    """Refuse a search that lacks one of its hyperparameters, or gives one a senseless value."""
+    for title, group in {"start": start, "search": search}.items():
+        if set(group) != names:
+            raise SettingsError(f"{title} must name {sorted(names)}, found {sorted(group)}")
+    for name in names:
+        low, high = HYPERPARAMETERS[name]
+        values = [start[name], search[name].low, search[name].high, *search[name].values]
+        for value in values:
+            if not low <= value <= high or (type(low) is int and type(value) is not int):
+                kind = "whole numbers " if type(low) is int else ""
+                raise SettingsError(f"{name} is {value}; allowed: {kind}{low} to {high}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
     """Task 2: the network trained from scratch."""
@@ -91,14 +114,19 @@ class Baseline:
     start: dict[str, float]
     search: dict[str, Axis]
 
+    def __post_init__(self):
+        _check_search(self.start, self.search, set(HYPERPARAMETERS))
+
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning:
     """Task 3, step 6: part of the backbone unfrozen."""
 
-    frozen_up_to: str | None  # layer; none: the backbone's own proposal, "input": unfreeze all
-    learning_rate: float = _within(1e-8, 1)
-    shrink: float = _within(0.01, 0.9)  # next learning rate after a sudden drop, as a factor
+    frozen_up_to: str | None  # a layer at the end of a block; none: the backbone's own proposal
+    batch_size: int = _within(1, 1024)
+    learning_rate: Axis  # tried with the validation split held out
+    sudden_drop: float = _within(0.01, 0.5)  # of training accuracy: reload, smaller learning rate
+    shrink: float = _within(0.01, 0.9)  # of the learning rate after a sudden drop
     attempts: int = _within(1, 10)
 
 
@@ -118,6 +146,9 @@ class Transfer:
     start: dict[str, float]
     search: dict[str, Axis]
     fine_tuning: FineTuning
+
+    def __post_init__(self):
+        _check_search(self.start, self.search, set(HYPERPARAMETERS) - {"filters"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +189,8 @@ def load_settings(
     ----------
     profile
         Name of a file in ``profiles/`` or path of a YAML file. None: the settings that
-        ``python -m covid_project run`` handed to this process, or else the profile ``demo``.
+        ``python -m covid_project run`` handed to this process, or else the profile ``course``
+        where data are given and ``demo`` where not.
     data, results
         Replace the profile's; relative paths count from the working directory.
     changes
@@ -169,7 +201,7 @@ def load_settings(
     SettingsError
         No such profile, unknown or missing key, wrong type, value out of range.
     """
-    profile = profile or os.environ.get(SETTINGS_VARIABLE) or "demo"
+    profile = profile or os.environ.get(SETTINGS_VARIABLE) or ("course" if data else "demo")
     path = PROFILES / f"{profile}.yaml"
     if not path.is_file():
         path = Path(profile)

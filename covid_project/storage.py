@@ -57,7 +57,9 @@ def append_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Return the table at ``path``; empty where there is no such file."""
-    return pd.read_csv(path, float_precision="round_trip") if Path(path).is_file() else pd.DataFrame()
+    return (
+        pd.read_csv(path, float_precision="round_trip") if Path(path).is_file() else pd.DataFrame()
+    )
 
 
 def cached_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:

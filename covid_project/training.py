@@ -58,6 +58,7 @@ def fit(
     schedule_epochs: int | None = None,
     validation: tf.data.Dataset | None = None,
     patience: int | None = None,
+    least_accuracy: float = 0.0,
     progress: str | None = None,
 ) -> pd.DataFrame:
     """Train a model on batches of (images or features, labels).
@@ -72,6 +73,8 @@ def fit(
     validation, patience
         With both, training stops when the validation loss has not fallen for ``patience`` epochs,
         and the model keeps its weights of the best epoch.
+    least_accuracy
+        Training accuracy below which an epoch counts as a sudden drop.
     progress
         What is being trained, for a line per epoch; None is silent.
 
@@ -84,11 +87,13 @@ def fit(
     ------
     FloatingPointError
         The loss is not finite.
+    SuddenDrop
+        The training accuracy fell below ``least_accuracy``.
     """
     steps = len(batches) * (schedule_epochs or epochs)
     compile_classifier(model, cosine_schedule(learning_rate, steps))
     clock = _Clock(progress, epochs)
-    callbacks = [keras.callbacks.TerminateOnNaN(), clock]
+    callbacks = [keras.callbacks.TerminateOnNaN(), clock, _Watch(least_accuracy)]
     if patience is not None:
         callbacks.append(
             keras.callbacks.EarlyStopping(
@@ -96,7 +101,11 @@ def fit(
             )
         )
     run = model.fit(
-        batches, epochs=epochs, validation_data=validation, callbacks=callbacks, verbose=0,
+        batches,
+        epochs=epochs,
+        validation_data=validation,
+        callbacks=callbacks,
+        verbose=0,
         shuffle=False,
     )
     if not np.isfinite(run.history["loss"]).all():
@@ -109,6 +118,25 @@ def fit(
     history["learning_rate"] = clock.learning_rates
     history["seconds"] = clock.seconds
     return history
+
+
+class SuddenDrop(FloatingPointError):
+    """Training accuracy fell so far that what the model knew is lost: the steps are too long."""
+
+
+class _Watch(keras.callbacks.Callback):
+    """Stops a training whose accuracy drops below a floor."""
+
+    def __init__(self, least_accuracy: float):
+        super().__init__()
+        self.least_accuracy = least_accuracy
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs["accuracy"] < self.least_accuracy:
+            raise SuddenDrop(
+                f"training accuracy {logs['accuracy']:.3f} in epoch {epoch + 1} is below "
+                f"{self.least_accuracy:.3f}"
+            )
 
 
 class _Clock(keras.callbacks.Callback):
@@ -135,6 +163,52 @@ class _Clock(keras.callbacks.Callback):
             )
 
 
+def fine_tune(
+    model: keras.Model,
+    batches: tf.data.Dataset,
+    *,
+    learning_rate: float,
+    epochs: int,
+    sudden_drop: float,
+    shrink: float,
+    attempts: int,
+    progress: str | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Train a model that already works, with the task sheet's rule of the sudden drop.
+
+    When the training accuracy of an epoch lies more than ``sudden_drop`` below what it was before,
+    the model's weights are restored and it starts again with the learning rate times ``shrink``.
+
+    Returns
+    -------
+    The history of the last attempt, and one row per attempt: attempt, learning_rate,
+    accuracy_before, outcome ("kept" or why it was given up). When no attempt was kept, the model
+    is as it was and the history is empty.
+    """
+    before = model.get_weights()
+    compile_classifier(model, learning_rate)
+    accuracy = model.evaluate(batches, verbose=0, return_dict=True)["accuracy"]
+    log = []
+    for attempt in range(1, attempts + 1):
+        row = {"attempt": attempt, "learning_rate": learning_rate, "accuracy_before": accuracy}
+        try:
+            history = fit(
+                model,
+                batches,
+                learning_rate=learning_rate,
+                epochs=epochs,
+                least_accuracy=accuracy - sudden_drop,
+                progress=progress,
+            )
+            return history, pd.DataFrame([*log, {**row, "outcome": "kept"}])
+        except FloatingPointError as error:
+            print(f"{progress or 'fine-tuning'}: attempt {attempt} given up: {error}", flush=True)
+            log.append({**row, "outcome": str(error)})
+            model.set_weights(before)
+            learning_rate *= shrink
+    return pd.DataFrame(columns=["epoch", "loss", "accuracy"]), pd.DataFrame(log)
+
+
 def best_epoch(history: pd.DataFrame) -> int:
     """Epoch (from 1) with the lowest validation loss: how long a refit trains."""
     return int(history["epoch"][history["val_loss"].idxmin()])
@@ -154,18 +228,13 @@ def outputs(
 ) -> np.ndarray:
     """Outputs float32 (N, ...) in inference mode, batch by batch.
 
-    A compiled call: ``predict`` costs twice as much. Inputs (N, ...) of any number type may be
-    mapped from disk; ``change(batch, first)`` may alter a batch, given the row it starts at.
+    One compiled call per batch: ``predict`` costs twice as much. Inputs (N, ...) of any number type
+    may be mapped from disk; ``change(batch, first)`` may alter a batch, given the row it starts at.
     """
-    run = tf.function(
-        lambda batch: model(batch, training=False),
-        input_signature=[tf.TensorSpec((None, *inputs.shape[1:]), tf.float32)],
-        autograph=False,
-    )
     parts, start, shown = [], time.perf_counter(), time.perf_counter()
     for first in range(0, len(inputs), BATCH):
         batch = tf.constant(inputs[first : first + BATCH].astype(np.float32))
-        parts.append(run(change(batch, first) if change else batch).numpy())
+        parts.append(model.predict_on_batch(change(batch, first) if change else batch))
         now = time.perf_counter()
         if progress and now - shown > 5:
             done, shown = first + len(batch), now
@@ -210,14 +279,11 @@ def copied_features(
             return augment(batch, amounts, tf.constant([seed + number, first], tf.int64))
 
         title = f"{progress}, copy {number} of {copies}"
-        return outputs(below, images, change=change if number else None, progress=title).astype(kind)
+        return outputs(below, images, change=change if number else None, progress=title).astype(
+            kind
+        )
 
     return [
         cached_array(folder / f"copy{number}.npy", lambda number=number: compute(number))
         for number in range(copies + 1)
     ]
-
-
-def training_score(history: pd.DataFrame) -> float:
-    """Mean training accuracy of the last three epochs."""
-    return float(history["accuracy"].tail(3).mean())

@@ -5,6 +5,7 @@ off therefore needs nothing but its CSV to go on where it stopped.
 """
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from covid_project.settings import Axis
-from covid_project.storage import append_rows, read_csv
+from covid_project.storage import append_rows, fingerprint, read_csv
 
 OBJECTIVE = "val_loss"  # to be minimised: finer than accuracy, and it punishes false confidence
 
@@ -87,15 +88,10 @@ def search(
         CSV that grows by one row per finished trial: trial, the hyperparameters, what
         ``run_trial`` returned, seconds, extension (beyond the planned range) and the identity.
     identity
-        Data, seed, settings and versions of the search; trials of another one are refused.
-
-    Raises
-    ------
-    ValueError
-        ``path`` holds trials of other data or settings.
+        Data, seed, settings and versions of the search, written into every row. Trials of other
+        data or settings found at ``path`` are set aside under another name.
     """
-    trials = read_csv(path)
-    _check_identity(trials, identity, path)
+    trials = _resume(path, identity)
     if trials.empty:
         trials = pd.DataFrame(columns=[*axes, OBJECTIVE])
     else:
@@ -121,14 +117,22 @@ def search(
     return trials
 
 
-def _check_identity(trials: pd.DataFrame, identity: Mapping[str, object], path: Path) -> None:
-    for name, value in identity.items():
-        found = set(trials[name].astype(str)) if name in trials else set()
-        if found - {str(value)}:
-            raise ValueError(
-                f"{path} holds trials with {name} {', '.join(sorted(found))}, this run has {value}:"
-                " choose another results folder, or move the file away"
-            )
+def _resume(path: Path, identity: Mapping[str, object]) -> pd.DataFrame:
+    """The finished trials of this very search; those of another one are set aside, not mixed in."""
+    trials = read_csv(path)
+    others = {
+        f"{name} {found}"
+        for name, value in identity.items()
+        if name != "versions"  # recorded, but a search may go on after an update
+        for found in (trials[name].astype(str).unique() if name in trials else ["unknown"])
+        if len(trials) and found != str(value)
+    }
+    if not others:
+        return trials
+    aside = path.with_name(f"{path.stem}-{fingerprint(path.read_bytes())}.csv")
+    os.replace(path, aside)
+    print(f"{path.name} held another search ({', '.join(sorted(others))}): kept as {aside.name}")
+    return pd.DataFrame()
 
 
 def _report(title: str, point: Hyperparameters, row: Mapping, trials, waiting: int) -> None:

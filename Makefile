@@ -1,0 +1,28 @@
+# make run [DATA=path] [PROFILE=name] [RESULTS=folder] [SET="key=value ..."]    make test
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: run test lint lock clean
+
+run: $(VENV)/ready
+	$(PYTHON) -m covid_project run $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
+		$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
+
+test: $(VENV)/ready lint
+	$(PYTHON) -m pytest
+
+lint: $(VENV)/ready
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+# The environment, made anew when the locked set of packages changes.
+$(VENV)/ready: requirements.lock
+	@python3.12 --version >/dev/null 2>&1 || { echo "Python 3.12 is missing: install it with 'pyenv install 3.12' or 'uv python install 3.12' (or from python.org), then try again."; exit 1; }
+	python3.12 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --require-hashes -r requirements.lock
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache results/demo

@@ -1,0 +1,1 @@
+"""Explanations of a classifier's decisions: where in an image it finds its evidence."""

@@ -1,0 +1,98 @@
+"""Run the four notebooks in order, each in a fresh kernel, with progress line by line."""
+
+import os
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbconvert import HTMLExporter
+
+from covid_project.experiment import CACHE
+from covid_project.settings import SETTINGS_VARIABLE, Settings, as_yaml
+from covid_project.storage import write_text
+
+NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")
+HOUSE = Path(__file__).resolve().parent.parent
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised an error; the message holds the notebook, the cell and the error."""
+
+
+def run_notebooks(settings: Settings, names: tuple[str, ...] = NOTEBOOKS) -> None:
+    """Execute notebooks and write them, with their outputs, as ``html/<name>.html`` to the results.
+
+    The committed notebooks are not changed. What a cell prints appears at once, so that the
+    progress of a long training is seen; after each cell a line says which it was and how much
+    time is left, judged by the profile's expected seconds and the pace so far.
+    """
+    results = Path(settings.results)
+    profile = CACHE / "run.yaml"  # not among the results: it holds this machine's paths
+    write_text(profile, as_yaml(settings))
+    os.environ[SETTINGS_VARIABLE] = str(profile.absolute())
+    expected = {name: settings.expected_seconds.get(name, 60.0) for name in names}
+    spent, finished = 0.0, 0.0  # seconds, and expected seconds of the notebooks that took them
+    for number, name in enumerate(names, start=1):
+        later = sum(expected[other] for other in names[number:])
+        pace = spent / finished if finished else 1.0
+        title = f"[{number}/{len(names)} {name}]"
+        begun = time.perf_counter()
+        _execute(name, results, title, expected[name] * pace, later * pace)
+        spent += time.perf_counter() - begun
+        finished += expected[name]
+    print(f"finished {len(names)} notebooks in {_duration(spent)}; results: {results}")
+
+
+def _execute(name: str, results: Path, title: str, expected: float, later: float) -> None:
+    notebook = nbformat.read(HOUSE / f"{name}.ipynb", as_version=4)
+    cells = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    begun = time.perf_counter()
+
+    def report(cell, cell_index, **_):
+        spent = time.perf_counter() - begun
+        left = max(expected - spent, 0) + later
+        print(
+            f"{title} cell {cells.index(cell_index) + 1} of {len(cells)} done after "
+            f"{_duration(spent)}; about {_duration(left)} left in all",
+            flush=True,
+        )
+
+    client = _TalkingClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(Path.cwd())}},
+        on_cell_executed=lambda cell, cell_index, **more: (
+            report(cell, cell_index) if cell.cell_type == "code" else None
+        ),
+    )
+    client.title = title
+    log = CACHE / f"{name}.log"
+    try:
+        with log.open("w") as stderr:  # TensorFlow's start-up notes, but also a crash's last words
+            client.execute(stderr=stderr)
+    except CellExecutionError as error:
+        raise NotebookFailed(f"{name}.ipynb: {error}") from None
+    except DeadKernelError as error:
+        raise NotebookFailed(f"{name}.ipynb: {error} (see {log})") from None
+    finally:  # a failed notebook is worth reading too
+        page, _ = HTMLExporter().from_notebook_node(notebook)
+        write_text(results / "html" / f"{name}.html", page)
+
+
+class _TalkingClient(NotebookClient):
+    """Shows what cells print while they run; nbclient alone keeps it until the end."""
+
+    title = ""
+
+    def process_message(self, msg, cell, cell_index):
+        if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
+            for line in msg["content"]["text"].splitlines():
+                print(f"{self.title}   {line}", flush=True)
+        return super().process_message(msg, cell, cell_index)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,574 @@
+import keras
+import matplotlib
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from covid_project.explain.gradcam import (
+    grad_cam,
+    heatmap_function,
+    last_spatial_layer,
+    normalize_heatmaps,
+    overlay,
+    remove_final_activation,
+    resize_heatmaps,
+    spatial_layers,
+)
+
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    keras.utils.set_random_seed(7)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(3).integers(0, 256, (7, SIZE, SIZE, 1), dtype=np.uint8)
+
+
+def pooled_model(classes=1, activation=None, kind="functional"):
+    """Conv–ReLU–global pooling–dense, the case in which Grad-CAM has a closed form."""
+    stack = [
+        layers.Rescaling(1 / 255, name="rescale"),
+        layers.Conv2D(6, 3, strides=2, activation="relu", name="features"),
+        layers.GlobalAveragePooling2D(name="pool"),
+        layers.Dropout(0.5, name="drop"),
+        layers.Dense(classes, activation=activation, name="top"),
+    ]
+    if kind == "sequential":
+        return keras.Sequential([keras.Input((SIZE, SIZE, 1)), *stack])
+    inputs = x = keras.Input((SIZE, SIZE, 1))
+    for layer in stack:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+def flattened_model(classes=1):
+    """Conv–BN–ReLU–max pooling–dense: the gradient differs from place to place."""
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(4, 3, strides=2, name="conv")(x)
+    x = layers.BatchNormalization(moving_mean_initializer="random_normal", name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.MaxPooling2D(name="pool")(x)
+    x = layers.Dense(8, activation="tanh")(layers.Flatten()(x))
+    return keras.Model(inputs, layers.Dense(classes)(layers.Dropout(0.5)(x)))
+
+
+def residual_model():
+    """A stem and two residual blocks; `branch_*` lie beside a skip connection."""
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(4, 3, strides=2, activation="relu", name="stem")(x)
+    for block in ("a", "b"):
+        y = layers.Conv2D(4, 3, padding="same", activation="relu", name=f"branch_{block}")(x)
+        y = layers.Conv2D(4, 3, padding="same", name=f"linear_{block}")(y)
+        x = layers.ReLU(name=f"out_{block}")(layers.Add(name=f"add_{block}")([x, y]))
+    x = layers.Dense(5, activation="tanh")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def features_of(model, layer, images):
+    output = model.get_layer(layer).output
+    return keras.Model(model.inputs[0], output)(images.astype(np.float32), training=False).numpy()
+
+
+def closed_form(model, images, logit=0):
+    """Σ_k w_k A_k / (h w) for global average pooling and one dense layer, in float64."""
+    features = features_of(model, "features", images).astype(np.float64)
+    kernel = model.get_layer("top").get_weights()[0][:, logit].astype(np.float64)
+    return (features @ kernel) / (features.shape[1] * features.shape[2])
+
+
+def test_pooling_and_one_dense_layer_give_the_closed_form(images):
+    model = pooled_model()
+    kernel = np.array([[0.9], [-0.8], [0.7], [-0.6], [0.5], [0.4]])
+    model.get_layer("top").set_weights([kernel, np.array([0.1])])
+    heatmaps = grad_cam(model, images, target=1)
+    expected = closed_form(model, images)
+    np.testing.assert_allclose(heatmaps.raw, expected, rtol=1e-4, atol=1e-7)
+    for found, signed in zip(heatmaps.maps, expected, strict=True):
+        assert signed.max() > 0
+        np.testing.assert_allclose(found, np.maximum(signed, 0) / signed.max(), atol=1e-5)
+    assert heatmaps.layer == "features"
+    assert heatmaps.maps.dtype == heatmaps.raw.dtype == heatmaps.scores.dtype == np.float32
+    logits = model(images.astype(np.float32)).numpy()[:, 0]
+    np.testing.assert_allclose(heatmaps.scores, logits, rtol=1e-5)
+
+
+def test_each_of_several_logits_gives_its_own_closed_form(images):
+    model = pooled_model(classes=4)
+    target = np.arange(len(images)) % 4
+    heatmaps = grad_cam(model, images, target)
+    for i, logit in enumerate(target):
+        expected = closed_form(model, images[i : i + 1], logit)[0]
+        np.testing.assert_allclose(heatmaps.raw[i], expected, rtol=1e-4, atol=1e-7)
+    logits = model(images.astype(np.float32)).numpy()
+    np.testing.assert_allclose(heatmaps.scores, logits[np.arange(len(images)), target], rtol=1e-5)
+    np.testing.assert_array_equal(heatmaps.target, target)
+
+
+def test_class_0_of_a_single_logit_is_minus_class_1(images):
+    model = flattened_model()
+    normal, covid = grad_cam(model, images, 0), grad_cam(model, images, 1)
+    assert np.abs(covid.raw).max() > 0
+    np.testing.assert_array_equal(normal.raw, -covid.raw)
+    np.testing.assert_array_equal(normal.scores, -covid.scores)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_predicted_target_is_the_class_with_the_largest_score(images, classes):
+    model = pooled_model(classes)
+    logits = model(images.astype(np.float32)).numpy()
+    if classes == 1:  # move the bias so that both classes are predicted
+        model.get_layer("top").bias.assign([-np.median(logits)])
+        logits = logits - np.median(logits)
+        predicted = np.where(logits[:, 0] > 0, 1, 0)
+        assert set(predicted) == {0, 1}
+    else:
+        predicted = logits.argmax(axis=1)
+    heatmaps = grad_cam(model, images, "predicted")
+    np.testing.assert_array_equal(heatmaps.target, predicted)
+    np.testing.assert_array_equal(heatmaps.raw, grad_cam(model, images, predicted).raw)
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "grad-cam++"])
+def test_batches_equal_single_images_and_the_last_batch_may_be_partial(images, method):
+    explain = heatmap_function(flattened_model(), ["relu"], method)
+    target = np.arange(len(images)) % 2
+    whole = explain(images, target)["relu"]
+    partial = explain(images, target, batch_size=3)["relu"]
+    np.testing.assert_allclose(partial.raw, whole.raw, atol=1e-7, rtol=1e-5)
+    for i in range(len(images)):
+        single = explain(images[i : i + 1], target[i])["relu"]
+        np.testing.assert_allclose(single.raw[0], whole.raw[i], atol=1e-7, rtol=1e-5)
+        assert single.status[0] == whole.status[i]
+
+
+def test_batch_sizes_do_not_compile_the_model_again(images):
+    passes_traced = []
+
+    @keras.saving.register_keras_serializable("test")
+    class Counting(layers.Layer):
+        def call(self, x):
+            passes_traced.append(x.shape)
+            return x
+
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Conv2D(2, 3, activation="relu", name="features")(Counting()(inputs))
+    model = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(x)))
+    explain = heatmap_function(model, ["features"])
+    before = len(passes_traced)
+    explain(images, 1, batch_size=3)
+    explain(images, 0, batch_size=2)
+    assert len(passes_traced) == before + 1
+
+
+def test_no_images_give_empty_heatmaps(images):
+    heatmaps = grad_cam(pooled_model(), images[:0], 1)
+    assert heatmaps.maps.shape == heatmaps.raw.shape == (0, 7, 7)
+    assert heatmaps.scores.shape == heatmaps.target.shape == heatmaps.status.shape == (0,)
+    assert overlay(images[:0], heatmaps.maps).shape == (0, SIZE, SIZE, 3)
+
+
+def test_sequential_equals_functional(images):
+    functional, sequential = pooled_model(), pooled_model(kind="sequential")
+    sequential.set_weights(functional.get_weights())
+    expected, found = grad_cam(functional, images, 1), grad_cam(sequential, images, 1)
+    assert found.layer == expected.layer == "features"
+    np.testing.assert_array_equal(found.raw, expected.raw)
+
+
+def test_uint8_equals_float32(images):
+    model = flattened_model()
+    np.testing.assert_array_equal(
+        grad_cam(model, images, 1).raw, grad_cam(model, images.astype(np.float32), 1).raw
+    )
+
+
+def test_dropout_is_off_and_batch_normalisation_uses_its_moving_statistics(images):
+    model = flattened_model()
+    moving = model.get_layer("norm").get_weights()
+    first, second = grad_cam(model, images, 1), grad_cam(model, images, 1)
+    np.testing.assert_array_equal(first.raw, second.raw)
+    for before, after in zip(moving, model.get_layer("norm").get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_augmentation_inside_the_model_is_off(images):
+    plain = pooled_model()
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.RandomContrast(0.9)(layers.RandomTranslation(0.4, 0.4)(inputs))
+    for layer in plain.layers[1:]:
+        x = layer(x)
+    augmented = keras.Model(inputs, x)
+    np.testing.assert_allclose(
+        grad_cam(augmented, images, 1).raw, closed_form(plain, images), rtol=1e-4, atol=1e-7
+    )
+
+
+# Removing the final activation
+
+
+@pytest.mark.parametrize("kind", ["functional", "sequential"])
+@pytest.mark.parametrize(("classes", "activation"), [(1, "sigmoid"), (3, "softmax")])
+def test_a_final_activation_changes_nothing(images, kind, classes, activation):
+    fused = pooled_model(classes, activation, kind)
+    logit = pooled_model(classes, None, kind)
+    logit.set_weights(fused.get_weights())
+    separate = keras.Model(logit.inputs, layers.Activation(activation)(logit.outputs[0]))
+    expected = grad_cam(logit, images, "predicted")
+    for model in (fused, separate):
+        found = grad_cam(model, images, "predicted")
+        np.testing.assert_allclose(found.raw, expected.raw, atol=1e-8)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+
+
+def test_a_saturated_sigmoid_still_has_a_map(images):
+    model = pooled_model(activation="sigmoid")
+    kernel, _ = model.get_layer("top").get_weights()
+    model.get_layer("top").set_weights([np.abs(kernel), np.array([200.0])])
+    assert (model(images.astype(np.float32)).numpy() == 1).all()
+    assert set(grad_cam(model, images, 1).status) == {"ok"}
+
+
+def test_removing_the_final_activation_leaves_the_given_model_as_it_was(images):
+    model = pooled_model(activation="sigmoid")
+    values = images.astype(np.float32)
+    probability, config = model(values).numpy(), model.get_config()
+    logit = remove_final_activation(model)(values).numpy()
+    np.testing.assert_allclose(1 / (1 + np.exp(-logit)), probability, rtol=1e-5)
+    np.testing.assert_array_equal(model(values).numpy(), probability)
+    assert model.get_config() == config
+
+
+def test_a_model_that_ends_in_a_logit_is_returned_as_it_is():
+    model = pooled_model()
+    assert remove_final_activation(model) is model
+
+
+# The layer
+
+
+def test_the_last_layer_is_the_activation_before_pooling():
+    model = flattened_model()
+    assert last_spatial_layer(model) == "relu"
+    assert {"conv", "norm", "relu", "pool"} <= set(spatial_layers(model))
+    assert spatial_layers(model)[-1] == "pool"
+
+
+def test_the_last_layer_is_the_place_where_branches_meet():
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Conv2D(4, 3, activation="relu")(inputs)
+    branches = [layers.Conv2D(2, k, padding="same", activation="relu")(x) for k in (1, 3)]
+    x = layers.Concatenate(name="meet")(branches)
+    x = layers.GlobalAveragePooling2D()(layers.Dropout(0.1)(x))
+    assert last_spatial_layer(keras.Model(inputs, layers.Dense(1)(x))) == "meet"
+
+
+def test_repeating_a_grey_channel_does_not_count_as_a_meeting_of_branches():
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Concatenate(name="grey_to_colour")([inputs, inputs, inputs])
+    x = layers.Conv2D(2, 3, name="linear")(x)
+    model = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(x)))
+    with pytest.raises(ValueError, match="linear"):
+        last_spatial_layer(model)
+
+
+def test_a_backbone_in_one_piece_is_explained_at_its_output(images):
+    flat = pooled_model()
+    inputs = keras.Input((SIZE, SIZE, 1))
+    backbone = keras.Model(flat.inputs, flat.get_layer("features").output, name="backbone")
+    x = layers.GlobalAveragePooling2D()(backbone(inputs))
+    x = layers.Dense(1, name="nested_top")(x)
+    nested = keras.Model(inputs, x)
+    nested.get_layer("nested_top").set_weights(flat.get_layer("top").get_weights())
+    found = grad_cam(nested, images, 1)
+    assert found.layer == "backbone"
+    np.testing.assert_allclose(found.raw, closed_form(flat, images), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layer"),
+    [(keras.applications.MobileNetV2, "out_relu"), (keras.applications.ResNet50V2, "post_relu")],
+)
+def test_flat_backbones_are_explained_at_their_last_activation(backbone, layer):
+    inputs = keras.Input((64, 64, 1))
+    x = layers.Concatenate()([inputs] * 3)
+    base = backbone(include_top=False, weights=None, input_tensor=x)
+    x = layers.GlobalAveragePooling2D()(base.output)
+    assert last_spatial_layer(keras.Model(inputs, layers.Dense(1)(x))) == layer
+
+
+def test_layers_beside_a_skip_connection_get_their_true_gradient(images):
+    """The oracle recomputes the rest of the network by hand, layer by layer."""
+    model = residual_model()
+    get = model.get_layer
+    start = features_of(model, "out_a", images)
+    branch = tf.constant(features_of(model, "branch_b", images))
+    with tf.GradientTape() as tape:
+        tape.watch(branch)
+        x = tf.nn.relu(start + get("linear_b")(branch))
+        z = model.layers[-1](model.layers[-2](tf.reduce_mean(x, axis=(1, 2))))[:, 2]
+    gradient = tape.gradient(z, branch).numpy()
+    expected = (gradient.mean(axis=(1, 2), keepdims=True) * branch.numpy()).sum(axis=-1)
+    found = grad_cam(model, images, 2, layer="branch_b").raw
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "grad-cam++"])
+def test_several_layers_in_one_pass_equal_one_by_one(images, method):
+    model = residual_model()
+    chosen = ["out_b", "stem", "branch_a", "linear_b", "add_a"]
+    together = heatmap_function(model, chosen, method)(images, 1)
+    assert list(together) == chosen
+    for layer in chosen:
+        alone = grad_cam(model, images, 1, layer, method)
+        scale = np.abs(alone.raw).max()
+        assert scale > 0
+        np.testing.assert_allclose(together[layer].raw, alone.raw, atol=1e-5 * scale)
+
+
+def test_frozen_layers_above_an_integer_image_have_a_gradient(images):
+    inputs = keras.Input((SIZE, SIZE, 1), dtype="uint8")
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(6, 3, strides=2, activation="relu", name="features")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, layers.Dense(1, name="top")(x))
+    model.trainable = False
+    found = grad_cam(model, images, 1).raw
+    np.testing.assert_allclose(found, closed_form(model, images), rtol=1e-4, atol=1e-7)
+
+
+# Grad-CAM++, and another library
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_grad_cam_plus_plus_equals_equation_19_written_out(target):
+    """The derivatives of Y = exp(z) for a dense layer on the features, in float64 and loops."""
+    inputs = keras.Input((6, 6, 1))
+    x = layers.Conv2D(3, 3, activation="relu", name="features")(inputs)
+    model = keras.Model(inputs, layers.Dense(1, name="top")(layers.Flatten()(x)))
+    images = np.random.default_rng(0).uniform(0, 1, (2, 6, 6, 1)).astype(np.float32)
+    found = grad_cam(model, images, target, method="grad-cam++")
+
+    sign = 1 if target == 1 else -1
+    kernel, bias = (w.astype(np.float64) for w in model.get_layer("top").get_weights())
+    gradient = sign * kernel.reshape(4, 4, 3)
+    for n, features in enumerate(features_of(model, "features", images).astype(np.float64)):
+        score = (gradient * features).sum() + sign * bias[0]
+        expected = np.zeros((4, 4))
+        for k in range(3):
+            total = sum(features[a, b, k] for a in range(4) for b in range(4))
+            weight = 0.0
+            for i in range(4):
+                for j in range(4):
+                    first = np.exp(score) * gradient[i, j, k]
+                    second = np.exp(score) * gradient[i, j, k] ** 2
+                    third = np.exp(score) * gradient[i, j, k] ** 3
+                    alpha = second / (2 * second + total * third)
+                    weight += alpha * max(first, 0)
+            expected += weight * features[:, :, k]
+        np.testing.assert_allclose(found.raw[n], expected / np.exp(score), rtol=1e-4)
+        np.testing.assert_allclose(found.maps[n], expected / expected.max(), rtol=1e-4)
+
+
+def test_grad_cam_plus_plus_stays_finite_where_exp_would_overflow(images):
+    model = pooled_model()
+    kernel, bias = model.get_layer("top").get_weights()
+    model.get_layer("top").set_weights([np.abs(kernel) * 1e5, bias])
+    heatmaps = grad_cam(model, images, 1, method="grad-cam++")
+    assert heatmaps.scores.min() > 1000
+    assert set(heatmaps.status) == {"ok"}
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_another_library_agrees(images, classes):
+    from tf_keras_vis.gradcam import Gradcam
+
+    model = flattened_model(classes)
+    target = 1 if classes == 1 else 2
+    theirs = Gradcam(model, model_modifier=None)(
+        lambda logits: logits[:, 0 if classes == 1 else target],
+        images.astype(np.float32),
+        penultimate_layer="relu",
+        seek_penultimate_conv_layer=False,
+        activation_modifier=None,
+        expand_cam=False,
+        normalize_cam=False,
+    )
+    ours = grad_cam(model, images, target).raw
+    assert np.abs(ours).max() > 0
+    np.testing.assert_allclose(ours, np.squeeze(theirs), rtol=1e-4, atol=1e-7)
+
+
+# Blank and flat maps
+
+
+def test_a_model_that_does_not_look_at_the_image_gives_a_flat_map(images):
+    model = pooled_model()
+    model.get_layer("features").set_weights([np.zeros((3, 3, 1, 6)), np.ones(6)])
+    model.get_layer("top").set_weights([np.full((6, 1), 0.5), np.zeros(1)])
+    heatmaps = grad_cam(model, images, 1)
+    np.testing.assert_array_equal(heatmaps.maps, 1)
+    assert set(heatmaps.status) == {"ok"}
+
+
+def test_a_blank_map_says_that_all_evidence_is_against_the_class(images):
+    model = pooled_model()
+    kernel, bias = model.get_layer("top").get_weights()
+    model.get_layer("top").set_weights([-np.abs(kernel), bias])
+    blank, opposite = grad_cam(model, images, 1), grad_cam(model, images, 0)
+    assert set(blank.status) == {"all negative"}
+    assert not blank.maps.any()
+    assert blank.raw.min() < 0
+    assert set(opposite.status) == {"ok"}
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "grad-cam++"])
+def test_a_blank_map_says_that_the_score_does_not_react(images, method):
+    model = pooled_model()
+    model.get_layer("top").set_weights([np.zeros((6, 1)), np.ones(1)])
+    heatmaps = grad_cam(model, images, 1, method=method)
+    assert set(heatmaps.status) == {"zero gradient"}
+    assert not heatmaps.maps.any()
+
+
+def test_status_is_given_image_by_image():
+    """One channel sees bright images, the other dark ones; they speak for opposite classes."""
+    model = pooled_model()
+    kernel = np.zeros((3, 3, 1, 6))
+    kernel[..., 0], kernel[..., 1] = 1, -1
+    model.get_layer("features").set_weights([kernel, np.array([-4.5, 4.5, 0, 0, 0, 0])])
+    model.get_layer("top").set_weights([np.array([[1.0], [-1], [0], [0], [0], [0]]), np.zeros(1)])
+    images = np.stack([np.full((SIZE, SIZE, 1), value, np.uint8) for value in (250, 5)])
+    assert grad_cam(model, images, 1).status.tolist() == ["ok", "all negative"]
+    assert grad_cam(model, images, 0).status.tolist() == ["all negative", "ok"]
+
+
+# Normalising, resizing, overlaying
+
+
+def test_each_map_is_scaled_by_its_own_maximum_or_all_by_the_largest():
+    raw = np.array([[[1.0, -4.0], [2.0, 0.0]], [[8.0, 4.0], [0.0, 2.0]], [[-1.0, 0], [0, -2]]])
+    np.testing.assert_allclose(
+        normalize_heatmaps(raw), [[[0.5, 0], [1, 0]], [[1, 0.5], [0, 0.25]], [[0, 0], [0, 0]]]
+    )
+    np.testing.assert_allclose(
+        normalize_heatmaps(raw, shared=True),
+        [[[0.125, 0], [0.25, 0]], [[1, 0.5], [0, 0.25]], [[0, 0], [0, 0]]],
+    )
+
+
+def test_resizing_is_bilinear_between_pixel_centres():
+    maps = np.array([[[0.0, 1.0], [0.5, 0.5]]], np.float32)
+    rows = np.array([[0, 0.25, 0.75, 1], [0.5, 0.5, 0.5, 0.5]])
+    expected = np.stack([rows[0], 0.75 * rows[0] + 0.25 * rows[1]])
+    found = resize_heatmaps(maps, (4, 4))
+    assert found.shape == (1, 4, 4)
+    np.testing.assert_allclose(found[0, :2], expected, atol=1e-6)
+    np.testing.assert_array_equal(resize_heatmaps(maps, (2, 2)), maps)
+
+
+def test_overlay_adds_the_coloured_map_at_04_and_rescales_into_range():
+    images = np.array([[[[0.0], [255.0]], [[100.0], [255.0]]]])
+    maps = np.array([[[0.0, 0.0], [1.0, 0.5]]], np.float32)
+    # jet: 0 is (0, 0, 127), 1/2 is (124, 255, 121), 1 is (127, 0, 0)
+    blue, green, red = np.array([0, 0, 127]), np.array([124, 255, 121]), np.array([127, 0, 0])
+    expected = np.array([[blue * 0.4, 255 + blue * 0.4], [100 + red * 0.4, 255 + green * 0.4]])
+    found = overlay(images, maps)
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found[0], expected / 1.4, atol=1)
+    assert found[0, 1, 1, 1] == 255
+
+
+def test_overlay_takes_coarse_maps_colour_images_and_other_colour_maps():
+    maps = np.ones((2, 3, 3), np.float32)
+    grey = np.full((2, 9, 9, 1), 70, np.uint8)
+    found = overlay(grey, maps, alpha=1.0, colour_map="gray")
+    np.testing.assert_array_equal(found, np.full((2, 9, 9, 3), round((70 + 255) / 2)))
+    colour = np.repeat(grey, 3, axis=-1)
+    viridis = matplotlib.colormaps["viridis"]
+    np.testing.assert_array_equal(overlay(colour, maps), overlay(grey, maps))
+    np.testing.assert_array_equal(
+        overlay(grey, maps, colour_map=viridis), overlay(grey, maps, colour_map="viridis")
+    )
+
+
+# Bad input
+
+
+def test_an_unknown_layer_is_refused_and_the_candidates_named(images):
+    with pytest.raises(ValueError, match=r"relu9.*conv.*norm.*relu.*pool"):
+        grad_cam(flattened_model(), images, 1, layer="relu9")
+
+
+def test_a_layer_that_is_not_spatial_is_refused(images):
+    with pytest.raises(ValueError, match=r"'drop'.*'features'"):
+        grad_cam(pooled_model(), images, 1, layer="drop")
+
+
+def test_a_model_without_spatial_features_is_refused(images):
+    inputs = keras.Input((SIZE, SIZE, 1))
+    model = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(inputs)))
+    with pytest.raises(ValueError, match="no spatial feature map"):
+        grad_cam(model, images, 1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "target"), [(1, 2), (1, -1), (3, 3), (3, 0.5), (1, "covid"), (3, [0] * 6 + [7])]
+)
+def test_a_class_that_the_model_has_not_is_refused(images, classes, target):
+    with pytest.raises(ValueError, match=r"not a class of this model.*0 to"):
+        grad_cam(pooled_model(classes), images, target)
+
+
+def test_a_target_of_another_length_is_refused(images):
+    with pytest.raises(ValueError, match=r"\(7,\)"):
+        grad_cam(pooled_model(), images, [1, 0])
+
+
+def test_an_unknown_method_is_refused(images):
+    with pytest.raises(ValueError, match=r"grad-cam\+\+"):
+        grad_cam(pooled_model(), images, 1, method="cam")
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, SIZE, SIZE, 3), (SIZE, SIZE, 1)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"\(16, 16, 1\)"):
+        grad_cam(pooled_model(), np.zeros(shape, np.float32), 1)
+
+
+def test_images_that_are_not_finite_are_named(images):
+    values = images.astype(np.float32)
+    values[4, 2, 3] = np.nan
+    values[6, 0, 0] = np.inf
+    with pytest.raises(ValueError, match=r"\[4, 6\]"):
+        grad_cam(pooled_model(), values, 1)
+
+
+def test_weights_that_are_not_finite_are_reported(images):
+    model = pooled_model()
+    kernel, bias = model.get_layer("top").get_weights()
+    model.get_layer("top").set_weights([kernel * np.nan, bias])
+    with pytest.raises(ValueError, match=r"features.*NaN"):
+        grad_cam(model, images, 1)
+
+
+def test_a_map_of_class_scores_per_pixel_is_refused(images):
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Conv2D(2, 3, activation="relu")(inputs)
+    model = keras.Model(inputs, layers.Conv2D(2, 1)(x))
+    with pytest.raises(ValueError, match="expected one input"):
+        grad_cam(model, images, 1)
+
+
+def test_overlay_refuses_images_out_of_range_and_maps_that_do_not_fit():
+    maps = np.zeros((1, 4, 4), np.float32)
+    with pytest.raises(ValueError, match=r"0\.\.255"):
+        overlay(np.full((1, 4, 4, 1), 300.0), maps)
+    with pytest.raises(ValueError, match="do not fit"):
+        overlay(np.zeros((2, 4, 4, 1)), maps)
