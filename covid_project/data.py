@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -28,13 +29,7 @@ from covid_project.storage import fingerprint, write_csv
 
 CLASSES = ("NORMAL", "COVID")  # a label is the index here: COVID = 1 is the positive class
 SPLITS = ("train", "val", "test")
-SPLIT_FOLDERS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
+SPLIT_FOLDERS = dict(zip(SPLITS, SPLITS, strict=True)) | {"valid": "val", "validation": "val"}
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of the content, whatever the suffix
@@ -75,9 +70,8 @@ class UnreadableImages(DataError):
 
     def __str__(self) -> str:
         lines = [str(UnreadableImage(name, reason)) for name, reason in self.unreadable]
-        return f"{len(lines)} image(s) cannot be read; replace them or take them out:\n" + _listed(
-            lines, "\n"
-        )
+        listed = _listed(lines, "\n")
+        return f"{len(lines)} image(s) cannot be read; replace them or take them out:\n{listed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,11 +152,13 @@ def open_dataset(
         split or a class in a split without images; the same file in two splits; a splits file
         of other data.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     root, names = _open_root(path)
     prefix, table = _arrange(names, classes, path)
-    root = root.joinpath(prefix) if prefix else root
-    names = {name.removeprefix(f"{prefix}/") for name in names}
+    if prefix:
+        root = root.joinpath(prefix)
+        names = [name.removeprefix(f"{prefix}/") for name in names if name.startswith(f"{prefix}/")]
+    names = set(names)
     table["source"] = _sources(root, names, table)
     table["group"] = table["path"].map(group_of)
     table["mask"] = [_mask_of(name, names) for name in table["path"]]
@@ -189,7 +185,7 @@ def group_of(path: str) -> str:
 
 def _open_root(path: Path) -> tuple[Root, list[str]]:
     """Root, and the relative POSIX paths of all files under it that are not hidden."""
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises on names that are too long
         raise DataError(f"no such path: {path}; give a folder of images or a zip archive of one")
     if path.is_dir():
         root, names = path, list(_files_under(path))
@@ -319,8 +315,8 @@ def _arrange(names: list[str], classes: tuple[str, ...], path: Path) -> tuple[st
     if table["split"].any():
         _refuse_gaps(table, classes, explained)
     prefix = outer[0]
-    table["path"] = table["path"].str.removeprefix(f"{prefix}/")
-    return prefix, table.drop(columns="outer").reset_index(drop=True)
+    table = table.drop(columns="outer").reset_index(drop=True)
+    return prefix, table.assign(path=table["path"].str.removeprefix(f"{prefix}/"))
 
 
 def _refuse_gaps(table: pd.DataFrame, classes: tuple[str, ...], explained: str) -> None:
@@ -355,19 +351,22 @@ def _sources(root: Root, names: set[str], table: pd.DataFrame) -> pd.Series:
 
     The metadata are ``.csv``, or ``.xlsx`` where openpyxl is installed.
     """
-    urls = {}
-    for folder in table["folder"].unique():
-        for name in sorted(names):
-            if name.casefold() == f"{folder}.metadata.csv".casefold():
-                urls |= _urls(root, name, pd.read_csv)
-            elif name.casefold() == f"{folder}.metadata.xlsx".casefold():
-                try:
-                    import openpyxl  # noqa: F401  pandas needs it, and the project does not
-                except ImportError:
-                    continue
-                urls |= _urls(root, name, pd.read_excel)
+    readers = {"csv": pd.read_csv}
+    if find_spec("openpyxl"):
+        readers["xlsx"] = pd.read_excel
+    sources = table["folder"].copy()
     stems = table["path"].map(lambda path: PurePosixPath(path).stem.casefold())
-    return stems.map(urls).fillna(table["folder"])
+    wanted = {
+        f"{folder}.metadata.{kind}".casefold(): (folder, read)
+        for folder in table["folder"].unique()
+        for kind, read in readers.items()
+    }
+    for name in sorted(names):
+        if name.casefold() in wanted:
+            folder, read = wanted[name.casefold()]
+            here = table["folder"] == folder
+            sources[here] = stems[here].map(_urls(root, name, read)).fillna(folder)
+    return sources
 
 
 def _urls(root: Root, name: str, read: Callable) -> dict[str, str]:
@@ -413,7 +412,7 @@ def _refuse_shared(paths: pd.Series, splits: pd.Series, contents: pd.Series) -> 
         raise DataError(
             f"{len(same)} file(s) lie in more than one split, which lets the test see what was "
             "learned by heart; take them out of all but one, or allow them with "
-            f"allow_shared_files:\n{_listed(same, chr(10))}"
+            f"allow_shared_files:\n{_listed(same, '\n')}"
         )
 
 
@@ -522,7 +521,8 @@ def load_images(
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
     images = np.empty((len(dataset.table), size, size, 1), np.uint8)
-    return _for_each(dataset.table["path"], load, into=images[..., 0], progress=progress).base
+    _for_each(dataset.table["path"], load, into=images[..., 0], progress=progress)
+    return images
 
 
 def load_masks(dataset: Dataset, size: int) -> np.ndarray:

@@ -82,7 +82,8 @@ def wilson_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At the ends the bound is exact; rounding would leave it a hair inside.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
 def bootstrap(

@@ -207,15 +207,13 @@ def intervals(metrics: pd.DataFrame) -> plt.Figure:
     for number, stage in enumerate(stages):
         rows = metrics[metrics["stage"] == stage].set_index("metric").loc[names]
         places = np.arange(len(names)) + (number - (len(stages) - 1) / 2) * 0.22
-        axis.errorbar(
+        axis.hlines(places, rows["low"], rows["high"], color=COLOURS[number], linewidth=1)
+        axis.plot(
             rows["value"],
             places,
-            xerr=[rows["value"] - rows["low"], rows["high"] - rows["value"]],
-            fmt=MARKERS[number],
+            MARKERS[number],
             color=COLOURS[number],
             markersize=4,
-            capsize=2,
-            linewidth=1,
             label=stage.replace("_", "-"),
         )
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel="value with 95 % interval")

@@ -13,6 +13,9 @@ from covid_project.augmentation import augment
 from covid_project.settings import Augmentation
 from covid_project.storage import cached_array
 
+# Every trial is a new model and is traced anew: TensorFlow's advice against that is beside the point.
+tf.get_logger().setLevel("ERROR")
+
 BATCH = 64  # images per call wherever nothing is learned
 WARM_UP = 0.05  # share of the steps in which the learning rate rises to its value
 

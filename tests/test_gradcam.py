@@ -547,7 +547,7 @@ def test_images_that_are_not_finite_are_named(images):
     values[4, 2, 3] = np.nan
     values[6, 0, 0] = np.inf
     with pytest.raises(ValueError, match=r"\[4, 6\]"):
-        grad_cam(pooled_model(), values, 1)
+        grad_cam(pooled_model(), values, 1, batch_size=4)
 
 
 def test_weights_that_are_not_finite_are_reported(images):

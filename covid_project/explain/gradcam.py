@@ -29,6 +29,7 @@ from matplotlib.colors import Colormap
 from numpy.typing import ArrayLike
 
 PREDICTED = "predicted"
+_ANY = -1  # stands for the predicted class among class indices
 
 # Layers that are an activation; all others carry theirs, if any, in an attribute `activation`.
 _ACTIVATION_LAYERS = (
@@ -182,8 +183,8 @@ def grad_cam(
 
     Notes
     -----
-    Compiles the model for this one call. For many calls, or several layers in one pass, keep the
-    function that `heatmap_function` returns.
+    Compiles the model for this one call, which takes a second or two for a large backbone. For
+    many calls, or several layers in one pass, keep the function that `heatmap_function` returns.
     """
     layer = layer or last_spatial_layer(model)
     return heatmap_function(model, [layer], method)(images, target, batch_size)[layer]
@@ -319,9 +320,6 @@ def _check_finite(batch: np.ndarray, start: int) -> None:
     if not finite.all():
         bad = (start + np.flatnonzero(~finite)).tolist()
         raise ValueError(f"Images {bad} hold NaN or infinite values; leave them out.")
-
-
-_ANY = -1  # stands for "the predicted class" among the class indices
 
 
 def _class_indices(target: ArrayLike, count: int, classes: int) -> np.ndarray:
