@@ -485,8 +485,8 @@ def decode(content: bytes, name: str) -> np.ndarray:
     Raises
     ------
     UnreadableImage
-        No bytes, not an image, damaged or cut off, more than one frame, more than `MAX_PIXELS`
-        pixels, or 32-bit or float values, whose range is unknown.
+        No bytes, not an image, damaged or cut off, more than one frame, no pixels or more than
+        `MAX_PIXELS`, or 32-bit or float values, whose range is unknown.
     """
     with _quiet():
         return np.array(_grey(content, name))
@@ -598,16 +598,15 @@ def _header(content: bytes, name: str) -> Image.Image:
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
-        reason = f"not an image of the kinds {', '.join(IMAGE_FORMATS)}, or its header is damaged"
+        kinds = ", ".join(IMAGE_FORMATS)
+        reason = f"not an image of the kinds {kinds}, or its header is damaged or states no pixels"
         raise UnreadableImage(name, reason) from None
     except Image.DecompressionBombError:
         raise giant from None
     except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them to
-        raise UnreadableImage(name, f"damaged ({_reason(error)})") from None
+        raise UnreadableImage(name, f"damaged or cut off ({_reason(error)})") from None
     if frames != 1:
         raise UnreadableImage(name, f"animated or of many pages: {frames} frames, one is allowed")
-    if image.width * image.height == 0:
-        raise UnreadableImage(name, f"no pixels ({image.width} × {image.height})")
     return image
 
 
@@ -616,7 +615,7 @@ def _grey(content: bytes, name: str) -> Image.Image:
     image = _header(content, name)
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # a copy would lose a TIFF's tags
         if image.mode.startswith("I;16"):
             return _grey_of_16_bits(image)
         if image.mode not in ("I", "F"):

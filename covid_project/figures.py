@@ -218,7 +218,7 @@ def intervals(metrics: pd.DataFrame) -> plt.Figure:
         )
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel="value with 95 % interval")
     axis.invert_yaxis()
-    axis.legend(loc="upper center", bbox_to_anchor=(0.45, 1.2), ncols=3)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.45, 1.14), ncols=3)
     return figure
 
 

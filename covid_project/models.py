@@ -4,10 +4,12 @@ Input: grey values 0–255, float32 (N, H, W, 1); normalisation is the first lay
 the logit of the positive class; the sigmoid is applied where a probability is wanted.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 from keras import layers
 
 from covid_project.storage import fingerprint
@@ -111,12 +113,15 @@ def build_backbone(
     x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalization")(images)
     x = layers.Concatenate(name="rgb")([x, x, x])  # the grey image in each colour channel
     try:
-        body = backbone.build(
-            include_top=False,
-            weights=None if weights == "random" else weights,
-            input_tensor=x,
-            **({"alpha": width} if backbone.takes_width else {}),
-        )
+        with warnings.catch_warnings():
+            # Without top there are only convolutions, whose weights fit images of any size.
+            warnings.filterwarnings("ignore", message=".*`input_shape` is undefined")
+            body = backbone.build(
+                include_top=False,
+                weights=None if weights == "random" else weights,
+                input_tensor=x,
+                **({"alpha": width} if backbone.takes_width else {}),
+            )
     # Keras raises a bare Exception when a download fails.
     except Exception as error:
         if weights == "random":
@@ -135,20 +140,41 @@ def build_backbone(
 
 
 def available_backbone(
-    name: str, image_size: int, *, width: float, weights: str, without_weights: str
+    name: str,
+    images: np.ndarray,
+    *,
+    width: float = 1.0,
+    weights: str = "imagenet",
+    without_weights: str = "stop",
 ) -> tuple[keras.Model, str]:
-    """Backbone and the weights that it really has.
+    """Backbone for the size of some images (N, H, H, 1), and the weights that it really has.
 
     Where the wanted ``weights`` cannot be had, ``without_weights`` decides: "stop" raises
-    ``WeightsUnavailable``, "random" goes on with random weights and says so.
+    ``WeightsUnavailable``, "random" goes on with random weights and says so. A random network
+    takes its BatchNorm statistics from the images; without, its features would fade to a constant.
     """
-    try:
-        return build_backbone(name, image_size, width=width, weights=weights), weights
-    except WeightsUnavailable:
-        if without_weights == "stop":
-            raise
-    print(f"WARNING: no {weights} weights for {name}: going on with RANDOM weights.")
-    return build_backbone(name, image_size, width=width, weights="random"), "random"
+    size = images.shape[1]
+    if weights != "random":
+        try:
+            return build_backbone(name, size, width=width, weights=weights), weights
+        except WeightsUnavailable:
+            if without_weights == "stop":
+                raise
+        print(f"WARNING: no {weights} weights for {name}: going on with RANDOM weights.")
+    model = build_backbone(name, size, width=width, weights="random")
+    _settle_batchnorm(model, images)
+    return model, "random"
+
+
+def _settle_batchnorm(model: keras.Model, images: np.ndarray) -> None:
+    """Set the moving statistics of every BatchNorm layer to those of the images."""
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.trainable, layer.momentum = True, 0.0
+    model(images.astype(np.float32), training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.trainable, layer.momentum = False, momentum
 
 
 def transfer_model(backbone: keras.Model, *, dropout: float) -> keras.Model:
@@ -198,5 +224,8 @@ def unfreeze_above(model: keras.Model, layer: str | None) -> int:
 
 
 def model_fingerprint(model: keras.Model) -> str:
-    """Sixteen hexadecimal digits of the architecture and every weight."""
-    return fingerprint(model.to_json(), *model.get_weights())
+    """Sixteen hexadecimal digits of the architecture and every weight.
+
+    How the model was compiled does not count: it is the same model whichever way it was trained.
+    """
+    return fingerprint(model.get_config(), *model.get_weights())

@@ -32,9 +32,9 @@ DRAWING = 1  # to be raised whenever the same seed gives other pixels
 _BLOBS = {
     "mild": ((3, 5), (0.06, 0.13)),
     "moderate": ((3, 5), (0.06, 0.13)),
-    "severe": ((6, 10), (0.09, 0.19)),
+    "severe": ((6, 9), (0.08, 0.16)),
 }
-_CONTRAST = (0.22, 0.6)  # opacity of a lesion; the air of a lung takes away about 0.4
+_CONTRAST = (0.3, 0.7)  # opacity of a lesion; the air of a lung takes away about 0.4
 _LESION_EDGE = 0.35  # the mask holds what exceeds this share of the lung's strongest opacity
 
 _LETTERS = {
@@ -81,7 +81,8 @@ def draw_radiograph(
         )
     patient, disease, scanner = rng.spawn(3)
     opacity, air = _draw_thorax(patient, size)  # (size, size), (2, size, size)
-    lungs = air > 0.5  # (2, size, size): left half of the picture, right half
+    # (2, size, size): left half of the picture, right half
+    lungs = np.stack([_largest_component(field > 0.5) for field in air])
     lesions = np.zeros((size, size), bool)
     if severity is not None:
         shape, lesions = _draw_lesions(disease, air, lungs, severity)
@@ -136,7 +137,7 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
         drawn = Path(part) / "phantoms"
-        rows = pd.DataFrame(_rows(counts, seed))
+        rows = pd.DataFrame(_rows(counts, seed), columns=_COLUMNS)
         for split in SPLITS:
             for label_name in LABEL_NAMES:
                 for kind in ("", "masks/lungs", "masks/lesions"):
@@ -152,6 +153,9 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
             folder.rmdir()  # empty, or it would have been refused
         drawn.rename(folder)
     return folder
+
+
+_COLUMNS = ("path", "label_name", "split", "severity", "seed")
 
 
 def _rows(counts: Mapping[str, int], seed: int) -> Iterator[dict]:
@@ -222,11 +226,11 @@ def _draw_thorax(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nd
     opacity = 0.62 + 0.1 * (1 - x**2) + 0.15 * np.maximum(sum(abdomen), heart)
     opacity += _draw_mediastinum(rng, x, y)
     depth = 0.6 + 0.4 * ndimage.gaussian_filter(lungs, size / 20)  # thinner towards the edge
-    opacity -= rng.uniform(0.32, 0.5) * lungs * depth
+    opacity -= rng.uniform(0.29, 0.5) * lungs * depth
     opacity += _draw_vessels(rng, x, y, lungs)
-    opacity += _draw_bones(rng, x, y, lungs)
+    opacity += _draw_bones(rng, x, y)
     opacity += _draw_breasts(rng, x, y)
-    opacity += rng.uniform(0.01, 0.03) * lungs * _texture(rng, size, coarsest=3, slope=1.0)
+    opacity += rng.uniform(0.005, 0.02) * lungs * _texture(rng, size, coarsest=3, slope=1.0)
     opacity += 0.03 * _texture(rng, size, coarsest=1, slope=2.0)
     return (opacity * _draw_body(rng, x, y)).astype(np.float32), air
 
@@ -234,10 +238,10 @@ def _draw_thorax(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nd
 def _patient_coordinates(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """X and y (size, size) in a patient who lies shifted, scaled and turned in the picture."""
     pixels = ((np.arange(size) + 0.5) * (2 / size) - 1).astype(np.float32)
-    angle = np.float32(rng.normal(0, 0.04))  # radians
-    x, y = (pixels - np.float32(rng.normal(0, 0.04)) for _ in range(2))
+    angle = np.float32(rng.uniform(-0.08, 0.08))  # radians
+    x, y = (pixels - np.float32(rng.uniform(-0.06, 0.06)) for _ in range(2))
     y = y[:, None]
-    width, height = (np.float32(scale) for scale in rng.uniform(0.9, 1.08, 2))
+    width, height = (np.float32(scale) for scale in rng.uniform(0.9, 1.05, 2))
     return (
         (np.cos(angle) * x + np.sin(angle) * y) / width,
         (np.cos(angle) * y - np.sin(angle) * x) / height,
@@ -250,7 +254,7 @@ def _draw_lung(
     """Air of the lung on one side (−1 or 1) and tissue of the abdomen below it, both 0 to 1."""
     u = side * x  # distance from the midline
     inner, width = rng.uniform(0.11, 0.15), rng.uniform(0.55, 0.66)
-    top, bottom = rng.uniform(-0.88, -0.76), rng.uniform(0.42, 0.62) + 0.03 * side
+    top, bottom = rng.uniform(-0.85, -0.74), rng.uniform(0.42, 0.62) + 0.03 * side
     depth = np.clip((y - top) / (bottom - top), 0, 1)  # 0 at the apex, 1 at the base
     lateral = inner + width * (1 - (1 - depth) ** rng.uniform(2.2, 3.0)) ** 0.55
     medial = inner + 0.2 * np.exp(-depth / 0.1)
@@ -259,10 +263,18 @@ def _draw_lung(
     return _soft(inside / 0.012), _soft((y - dome) / 0.03) * _soft(u / 0.05)
 
 
+def _largest_component(mask: np.ndarray) -> np.ndarray:
+    """Mask without the single pixels that the grid cuts off a lung's sharp corners."""
+    components, _ = ndimage.label(mask)
+    areas = np.bincount(components.ravel())
+    return components == 1 + areas[1:].argmax()
+
+
 def _draw_heart(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Shadow of heart and aortic knob, 0 to 1; most of it in the right half of the picture."""
     angle = rng.uniform(0.5, 0.9)
     dx, dy = x - rng.uniform(0.1, 0.16), y - rng.uniform(0.3, 0.42)
+    dy = np.minimum(dy, 0.5 * dy)  # reaches below the diaphragm, so that it rests on it
     along = (np.cos(angle) * dx + np.sin(angle) * dy) / rng.uniform(0.4, 0.5)
     across = (np.cos(angle) * dy - np.sin(angle) * dx) / rng.uniform(0.25, 0.32)
     heart = _soft((1 - np.sqrt(along**2 + across**2)) / 0.04)
@@ -279,9 +291,7 @@ def _draw_mediastinum(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) ->
     return 0.1 * vessels + spine * (0.06 + 0.05 * discs) - 0.14 * trachea
 
 
-def _draw_bones(
-    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, lungs: np.ndarray
-) -> np.ndarray:
+def _draw_bones(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Opacity of ribs and clavicles.
 
     The ribs of one kind are the level lines of a periodic function, all drawn at once.
@@ -337,14 +347,14 @@ def _draw_vessels(
         np.sqrt(2 * np.pi) * radius * ndimage.gaussian_filter(line, radius)
         for radius, line in zip(radii, canvas, strict=True)
     )
-    return rng.uniform(0.04, 0.14) * lungs * np.minimum(thick + thin, 2)
+    return rng.uniform(0.03, 0.09) * lungs * np.minimum(thick + thin, 2)
 
 
 def _draw_breasts(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Opacity of breast tissue over the lung bases: at times strong, often next to nothing."""
     u = np.abs(x)
     distance = np.hypot((u - rng.uniform(0.4, 0.5)) / 0.36, (y - rng.uniform(0.2, 0.4)) / 0.3)
-    return rng.uniform(0, 0.12) * _soft((1 - distance) / 0.15)
+    return rng.uniform(0, 0.08) * _soft((1 - distance) / 0.15)
 
 
 def _draw_body(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -406,10 +416,9 @@ def _draw_markers(rng: np.random.Generator, size: int) -> np.ndarray:
             column = size - column - letter.shape[1]
         opacity[row : row + letter.shape[0], column : column + letter.shape[1]] += letter
     if rng.random() < 0.2:
-        height, width = (rng.uniform((0.03, 0.1), (0.06, 0.2)) * size).astype(int)
-        row, column = (rng.uniform(0.02, 0.75, 2) * size).astype(int)
-        row = row if rng.random() < 0.5 else int(0.9 * size)
-        opacity[row : row + height, column : column + width] += 0.6
+        row, column = rng.choice([0.02, 0.9]) * size, rng.uniform(0.02, 0.78) * size
+        height, width = rng.uniform(0.03, 0.06) * size, rng.uniform(0.1, 0.2) * size
+        opacity[int(row) : int(row + height), int(column) : int(column + width)] += 0.6
     if rng.random() < 0.25:
         path = np.linspace(0, 1, 3 * size)
         row = rng.uniform(-0.1, 0.4) + path * rng.uniform(0.3, 0.9)
@@ -429,7 +438,7 @@ def _expose(rng: np.random.Generator, opacity: np.ndarray) -> np.ndarray:
     quantum, electronic = rng.uniform(0.004, 0.016), rng.uniform(0.002, 0.008)
     deviation = np.hypot(quantum * np.exp(opacity), electronic)
     opacity += deviation * rng.standard_normal(opacity.shape, np.float32)
-    level, gain, gamma = rng.uniform(-0.1, 0.1), rng.uniform(0.75, 1.0), rng.uniform(0.8, 1.35)
+    level, gain, gamma = rng.uniform(-0.08, 0.12), rng.uniform(0.65, 1.02), rng.uniform(0.75, 1.4)
     shown = np.clip(gain * (opacity - level), 0, 1) ** gamma
     return np.rint(255 * shown).astype(np.uint8)
 

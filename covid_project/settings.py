@@ -80,7 +80,9 @@ class Axis:
     def __post_init__(self):
         if (self.times is None) == (self.plus is None):
             raise SettingsError("give either times (geometric) or plus (stepped), not both")
-        if (self.times or 2) <= 1 or (self.plus or 1) <= 0:
+        if (self.times is not None and self.times <= 1) or (
+            self.plus is not None and self.plus <= 0
+        ):
             raise SettingsError("times must be above 1, plus above 0")
         if not self.values or list(self.values) != sorted(set(self.values)):
             raise SettingsError(f"values must rise, found {list(self.values)}")

@@ -13,7 +13,7 @@ from covid_project.augmentation import augment
 from covid_project.settings import Augmentation
 from covid_project.storage import cached_array
 
-# Every trial is a new model and is traced anew: TensorFlow's advice against that is beside the point.
+# Every trial is a new model and traced anew: TensorFlow's advice against that does not apply.
 tf.get_logger().setLevel("ERROR")
 
 BATCH = 64  # images per call wherever nothing is learned

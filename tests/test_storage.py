@@ -1,0 +1,91 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from covid_project.storage import (
+    append_rows,
+    cached_array,
+    fingerprint,
+    read_csv,
+    whole_file,
+    write_csv,
+    write_text,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
+    path = tmp_path / "table.csv"
+    write_text(path, "old")
+
+    def write_half():
+        with whole_file(path) as part:
+            part.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["table.csv"]
+
+
+def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "table.csv"
+    write_text(path, "old")
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from covid_project.storage import whole_file\n"
+        "with whole_file(Path(sys.argv[1])) as part:\n"
+        "    part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode != 0
+    assert path.read_text() == "old"
+
+
+def test_appended_rows_come_back_as_written(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    first = pd.DataFrame({"a": [1], "b": [0.1 + 0.2]})
+    append_rows(path, first)
+    table = append_rows(path, pd.DataFrame({"a": [2], "c": ["x"]}))
+    assert table["b"][0] == 0.1 + 0.2  # to the last bit
+    assert table["c"].tolist()[1] == "x"
+    pd.testing.assert_frame_equal(table, read_csv(path))
+
+
+def test_a_missing_table_is_empty(tmp_path):
+    assert read_csv(tmp_path / "none.csv").empty
+
+
+def test_a_cached_array_is_computed_once_and_read_only(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return np.arange(6).reshape(2, 3)
+
+    for _ in range(2):
+        array = cached_array(tmp_path / "deep" / "array.npy", compute)
+    assert len(calls) == 1
+    assert array.tolist() == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(ValueError):
+        array[0, 0] = 1
+
+
+def test_written_files_are_readable_by_others(tmp_path):
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"a": [1]}))
+    assert (tmp_path / "t.csv").stat().st_mode & 0o777 == 0o644
+
+
+def test_fingerprint_tells_parts_types_and_shapes_apart():
+    array = np.arange(4, dtype=np.uint8)
+    different = [
+        fingerprint("a", "b"), fingerprint("ab"), fingerprint("b", "a"), fingerprint(array),
+        fingerprint(array.astype(np.int8)), fingerprint(array.reshape(2, 2)),
+        fingerprint({"x": 1}), fingerprint({"x": 2}),
+    ]  # fmt: skip
+    assert len(set(different)) == len(different)
+    assert fingerprint({"x": 1, "y": 2}) == fingerprint({"y": 2, "x": 1})
+    assert all(len(digits) == 16 for digits in different)
