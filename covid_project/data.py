@@ -184,7 +184,10 @@ def group_of(path: str) -> str:
 
 
 def _open_root(path: Path) -> tuple[Root, list[str]]:
-    """Root, and the relative POSIX paths of all files under it that are not hidden."""
+    """Root, and the relative POSIX paths of all files under it that are not hidden.
+
+    Sorted. What macOS adds to archives is hidden too: its names start with ``._``.
+    """
     if not os.path.exists(path):  # Path.exists raises on names that are too long
         raise DataError(f"no such path: {path}; give a folder of images or a zip archive of one")
     if path.is_dir():
@@ -199,8 +202,7 @@ def _open_root(path: Path) -> tuple[Root, list[str]]:
 
 
 def _is_hidden(name: str) -> bool:
-    """Hidden files and folders, and what macOS adds to archives."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _files_under(folder: Path) -> Iterator[str]:
@@ -398,9 +400,9 @@ def _contents(root: Root, paths: Iterable[str]) -> pd.Series:
 
 
 def _identity(table: pd.DataFrame, contents: pd.Series) -> str:
-    """Fingerprint of the data set; it does not depend on the order of the rows."""
+    """Fingerprint of the data set, whose rows are still sorted by path."""
     rows = zip(table["path"], table["label"], table["split"], contents, strict=True)
-    return fingerprint(*(str(value) for row in sorted(rows) for value in row))
+    return fingerprint(*(str(value) for row in rows for value in row))
 
 
 def _refuse_shared(paths: pd.Series, splits: pd.Series, contents: pd.Series) -> None:
@@ -623,7 +625,7 @@ def _grey(content: bytes, name: str) -> Image.Image:
                 colours = image.convert("RGBA")
                 # Over black, a pixel's luminance is its own times its opacity.
                 return ImageChops.multiply(colours.convert("L"), colours.getchannel("A"))
-            return image.convert("L" if image.mode in ("1", "L") else "RGB").convert("L")
+            return image.convert("L")
     except Exception as error:  # as in _header
         raise UnreadableImage(name, f"damaged or cut off ({_reason(error)})") from None
     raise UnreadableImage(name, "32-bit or float grey values, whose range is unknown")

@@ -11,9 +11,11 @@ one law in both classes, and the same seed without a severity gives the same pat
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,10 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
+from covid_project.data import CLASSES, SPLITS, DataError
+
 # one side patchy, both sides patchy, both sides extensive
 SEVERITIES = ("mild", "moderate", "severe")
-SPLITS = ("train", "val", "test")
-LABEL_NAMES = ("NORMAL", "COVID")
 SMALLEST_SIZE = 32  # pixels; below it the mediastinum no longer parts the lungs
 DRAWING = 1  # to be raised whenever the same seed gives other pixels
 
@@ -34,7 +36,7 @@ _BLOBS = {
     "moderate": ((3, 5), (0.06, 0.13)),
     "severe": ((6, 9), (0.08, 0.16)),
 }
-_CONTRAST = (0.3, 0.7)  # opacity of a lesion; the air of a lung takes away about 0.4
+_CONTRAST = (0.3, 0.7)  # opacity of a lesion at its densest; a lung's air takes away about 0.4
 _LESION_EDGE = 0.35  # the mask holds what exceeds this share of the lung's strongest opacity
 
 _LETTERS = {
@@ -115,7 +117,7 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
     Raises
     ------
     ValueError
-        Arguments out of range, or a folder that holds something else.
+        Arguments out of range; as DataError, a folder that holds something else.
     """
     _check_size(size)
     if set(counts) != set(SPLITS) or not all(_is_natural(counts[split]) for split in counts):
@@ -139,7 +141,7 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
         drawn = Path(part) / "phantoms"
         rows = pd.DataFrame(_rows(counts, seed), columns=_COLUMNS)
         for split in SPLITS:
-            for label_name in LABEL_NAMES:
+            for label_name in CLASSES:
                 for kind in ("", "masks/lungs", "masks/lesions"):
                     (drawn / kind / split / label_name).mkdir(parents=True)
         for row in rows.itertuples():
@@ -161,7 +163,7 @@ _COLUMNS = ("path", "label_name", "split", "severity", "seed")
 def _rows(counts: Mapping[str, int], seed: int) -> Iterator[dict]:
     """Yield what ``phantoms.csv`` says of each image."""
     for split_index, split in enumerate(SPLITS):
-        for label, label_name in enumerate(LABEL_NAMES):
+        for label, label_name in enumerate(CLASSES):
             for index in range(counts[split]):
                 sequence = np.random.SeedSequence(seed, spawn_key=(split_index, label, index))
                 yield {
@@ -181,7 +183,7 @@ def _holds_set(folder: Path, arguments: dict) -> bool:
     record = folder / "phantoms.json"
     found = record.read_text("utf-8") if record.is_file() else "no phantoms.json"
     if found != json.dumps(arguments, indent=2) + "\n":
-        raise ValueError(
+        raise DataError(
             f"{folder} holds something else than the phantoms asked for: found "
             f"{' '.join(found.split())}, asked for {json.dumps(arguments)}. "
             "Delete the folder or name another one."
@@ -189,7 +191,7 @@ def _holds_set(folder: Path, arguments: dict) -> bool:
     for path in pd.read_csv(folder / "phantoms.csv")["path"]:
         for kind in ("", "masks/lungs", "masks/lesions"):
             if not (folder / kind / path).is_file():
-                raise ValueError(
+                raise DataError(
                     f"{folder / kind / path} is missing from a complete set of phantoms. "
                     f"Delete {folder} to have it drawn again."
                 )
@@ -203,6 +205,7 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def _is_natural(value: object) -> bool:
+    """Whether the value is a whole number from 0; True and False are none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
 
 
@@ -225,14 +228,14 @@ def _draw_thorax(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nd
 
     opacity = 0.62 + 0.1 * (1 - x**2) + 0.15 * np.maximum(sum(abdomen), heart)
     opacity += _draw_mediastinum(rng, x, y)
-    depth = 0.6 + 0.4 * ndimage.gaussian_filter(lungs, size / 20)  # thinner towards the edge
+    depth = 0.6 + 0.4 * ndimage.uniform_filter(lungs, size // 6)  # thinner towards the edge
     opacity -= rng.uniform(0.29, 0.5) * lungs * depth
-    opacity += _draw_vessels(rng, x, y, lungs)
+    opacity += _draw_vessels(rng, lungs)
     opacity += _draw_bones(rng, x, y)
     opacity += _draw_breasts(rng, x, y)
     opacity += rng.uniform(0.005, 0.02) * lungs * _texture(rng, size, coarsest=3, slope=1.0)
     opacity += 0.03 * _texture(rng, size, coarsest=1, slope=2.0)
-    return (opacity * _draw_body(rng, x, y)).astype(np.float32), air
+    return opacity * _draw_body(rng, x, y), air
 
 
 def _patient_coordinates(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -273,10 +276,11 @@ def _largest_component(mask: np.ndarray) -> np.ndarray:
 def _draw_heart(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Shadow of heart and aortic knob, 0 to 1; most of it in the right half of the picture."""
     angle = rng.uniform(0.5, 0.9)
+    cos, sin = math.cos(angle), math.sin(angle)
     dx, dy = x - rng.uniform(0.1, 0.16), y - rng.uniform(0.3, 0.42)
     dy = np.minimum(dy, 0.5 * dy)  # reaches below the diaphragm, so that it rests on it
-    along = (np.cos(angle) * dx + np.sin(angle) * dy) / rng.uniform(0.4, 0.5)
-    across = (np.cos(angle) * dy - np.sin(angle) * dx) / rng.uniform(0.25, 0.32)
+    along = (cos * dx + sin * dy) / rng.uniform(0.4, 0.5)
+    across = (cos * dy - sin * dx) / rng.uniform(0.25, 0.32)
     heart = _soft((1 - np.sqrt(along**2 + across**2)) / 0.04)
     knob = _soft((rng.uniform(0.08, 0.11) - np.hypot(x - 0.1, y + rng.uniform(0.2, 0.3))) / 0.02)
     return np.maximum(heart, knob)
@@ -320,11 +324,9 @@ def _rib(phase: np.ndarray) -> np.ndarray:
     return 0.7 * _soft((wave - 0.25) / 0.12) + 0.3 * np.exp(-(((wave - 0.25) / 0.2) ** 2))
 
 
-def _draw_vessels(
-    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, lungs: np.ndarray
-) -> np.ndarray:
+def _draw_vessels(rng: np.random.Generator, lungs: np.ndarray) -> np.ndarray:
     """Opacity of the vessels that fan out from the two hila, thinner towards the edge."""
-    size = len(x)
+    size = len(lungs)
     steps = np.linspace(0, 1, size // 2)[:, None]  # (steps, 1)
     canvas = np.zeros((2, size, size), np.float32)
     for side in (-1, 1):
@@ -336,6 +338,7 @@ def _draw_vessels(
         start = rng.normal(0, 0.04, (2, number))
         px = 0.16 + start[0] + length * steps * np.cos(angle)
         py = 0.02 + start[1] + length * steps * np.sin(angle) * 0.9
+        # from the picture's midline: the mediastinum hides by how much the patient lies off it
         column = np.clip((side * px + 1) * size / 2, 0, size - 1).astype(int)
         row = np.clip((py + 1) * size / 2, 0, size - 1).astype(int)
         weight = np.broadcast_to(length * (1 - steps), px.shape)
@@ -344,10 +347,10 @@ def _draw_vessels(
     radii = size / 60, size / 140
     thick, thin = (
         # blurring spreads a line of height 1 to this height
-        np.sqrt(2 * np.pi) * radius * ndimage.gaussian_filter(line, radius)
+        math.sqrt(2 * math.pi) * radius * ndimage.gaussian_filter(line, radius)
         for radius, line in zip(radii, canvas, strict=True)
     )
-    return rng.uniform(0.03, 0.09) * lungs * np.minimum(thick + thin, 2)
+    return rng.uniform(0.03, 0.11) * lungs * np.minimum(thick + thin, 2)
 
 
 def _draw_breasts(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -370,11 +373,16 @@ def _texture(rng: np.random.Generator, size: int, coarsest: float, slope: float)
     Its amplitude falls with the spatial frequency to the power ``slope``, from ``coarsest`` cycles
     per image on.
     """
-    cycles = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) * size
-    amplitude = np.where(cycles < coarsest, 0, np.maximum(cycles, 1) ** -slope)
     white = np.fft.rfft2(rng.standard_normal((size, size), np.float32))
-    noise = np.fft.irfft2(white * amplitude, (size, size))
-    return (noise / noise.std()).astype(np.float32)
+    noise = np.fft.irfft2(white * _amplitude(size, coarsest, slope), (size, size))
+    return noise / noise.std()
+
+
+@cache
+def _amplitude(size: int, coarsest: float, slope: float) -> np.ndarray:
+    """Amplitude of the correlated noise at each frequency of ``np.fft.rfft2``, float32."""
+    cycles = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) * size
+    return np.where(cycles < coarsest, 0, np.maximum(cycles, 1) ** -slope).astype(np.float32)
 
 
 def _draw_lesions(
@@ -389,15 +397,15 @@ def _draw_lesions(
     for side in [rng.integers(2)] if severity == "mild" else (0, 1):
         rows, columns = np.nonzero(lungs[side])
         number = rng.integers(fewest, most + 1)
-        low = rows / rows.sum()  # lower zones are struck more often
-        centre = rng.choice(len(rows), number, p=low)
+        # the lower a place, the more often it is struck
+        centre = rng.choice(len(rows), number, p=rows / rows.sum())
         radius = rng.uniform(*radii, (2, number, 1)) * size / 2
         # a sum of axis-parallel Gaussian blobs is one matrix product
         down = np.exp(-0.5 * ((pixels - rows[centre, None]) / radius[0]) ** 2)
         across = np.exp(-0.5 * ((pixels - columns[centre, None]) / radius[1]) ** 2)
         strength = rng.uniform(0.5, 1.0, (number, 1))
         blobs = (1 - np.exp(-2 * down.T @ (strength * across))) * texture * air[side]
-        blobs /= blobs.max()
+        blobs /= blobs[lungs[side]].max()
         shape += blobs
         mask |= (blobs > _LESION_EDGE) & lungs[side]
     return shape, mask

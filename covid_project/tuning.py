@@ -46,7 +46,7 @@ def propose(
         missing = [point for point in planned if not _is_tried(point, trials)]
         if missing:
             return missing
-        centre = best_hyperparameters(trials, axes)
+        centre = _centre(trials, axes)
         return [point for name in axes if (point := _beyond(axes, name, centre, trials))]
     if strategy != "one at a time":
         raise ValueError(f"unknown strategy {strategy!r}; allowed: 'grid', 'one at a time'")
@@ -58,7 +58,7 @@ def propose(
             return missing
         # Only trials on this line decide, so that a resumed search decides the same again.
         on_line = trials[_same(trials, {key: centre[key] for key in axes if key != name})]
-        best = best_hyperparameters(on_line, axes)
+        best = _centre(on_line, axes)
         point = _beyond(axes, name, best, on_line)
         if point:
             return [point]
@@ -165,6 +165,18 @@ def best_trial(trials: pd.DataFrame) -> pd.Series:
             f"none of {len(trials)} trials has a finite {OBJECTIVE}: lower the learning rates"
         )
     return finite.loc[finite[OBJECTIVE].idxmin()]
+
+
+def _centre(trials: pd.DataFrame, axes: Mapping[str, Axis]) -> Hyperparameters:
+    """The best point so far; where every trial failed, the one with the smallest values.
+
+    A smaller learning rate, the first of the axes, is the likeliest to succeed, so that the search
+    goes on downwards.
+    """
+    if np.isfinite(trials[OBJECTIVE].astype(float)).any():
+        return best_hyperparameters(trials, axes)
+    row = trials.sort_values([*axes]).iloc[0]
+    return {name: _plain(row[name]) for name in axes}
 
 
 def _beyond(axes, name: str, best: Hyperparameters, trials) -> Hyperparameters | None:

@@ -129,12 +129,23 @@ def test_a_trial_whose_loss_is_not_finite_is_a_row_and_never_the_best(tmp_path):
     assert best_trial(trials)["learning_rate"] == 0.002
 
 
+def test_while_every_trial_fails_smaller_values_are_tried(tmp_path):
+    def objective(point):
+        if point["learning_rate"] > 0.0004:
+            raise FloatingPointError("the loss is no longer finite")
+        return bowl(0.0002, 0.2, 32)(point)
+
+    assert best_trial(run(tmp_path / "t.csv", objective))["learning_rate"] == 0.00025
+
+
 def test_when_no_trial_is_finite_it_says_so(tmp_path):
     def objective(point):
         raise FloatingPointError("not finite")
 
+    trials = run(tmp_path / "t.csv", objective)
+    assert trials["learning_rate"].min() == 0.00025  # the last one inside the limits
     with pytest.raises(ValueError, match="lower the learning rates"):
-        run(tmp_path / "t.csv", objective)
+        best_trial(trials)
 
 
 @given(

@@ -1,0 +1,56 @@
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from covid_project.checkpoints import finished_model, fitted, load_model, model_path
+from covid_project.experiment import MissingInput
+
+RECIPE = {"data": "d", "epochs": 3, "learning_rate": np.float64(0.1)}
+
+
+def train():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    return model, pd.DataFrame({"epoch": [1], "loss": [0.5]})
+
+
+def never():
+    pytest.fail("trained again")
+
+
+def test_a_finished_stage_is_loaded_and_another_recipe_is_trained_anew(tmp_path):
+    model, history = fitted(tmp_path, "s", RECIPE, train)
+    again, same = fitted(tmp_path, "s", RECIPE, never)
+    np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
+    pd.testing.assert_frame_equal(history, same)
+    other, _ = fitted(tmp_path, "s", {**RECIPE, "epochs": 4}, train)
+    assert not np.array_equal(other.get_weights()[0], model.get_weights()[0])
+
+
+def test_a_training_that_is_cut_off_leaves_an_unfinished_stage(tmp_path):
+    fitted(tmp_path, "s", RECIPE, train)
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(tmp_path, "s", {**RECIPE, "epochs": 4}, killed)
+    with pytest.raises(MissingInput, match=r"run baseline\.ipynb first"):
+        finished_model(tmp_path, "s", "baseline.ipynb")
+
+
+def test_a_recipe_whose_model_is_missing_is_trained_again(tmp_path):
+    # As in a fresh clone: the recipes are kept in the repository, the models are not.
+    fitted(tmp_path, "s", RECIPE, train)
+    model_path(tmp_path, "s").unlink()
+    fitted(tmp_path, "s", RECIPE, train)
+    assert finished_model(tmp_path, "s", "x").count_params() == 3
+
+
+def test_a_model_that_could_run_code_is_refused(tmp_path):
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Lambda(lambda x: x + 1)(inputs))
+    model.save(tmp_path / "evil.keras")
+    with pytest.raises((ValueError, TypeError), match=r"(?i)lambda|unsafe|safe_mode"):
+        load_model(tmp_path / "evil.keras")

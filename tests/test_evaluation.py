@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn import metrics as sk
+
+from covid_project.evaluation import (
+    METRICS,
+    bootstrap,
+    confusion,
+    metrics_table,
+    percentile_interval,
+    point_metrics,
+    record_test_look,
+    wilson_interval,
+)
+from covid_project.storage import read_csv
+
+
+@pytest.fixture
+def scored(rng):
+    labels = np.repeat([0, 1], [70, 50])
+    scores = np.round(rng.normal(labels * 1.5 - 0.7, 1.0), 1)  # rounded: there are ties
+    return labels, scores
+
+
+def sklearn_metrics(labels, scores):
+    predicted = (scores > 0).astype(int)
+    return {
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "sensitivity": sk.recall_score(labels, predicted),
+        "specificity": sk.recall_score(labels, predicted, pos_label=0),
+        "precision": sk.precision_score(labels, predicted),
+        "F1": sk.f1_score(labels, predicted),
+        "AUC": sk.roc_auc_score(labels, scores),
+        "MCC": sk.matthews_corrcoef(labels, predicted),
+    }
+
+
+def test_metrics_equal_scikit_learns(scored):
+    ours = point_metrics(*scored)
+    assert tuple(ours) == METRICS
+    assert ours == pytest.approx(sklearn_metrics(*scored))
+    np.testing.assert_array_equal(confusion(*scored), sk.confusion_matrix(scored[0], scored[1] > 0))
+
+
+@given(n=st.integers(1, 500), data=st.data())
+def test_wilson_equals_scipys(n, data):
+    successes = data.draw(st.integers(0, n))
+    expected = binomtest(successes, n).proportion_ci(method="wilson")
+    low, high = wilson_interval(successes, n)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert low <= successes / n <= high
+
+
+def test_bootstrap_equals_a_naive_loop_over_the_same_draws(scored):
+    labels, scores = scored
+    ours = bootstrap(labels, scores, resamples=20, seed=4)
+    rng = np.random.default_rng(4)
+    negative = np.flatnonzero(labels == 0)[rng.integers(0, 70, (20, 70))]
+    positive = np.flatnonzero(labels == 1)[rng.integers(0, 50, (20, 50))]
+    for number in range(20):
+        rows = np.concatenate([negative[number], positive[number]])
+        expected = sklearn_metrics(labels[rows], scores[rows])
+        assert {name: ours[name][number] for name in METRICS} == pytest.approx(expected)
+
+
+def test_bootstrap_interval_of_the_auc_has_the_width_of_hanley_and_mcneil(rng):
+    # Hanley & McNeil 1982, eq. 2: the standard error of the AUC for two exponential distributions.
+    n = 400
+    labels = np.repeat([0, 1], n)
+    scores = np.concatenate([rng.exponential(1, n), rng.exponential(4, n)])
+    auc = point_metrics(labels, scores)["AUC"]
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = (auc * (1 - auc) + (n - 1) * (q1 - auc**2) + (n - 1) * (q2 - auc**2)) / n**2
+    low, high = percentile_interval(bootstrap(labels, scores)["AUC"])
+    assert (high - low) / (2 * 1.96) == pytest.approx(np.sqrt(variance), rel=0.1)
+
+
+def test_the_table_holds_every_metric_with_an_interval_around_it(scored):
+    table = metrics_table(*scored).set_index("metric")
+    assert tuple(table.index) == METRICS
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
+    assert table.loc["sensitivity", "n"] == 50
+    assert table.loc["specificity", "n"] == 70
+    assert table.equals(metrics_table(*scored).set_index("metric"))  # seeded
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_with_one_class_alone_what_is_undefined_is_nan(label):
+    labels, scores = np.full(6, label), np.linspace(-1, 1, 6)
+    values = point_metrics(labels, scores)
+    assert values["accuracy"] == 0.5
+    assert np.isnan(values["AUC"])
+    assert np.isnan(values["sensitivity" if label == 0 else "specificity"])
+    table = metrics_table(labels, scores).set_index("metric")
+    assert table.loc["AUC", ["value", "low", "high"]].isna().all()
+
+
+def test_without_positive_predictions_precision_and_mcc_are_nan():
+    values = point_metrics(np.array([0, 1]), np.array([-1.0, -2.0]))
+    assert np.isnan(values["precision"])
+    assert np.isnan(values["MCC"])
+
+
+def test_one_image_and_equal_scores_work():
+    assert metrics_table(np.array([1]), np.array([2.0]))["value"][0] == 1
+    assert point_metrics(np.array([0, 1, 1]), np.zeros(3))["AUC"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([0, 1], [0.1], "same shape"),
+        ([], [], "N > 0"),
+        ([0, 2], [0.1, 0.2], "must be 0 or 1"),
+        ([0, 1], [0.1, np.nan], "1 of 2 scores are not finite"),
+    ],
+)
+def test_bad_input_is_refused(labels, scores, message):
+    with pytest.raises(ValueError, match=message):
+        point_metrics(np.array(labels), np.array(scores))
+
+
+def test_the_ledger_knows_replays_from_further_looks(tmp_path, capsys):
+    path = tmp_path / "test_ledger.csv"
+    first = {"model": "m1", "data": "d1", "seed": 1}
+    assert record_test_look(path, "baseline", first) == 1
+    assert record_test_look(path, "baseline", first) == 1  # a replay
+    assert record_test_look(path, "transfer", {**first, "model": "m2"}) == 1  # another stage
+    assert "WARNING" not in capsys.readouterr().out
+    assert record_test_look(path, "baseline", {**first, "model": "m3"}) == 2
+    assert "look 2" in capsys.readouterr().out
+    assert record_test_look(path, "baseline", first) == 1
+    assert len(read_csv(path)) == 3

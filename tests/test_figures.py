@@ -1,0 +1,101 @@
+"""Figures are for the eye; here only what can be told without one."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from covid_project import figures
+
+CLASSES = ("NORMAL", "COVID")
+
+
+@pytest.fixture(autouse=True)
+def close():
+    yield
+    plt.close("all")
+
+
+def words(figure):
+    """All text on a figure, drawn."""
+    figure.canvas.draw()
+    return " ".join(text.get_text() for text in figure.findobj(plt.Text))
+
+
+@pytest.fixture
+def trials():
+    return pd.DataFrame(
+        {
+            "learning_rate": [0.001, 0.002, 0.004],
+            "dropout": [0.2, 0.2, 0.2],
+            "val_loss": [0.5, np.nan, 0.3],
+            "extension": [False, False, True],
+        }
+    )
+
+
+def test_class_distribution_shows_the_counts():
+    table = pd.DataFrame({"split": ["train"] * 5 + ["val"] * 2, "label": [0, 0, 0, 1, 1, 0, 1]})
+    text = words(figures.class_distribution(table, CLASSES))
+    assert {"3", "2", "train", "val", "NORMAL", "COVID"} <= set(text.split())
+
+
+def test_image_grid_shows_each_image_on_the_fixed_grey_scale():
+    images = np.full((5, 8, 8, 1), 100, np.uint8)
+    figure = figures.image_grid(images, [f"t{k}" for k in range(5)], columns=2)
+    shown = [axis for axis in figure.axes if axis.images]
+    assert len(shown) == 5
+    assert all(axis.images[0].get_clim() == (0, 255) for axis in shown)
+
+
+def test_history_marks_the_best_epoch_and_names_units():
+    table = pd.DataFrame(
+        {"epoch": [1, 2], "loss": [1, 0.5], "accuracy": [0.5, 0.8], "val_loss": [1, 0.9],
+         "val_accuracy": [0.5, 0.6]}
+    )  # fmt: skip
+    text = words(figures.history(table, best_epoch=2))
+    assert "nats" in text
+    assert "best epoch 2" in text
+    assert "validation" in text
+    assert "validation" not in words(figures.history(table[["epoch", "loss", "accuracy"]]))
+
+
+def test_tuning_survives_failed_trials(trials):
+    assert "best" in words(figures.tuning(trials, ["learning_rate", "dropout"]))
+
+
+def test_confusion_matrix_shows_the_counts_by_name():
+    text = words(figures.confusion_matrix(np.array([[50, 3], [7, 40]]), CLASSES))
+    assert {"50", "3", "7", "40", "label", "prediction"} <= set(text.split())
+
+
+def test_intervals_are_drawn_from_bound_to_bound():
+    # A percentile interval need not contain the value; error bars could not draw that.
+    metrics = pd.DataFrame(
+        {"stage": ["baseline"], "metric": ["F1"], "value": [0.9], "low": [0.91], "high": [0.95]}
+    )
+    figure = figures.intervals(metrics)
+    (segment,) = figure.axes[0].collections[0].get_segments()
+    assert segment[:, 0].tolist() == [0.91, 0.95]
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "expected"),
+    [
+        (1, 2.0, "COVID; predicted COVID\np = 0.88: correct"),
+        (1, -2.0, "COVID; predicted NORMAL\np = 0.88: WRONG"),
+        (0, -2.0, "NORMAL; predicted NORMAL\np = 0.88: correct"),
+    ],
+)
+def test_the_verdict_gives_label_prediction_and_its_probability(label, score, expected):
+    assert figures.verdict(label, score, CLASSES) == expected
+
+
+def test_histograms_and_panels_draw():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    figures.grey_histograms({("train", "NORMAL"): images, ("train", "COVID"): images})
+    assert "normalised value" in words(figures.value_histograms({"a": images, "b": images}))
+    overlays = rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    figure = figures.heatmap_panel(images, overlays, ["x", "y", "z"])
+    assert sum(bool(axis.images) for axis in figure.axes) == 6
