@@ -18,7 +18,7 @@ HOUSE = Path(__file__).resolve().parent.parent
 
 
 class NotebookFailed(RuntimeError):
-    """A cell raised an error; the message holds the notebook, the cell and the error."""
+    """A cell raised an error; the message holds the notebook, the error and where to read on."""
 
 
 def run_notebooks(settings: Settings, names: tuple[str, ...] = NOTEBOOKS) -> None:
@@ -69,17 +69,17 @@ def _execute(name: str, results: Path, title: str, expected: float, later: float
         ),
     )
     client.title = title
-    log = CACHE / f"{name}.log"
+    log, page = CACHE / f"{name}.log", results / "html" / f"{name}.html"
     try:
         with log.open("w") as stderr:  # TensorFlow's start-up notes, but also a crash's last words
             client.execute(stderr=stderr)
     except CellExecutionError as error:
-        raise NotebookFailed(f"{name}.ipynb: {error}") from None
+        reason = f"{name}.ipynb: {error.ename}: {error.evalue}"
+        raise NotebookFailed(f"{reason}\n(the cell and the traceback are in {page})") from None
     except DeadKernelError as error:
         raise NotebookFailed(f"{name}.ipynb: {error} (see {log})") from None
     finally:  # a failed notebook is worth reading too
-        page, _ = HTMLExporter().from_notebook_node(notebook)
-        write_text(results / "html" / f"{name}.html", page)
+        write_text(page, HTMLExporter().from_notebook_node(notebook)[0])
 
 
 class _TalkingClient(NotebookClient):

@@ -48,7 +48,10 @@ def cosine_schedule(learning_rate: float, steps: int) -> keras.optimizers.schedu
     """
     warm_up = max(1, round(WARM_UP * steps))
     return keras.optimizers.schedules.CosineDecay(
-        learning_rate / 10, steps - warm_up, warmup_target=learning_rate, warmup_steps=warm_up
+        learning_rate / 10,
+        max(1, steps - warm_up),
+        warmup_target=learning_rate,
+        warmup_steps=warm_up,
     )
 
 

@@ -93,6 +93,10 @@ def test_the_schedule_rises_to_its_rate_and_falls_along_a_cosine_to_zero():
     assert float(schedule(100)) == pytest.approx(0, abs=1e-8)
 
 
+def test_a_training_of_a_single_step_has_a_schedule():
+    assert np.isfinite(float(cosine_schedule(0.1, 1)(0)))
+
+
 def test_a_loss_that_is_not_finite_is_an_error(data):
     model = new_model()
     model.get_layer("logit").bias.assign([np.nan])
