@@ -36,7 +36,7 @@ _BLOBS = {
     "moderate": ((3, 5), (0.06, 0.13)),
     "severe": ((6, 9), (0.08, 0.16)),
 }
-_CONTRAST = (0.3, 0.7)  # opacity of a lesion at its densest; a lung's air takes away about 0.4
+_CONTRAST = (0.34, 0.7)  # opacity of a lesion at its densest; a lung's air takes away about 0.4
 _LESION_EDGE = 0.35  # the mask holds what exceeds this share of the lung's strongest opacity
 
 _LETTERS = {
@@ -350,7 +350,7 @@ def _draw_vessels(rng: np.random.Generator, lungs: np.ndarray) -> np.ndarray:
         math.sqrt(2 * math.pi) * radius * ndimage.gaussian_filter(line, radius)
         for radius, line in zip(radii, canvas, strict=True)
     )
-    return rng.uniform(0.03, 0.11) * lungs * np.minimum(thick + thin, 2)
+    return rng.uniform(0.03, 0.09) * lungs * np.minimum(thick + thin, 2)
 
 
 def _draw_breasts(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from covid_project.settings import SETTINGS_VARIABLE, load_settings
 def house(tmp_path, monkeypatch):
     """A project of two notebooks of our own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(runner.HOUSE))
     monkeypatch.setattr(runner, "HOUSE", tmp_path)
     monkeypatch.setenv(SETTINGS_VARIABLE, "")  # so that the runner's own is taken back afterwards
 
