@@ -166,7 +166,8 @@ def begin(settings: Settings) -> Experiment:
     if source is None:
         counts = {split: getattr(settings.phantoms, split) for split in data.SPLITS}
         size = settings.phantoms.size
-        name = fingerprint({"size": size, "seed": settings.seed, **counts})
+        drawn = {"drawing": phantoms.DRAWING, "size": size, "seed": settings.seed, **counts}
+        name = fingerprint(drawn)
         source = phantoms.write_dataset(CACHE / f"phantoms-{name}", counts, size, settings.seed)
     results = Path(settings.results)
     dataset = data.open_dataset(
