@@ -1,0 +1,83 @@
+"""The committed run: its numbers follow from its scores, and README says what it says."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from covid_project.evaluation import metrics_table
+from covid_project.settings import load_settings
+from covid_project.tuning import best_hyperparameters
+
+HOUSE = Path(__file__).resolve().parent.parent
+RESULTS = HOUSE / "results"
+STAGES = ("baseline", "transfer", "fine_tuned")
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    return pd.read_csv(RESULTS / "metrics.csv", float_precision="round_trip")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_metrics_follow_from_the_saved_scores(metrics, stage):
+    scores = pd.read_csv(RESULTS / f"scores_{stage}_test.csv", float_precision="round_trip")
+    saved = metrics[(metrics["stage"] == stage) & (metrics["split"] == "test")]
+    again = metrics_table(scores["label"], scores["score"], seed=int(saved["seed"].iloc[0]))
+    columns = ["value", "low", "high", "n"]
+    np.testing.assert_allclose(saved[columns].to_numpy(), again[columns].to_numpy(), rtol=1e-12)
+
+
+def test_the_test_set_was_read_once_per_final_model():
+    ledger = pd.read_csv(RESULTS / "test_ledger.csv")
+    assert sorted(ledger["stage"]) == sorted(STAGES)
+    assert (ledger["look"] == 1).all()
+
+
+def test_the_best_hyperparameters_lie_inside_what_was_tried_or_at_a_stated_limit():
+    settings = load_settings(RESULTS / "settings.yaml")
+    for name, axes in (
+        ("baseline", settings.baseline.search),
+        ("transfer", settings.transfer.search),
+        ("fine_tuning", {"learning_rate": settings.transfer.fine_tuning.learning_rate}),
+    ):
+        trials = pd.read_csv(RESULTS / f"tuning_{name}.csv")
+        best = best_hyperparameters(trials, axes)
+        for key, axis in axes.items():
+            next_value = {
+                side: best[key] * axis.times**side if axis.times else best[key] + side * axis.plus
+                for side in (-1, 1)
+            }
+            assert trials[key].min() < best[key] or next_value[-1] < axis.low, (name, key)
+            assert best[key] < trials[key].max() or next_value[1] > axis.high, (name, key)
+
+
+def test_readme_says_what_the_results_say(metrics):
+    rows = re.findall(
+        r"^\| (baseline|transfer|fine_tuned) \|.*?\| ([\d.]+) \(([\d.]+)–([\d.]+)\) "
+        r"\| ([\d.]+) \(([\d.]+)–([\d.]+)\) \|$",
+        (HOUSE / "README.md").read_text(encoding="utf-8"),
+        flags=re.M,
+    )
+    assert [row[0] for row in rows] == list(STAGES)
+    test = metrics[metrics["split"] == "test"].set_index(["stage", "metric"])
+    for stage, *numbers in rows:
+        expected = [
+            f"{test.loc[(stage, metric), column]:.3f}"
+            for metric in ("accuracy", "AUC")
+            for column in ("value", "low", "high")
+        ]
+        assert numbers == expected
+
+
+def test_no_pixels_and_no_paths_of_a_machine_are_committed():
+    for path in RESULTS.rglob("*"):
+        if "demo" in path.parts or "html" in path.parts or path.name.startswith("images_"):
+            continue  # ignored by git
+        assert path.suffix in ("", ".csv", ".json", ".yaml", ".pdf", ".keras"), path
+        if path.suffix in (".csv", ".json", ".yaml"):
+            assert not re.search(r"(^|[\s\"',:])/(home|Users|root|work|tmp)/", path.read_text()), (
+                path
+            )
