@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 import pandas as pd
 
+import covid_project.normalization  # noqa: F401  makes our layers known to Keras when it loads
 from covid_project.experiment import MissingInput
 from covid_project.storage import read_csv, whole_file, write_csv, write_text
 

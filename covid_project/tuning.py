@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from covid_project.evaluation import point_metrics
 from covid_project.settings import Axis
 from covid_project.storage import append_rows, fingerprint, read_csv
 
@@ -115,6 +116,18 @@ def search(
             trials = append_rows(path, pd.DataFrame([row]))
             _report(title, point, row, trials, waiting=len(points) - number - 1)
     return trials
+
+
+def outcome(
+    best_epoch: int, val_loss: float, labels: np.ndarray, scores: np.ndarray
+) -> dict[str, float]:
+    """Columns of a trial: its best epoch, and the validation metrics of its model at that epoch.
+
+    ``labels`` and ``scores`` (N,) are those of the validation images, scores as logits.
+    """
+    metrics = point_metrics(labels, scores)
+    named = {f"val_{name}": value for name, value in metrics.items()}
+    return {"best_epoch": best_epoch, OBJECTIVE: val_loss, **named}
 
 
 def _resume(path: Path, identity: Mapping[str, object]) -> pd.DataFrame:

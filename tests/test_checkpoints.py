@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pandas as pd
@@ -5,6 +8,7 @@ import pytest
 
 from covid_project.checkpoints import finished_model, fitted, load_model, model_path
 from covid_project.experiment import MissingInput
+from covid_project.normalization import SampleNormalization
 
 RECIPE = {"data": "d", "epochs": 3, "learning_rate": np.float64(0.1)}
 
@@ -46,6 +50,18 @@ def test_a_recipe_whose_model_is_missing_is_trained_again(tmp_path):
     model_path(tmp_path, "s").unlink()
     fitted(tmp_path, "s", RECIPE, train)
     assert finished_model(tmp_path, "s", "x").count_params() == 3
+
+
+def test_a_model_with_a_layer_of_ours_loads_in_a_process_that_built_none(tmp_path):
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, SampleNormalization()(inputs))
+    model.save(tmp_path / "ours.keras")
+    code = (
+        "import sys; from covid_project.checkpoints import load_model\n"
+        "from pathlib import Path; load_model(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "ours.keras")]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def test_a_model_that_could_run_code_is_refused(tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covid_project.settings import Axis
-from covid_project.tuning import best_hyperparameters, best_trial, propose, search
+from covid_project.tuning import best_hyperparameters, best_trial, outcome, propose, search
 
 AXES = {
     "learning_rate": Axis(values=(0.001, 0.002, 0.004), times=2, low=0.0002, high=0.1),
@@ -146,6 +146,14 @@ def test_when_no_trial_is_finite_it_says_so(tmp_path):
     assert trials["learning_rate"].min() == 0.00025  # the last one inside the limits
     with pytest.raises(ValueError, match="lower the learning rates"):
         best_trial(trials)
+
+
+def test_the_outcome_of_a_trial_has_the_metrics_at_its_best_epoch():
+    row = outcome(4, 0.3, np.array([0, 0, 1, 1]), np.array([-1.0, 1.0, 2.0, 3.0]))
+    assert row["best_epoch"] == 4
+    assert row["val_loss"] == 0.3
+    assert row["val_accuracy"] == 0.75
+    assert row["val_AUC"] == 1.0
 
 
 @given(
