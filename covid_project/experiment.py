@@ -79,8 +79,9 @@ class Experiment:
         ``parts`` are the groups of settings that the result depends on beside the common ones.
         """
         common = (self.settings.normalization, self.settings.augmentation, *parts)
+        drawn = "phantoms-" if self.dataset.is_phantom else ""
         return {
-            "data": self.dataset.fingerprint,
+            "data": drawn + self.dataset.fingerprint,
             "seed": self.settings.seed,
             "settings": fingerprint(*(_as_json(part) for part in common)),
             "versions": VERSIONS,

@@ -101,14 +101,14 @@ def search(
         for number, point in enumerate(points):
             begun = time.perf_counter()
             try:
-                outcome = dict(run_trial(point))
+                found = dict(run_trial(point))
             except FloatingPointError as error:
                 print(f"{title}: {error}", flush=True)
-                outcome = {OBJECTIVE: np.nan}
+                found = {OBJECTIVE: np.nan}
             row = {
                 "trial": len(trials) + 1,
                 **point,
-                **outcome,
+                **found,
                 "seconds": round(time.perf_counter() - begun, 2),
                 "extension": any(point[name] not in axis.values for name, axis in axes.items()),
                 **identity,
@@ -183,8 +183,7 @@ def best_trial(trials: pd.DataFrame) -> pd.Series:
 def _centre(trials: pd.DataFrame, axes: Mapping[str, Axis]) -> Hyperparameters:
     """The best point so far; where every trial failed, the one with the smallest values.
 
-    A smaller learning rate, the first of the axes, is the likeliest to succeed, so that the search
-    goes on downwards.
+    A smaller learning rate is the likeliest to succeed, so the search goes on downwards.
     """
     if np.isfinite(trials[OBJECTIVE].astype(float)).any():
         return best_hyperparameters(trials, axes)

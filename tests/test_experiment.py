@@ -61,6 +61,10 @@ def test_identity_changes_with_the_settings_it_depends_on(experiment, tiny_profi
     assert experiment.identity() == experiment.identity()
 
 
+def test_rows_made_from_phantoms_say_so(experiment):
+    assert experiment.identity()["data"].startswith("phantoms-")
+
+
 def test_the_record_of_a_run_names_no_path_of_the_machine(experiment, tmp_path):
     for path in experiment.results.glob("*.*"):
         assert str(tmp_path) not in path.read_text(), path
