@@ -146,7 +146,7 @@ class Experiment:
         notes = [*self.notes, *notes]
         if notes:
             figure.text(
-                0.5, 1.0, "; ".join(notes), ha="center", va="bottom", fontsize=8, weight="bold"
+                0.5, 1.01, "; ".join(notes), ha="center", va="bottom", fontsize=8, weight="bold"
             )
         prefix = "phantom_" if self.dataset.is_phantom else ""
         path = self.results / "figures" / f"{name}.pdf"
