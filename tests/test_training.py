@@ -146,6 +146,21 @@ def test_a_sudden_drop_reloads_the_model_and_takes_a_smaller_rate(data):
     assert history["accuracy"].min() > 0.7
 
 
+def test_dropout_alone_is_no_sudden_drop(data):
+    # Without learning, an epoch reports less than the model can do, because dropout is at work.
+    set_seed(0)
+    inputs = keras.Input((32, 32, 1))
+    x = keras.layers.Flatten()(keras.layers.AveragePooling2D(8)(inputs / 127.5 - 1))
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Dropout(0.9)(x)))
+    kernel = np.zeros((16, 1), np.float32)
+    kernel[[5, 6, 9, 10]] = 1  # the four middle blocks hold the disc
+    model.layers[-1].set_weights([kernel, np.zeros(1, np.float32)])
+    assert ((logits(model, data[0][0]) > 0) == data[0][1]).mean() > 0.95
+    _, log = tune(data, model, 1e-9, sudden_drop=0.15)
+    assert log["accuracy_before"][0] < 0.9
+    assert log["outcome"].tolist() == ["kept"]
+
+
 def test_when_every_attempt_drops_the_model_is_as_it_was(data):
     model, _ = train(data, epochs=10)
     before = model_fingerprint(model)
