@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: run test lint lock clean
+.PHONY: run test lint clean
 
 run: $(VENV)/ready
 	$(PYTHON) -m covid_project run $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
