@@ -59,6 +59,8 @@ def small_run(tmp_path_factory):
     values |= {"image_size": 32, "results": "made"}
     values["phantoms"] = {"size": 48, "train": 24, "val": 12, "test": 12}
     values["transfer"] |= {"image_size": 64, "weights": "random"}
+    rates = {"values": [1e-5, 3e-5], "times": 3, "low": 1e-5, "high": 3e-5}
+    values["transfer"]["fine_tuning"] |= {"learning_rate": rates, "sudden_drop": 0.5}
     (folder / "profiles" / "small.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "covid_project", "run", "--profile", "small"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -84,6 +86,13 @@ def test_every_stage_looked_at_the_test_set_once(small_run):
     ledger = pd.read_csv(small_run[0] / "made" / "test_ledger.csv")
     assert ledger["stage"].tolist() == ["baseline", "transfer", "fine_tuned"]
     assert (ledger["look"] == 1).all()
+
+
+def test_every_rehearsal_of_the_fine_tuning_starts_from_the_same_model(small_run):
+    # The rehearsals share the backbone's layers; once, each went on from what the last had learned.
+    rehearsals = pd.read_csv(small_run[0] / "made" / "tuning_fine_tuning.csv")
+    assert len(rehearsals) == 2
+    assert rehearsals["initial_model"].nunique(dropna=False) == 1
 
 
 def test_every_result_names_data_seed_versions_and_weights(small_run):
