@@ -20,7 +20,7 @@ METRICS = ("accuracy", "sensitivity", "specificity", "precision", "F1", "AUC", "
 
 def confusion(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Counts [[true negatives, false positives], [false negatives, true positives]], int64."""
-    labels, predicted = _checked(labels, scores)[0], np.asarray(scores) > 0
+    labels, predicted = checked(labels, scores)[0], np.asarray(scores) > 0
     return np.array(
         [
             [np.sum(~labels & ~predicted), np.sum(~labels & predicted)],
@@ -35,7 +35,7 @@ def point_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     A metric whose denominator is zero (precision without any positive prediction, AUC or MCC of
     one class) is NaN: undefined, not zero.
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores = checked(labels, scores)
     counts = confusion(labels, scores)[None].reshape(1, 4)
     values = {name: float(value[0]) for name, value in _from_counts(counts).items()}
     values["AUC"] = float(_auc(labels, scores))
@@ -49,7 +49,7 @@ def metrics_table(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.D
     interval; F1, AUC and MCC the percentile interval of a bootstrap over images, each class
     resampled by itself. ``n`` is the number of images that the metric is a share of.
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores = checked(labels, scores)
     (true_negative, false_positive), (false_negative, true_positive) = confusion(labels, scores)
     shares = {
         "accuracy": (true_negative + true_positive, len(labels)),
@@ -94,7 +94,7 @@ def bootstrap(
     Images are drawn with replacement within each class, so that the sizes of the classes stay as
     they were designed (Efron & Tibshirani 1993, ch. 8, two-sample problem).
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores = checked(labels, scores)
     rng = np.random.default_rng(seed)
     negative, positive = np.flatnonzero(~labels), np.flatnonzero(labels)
     drawn = np.concatenate(
@@ -121,6 +121,21 @@ def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float
     """Bounds that hold the middle 95 % of the values; NaN where any value is undefined."""
     low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
+
+
+def bootstrap_auc(
+    labels: np.ndarray, scores: np.ndarray, *, seed: int = 0
+) -> tuple[float, float, float]:
+    """AUC of any score, not only of logits, with its 95 % interval (see ``bootstrap``)."""
+    low, high = percentile_interval(bootstrap(labels, scores, seed=seed)["AUC"])
+    return float(_auc(*checked(labels, scores))), low, high
+
+
+def cross_entropy(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mean binary cross-entropy of labels (N,) in {0, 1} and logits (N,), in nats."""
+    labels, scores = checked(labels, scores)
+    # log(1 + exp(z)) - y z, without overflow.
+    return float(np.mean(np.logaddexp(0, scores.astype(np.float64)) - labels * scores))
 
 
 def _from_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -153,7 +168,8 @@ def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return (ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives)
 
 
-def _checked(labels, scores) -> tuple[np.ndarray, np.ndarray]:
+def checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels as bool and scores, both (N,); ``ValueError`` where they cannot be evaluated."""
     labels, scores = np.asarray(labels), np.asarray(scores)
     if labels.shape != scores.shape or labels.ndim != 1 or len(labels) == 0:
         raise ValueError(

@@ -7,7 +7,7 @@ Nothing here needs TensorFlow.
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -131,17 +131,21 @@ class Experiment:
         metrics.insert(1, "split", split)
         metrics = metrics.assign(**{**self.identity(), **source})
         path = self.results / "metrics.csv"
-        earlier = read_csv(path)
-        if len(earlier):
-            earlier = earlier[(earlier["stage"] != stage) | (earlier["split"] != split)]
-        write_csv(path, pd.concat([earlier, metrics], ignore_index=True))
+        found = read_csv(path)
+        groups = dict(list(found.groupby(["stage", "split"], sort=False))) if len(found) else {}
+        groups[stage, split] = metrics  # in its old place, so that a replay changes nothing
+        write_csv(path, pd.concat(groups.values(), ignore_index=True))
         return metrics
 
-    def save_figure(self, figure: plt.Figure, name: str, *notes: str) -> None:
+    def save_figure(
+        self, figure: plt.Figure, name: str, *notes: str, made_from: Sequence[str] = ()
+    ) -> None:
         """Write ``figures/<name>.pdf``; notes and the phantoms' own say on it what it is.
 
         Names that begin with ``images_`` show pixels of the data set and never enter the
-        repository.
+        repository. The fingerprints of the data and of the tables that the figure was made from
+        (``made_from``, names in the results folder) go into the file, so that a stale figure can
+        be told.
         """
         notes = [*self.notes, *notes]
         if notes:
@@ -150,9 +154,21 @@ class Experiment:
             )
         prefix = "phantom_" if self.dataset.is_phantom else ""
         path = self.results / "figures" / f"{name}.pdf"
+        stamp = figure_stamp(self.results, self.identity()["data"], made_from)
         with whole_file(path.with_name(prefix + path.name)) as part:
-            # No date inside: the same figure is the same file.
-            figure.savefig(part, bbox_inches="tight", metadata={"CreationDate": None})
+            # At its own size, so that its text is as large as it says; no date inside, so that the
+            # same figure is the same file.
+            figure.savefig(
+                part,
+                bbox_inches="tight" if notes else None,
+                metadata={"CreationDate": None, "Keywords": stamp},
+            )
+
+
+def figure_stamp(results: Path, data: str, made_from: Sequence[str]) -> str:
+    """What a figure file says of its origin: ``data=…; <table>=…; …``, fingerprints all."""
+    tables = [f"{name}={fingerprint((results / name).read_bytes())}" for name in made_from]
+    return "; ".join([f"data={data}", *tables])
 
 
 def begin(settings: Settings) -> Experiment:

@@ -25,9 +25,9 @@ plt.rcParams.update(
         "font.size": 8,
         "axes.titlesize": 8,
         "axes.labelsize": 8,
-        "legend.fontsize": 7,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
+        "legend.fontsize": 8,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -55,7 +55,7 @@ def class_distribution(table: pd.DataFrame, classes: Sequence[str]) -> plt.Figur
             edgecolor="black",
             hatch="//" if label else None,
         )
-        axis.bar_label(bars, fontsize=7)
+        axis.bar_label(bars, fontsize=8)
     axis.set(xticks=range(len(counts)), xticklabels=counts.index, ylabel="images", xlabel="split")
     axis.grid(False, axis="x")
     axis.legend(loc="upper right")
@@ -76,7 +76,7 @@ def image_grid(
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
         image = np.squeeze(image)
         axis.imshow(image, **(GREY if image.ndim == 2 else {}))
-        axis.set_title(title, fontsize=7)
+        axis.set_title(title, fontsize=8)
     return figure
 
 
@@ -120,7 +120,7 @@ def value_histograms(values: Mapping[str, np.ndarray]) -> plt.Figure:
 
 def history(table: pd.DataFrame, best_epoch: int | None = None) -> plt.Figure:
     """Loss and accuracy by epoch, with validation where the table has it."""
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(COLUMN, 2.0), layout="constrained")
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         for number, (column, label) in enumerate(
             [(name, "training"), (f"val_{name}", "validation")]
@@ -135,9 +135,10 @@ def history(table: pd.DataFrame, best_epoch: int | None = None) -> plt.Figure:
                 )
         if best_epoch:
             axis.axvline(best_epoch, color="0.5", linewidth=0.8, label=f"best epoch {best_epoch}")
-        axis.set(xlabel="epoch", ylabel="binary cross-entropy (nats)" if name == "loss" else name)
+        axis.set(xlabel="epoch", ylabel="cross-entropy (nats)" if name == "loss" else name)
     axes[0].set_ylim(bottom=0)
-    axes[1].legend(loc="lower right")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), columnspacing=1)
     return figure
 
 
@@ -177,7 +178,7 @@ def tuning(trials: pd.DataFrame, hyperparameters: Sequence[str]) -> plt.Figure:
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> plt.Figure:
     """Counts (2, 2), rows the label, columns the prediction."""
-    figure, axis = plt.subplots(figsize=(COLUMN * 0.75, 2.1), layout="constrained")
+    figure, axis = plt.subplots(figsize=(PAGE / 3.2, 2.1), layout="constrained")
     sns.heatmap(
         counts,
         annot=True,
@@ -222,6 +223,38 @@ def intervals(metrics: pd.DataFrame) -> plt.Figure:
     return figure
 
 
+def reliability(tables: Mapping[str, pd.DataFrame]) -> plt.Figure:
+    """Observed against predicted share of the positive class, one panel per model.
+
+    ``tables`` maps the name of a model to its ``calibration.reliability``.
+    """
+    figure, axes = plt.subplots(
+        1,
+        len(tables),
+        figsize=(COLUMN, 1.75),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
+    for number, (axis, (name, table)) in enumerate(zip(axes.flat, tables.items(), strict=True)):
+        axis.plot([0, 1], [0, 1], ":", color="0.4", linewidth=1)
+        axis.vlines(
+            table["predicted"], table["low"], table["high"], color=COLOURS[number], linewidth=1
+        )
+        axis.plot(
+            table["predicted"],
+            table["observed"],
+            MARKERS[number],
+            color=COLOURS[number],
+            markersize=3,
+        )
+        axis.set(title=name.replace("_", "-"), xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
+        axis.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
+    axes[0, 0].set_ylabel("share of COVID, observed")
+    figure.supxlabel("probability of COVID, predicted", fontsize=8)
+    return figure
+
+
 def verdict(label: int, score: float, classes: Sequence[str]) -> str:
     """Title of a tested image: its label, its prediction and the predicted probability."""
     predicted = int(score > 0)
@@ -249,6 +282,6 @@ def heatmap_panel(
     for number in range(len(images)):
         row, column = 2 * (number // columns), number % columns
         axes[row, column].imshow(np.squeeze(images[number]), **GREY)
-        axes[row, column].set_title(titles[number], fontsize=7)
+        axes[row, column].set_title(titles[number], fontsize=8)
         axes[row + 1, column].imshow(overlays[number])
     return figure

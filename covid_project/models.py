@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
+import pandas as pd
 from keras import layers
 
 from covid_project.storage import fingerprint
@@ -221,6 +222,25 @@ def unfreeze_above(model: keras.Model, layer: str | None) -> int:
     for item in model.layers:
         item.trainable = item in above and not isinstance(item, layers.BatchNormalization)
     return sum(weight.shape.num_elements() for weight in model.trainable_weights)
+
+
+def parameter_counts(model: keras.Model) -> dict[str, int]:
+    """How many parameters a model has, and how many of them are trained as it stands."""
+    trained = sum(weight.shape.num_elements() for weight in model.trainable_weights)
+    return {"parameters": model.count_params(), "trained_parameters": trained}
+
+
+def layer_table(model: keras.Model) -> pd.DataFrame:
+    """One row per layer, from input to output: layer, kind, output (shape of one image's), kernel
+    (side of a convolution's, else empty) and parameters.
+    """
+    rows = []
+    for layer in model.layers:
+        shape = " × ".join(str(size) for size in layer.output.shape[1:])
+        kernel = layer.kernel_size[0] if isinstance(layer, layers.Conv2D) else None
+        rows.append((layer.name, type(layer).__name__, shape, kernel, layer.count_params()))
+    table = pd.DataFrame(rows, columns=["layer", "kind", "output", "kernel", "parameters"])
+    return table.astype({"kernel": "Int64"})
 
 
 def model_fingerprint(model: keras.Model) -> str:

@@ -8,12 +8,8 @@ import keras
 import numpy as np
 from keras import layers
 
-STRATEGIES = {
-    "fixed": "fixed values: 0–255 becomes −1 to 1",
-    "dataset": "mean and standard deviation of the whole training set",
-    "pixel": "mean and standard deviation of each pixel over the training set",
-    "sample": "each image's own mean and standard deviation",
-}
+from covid_project.settings import STRATEGIES
+
 SMALLEST_DEVIATION = 1.0  # grey level; a constant pixel or image would otherwise be divided by 0
 
 

@@ -14,6 +14,7 @@ from covid_project.settings import SETTINGS_VARIABLE, Settings, as_yaml
 from covid_project.storage import write_text
 
 NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")
+EXECUTED = "notebooks"  # folder of the results: they show pixels of the data set and stay local
 HOUSE = Path(__file__).resolve().parent.parent
 
 
@@ -22,11 +23,12 @@ class NotebookFailed(RuntimeError):
 
 
 def run_notebooks(settings: Settings, names: tuple[str, ...] = NOTEBOOKS) -> None:
-    """Execute notebooks and write them, with their outputs, as ``html/<name>.html`` to the results.
+    """Execute notebooks and write them, with their outputs, to ``notebooks/`` of the results.
 
-    The committed notebooks are not changed. What a cell prints appears at once, so that the
-    progress of a long training is seen; after each cell a line says which it was and how much
-    time is left, judged by the profile's expected seconds and the pace so far.
+    Each as ``<name>.ipynb`` and, for reading, as ``<name>.html``. The committed notebooks are not
+    changed. What a cell prints appears at once, so that the progress of a long training is seen;
+    after each cell a line says which it was and how much time is left, judged by the profile's
+    expected seconds and the pace so far.
     """
     results = Path(settings.results)
     profile = CACHE / "run.yaml"  # not among the results: it holds this machine's paths
@@ -69,7 +71,7 @@ def _execute(name: str, results: Path, title: str, expected: float, later: float
         ),
     )
     client.title = title
-    log, page = CACHE / f"{name}.log", results / "html" / f"{name}.html"
+    log, page = CACHE / f"{name}.log", results / EXECUTED / f"{name}.html"
     try:
         with log.open("w") as stderr:  # TensorFlow's start-up notes, but also a crash's last words
             client.execute(stderr=stderr)
@@ -80,6 +82,7 @@ def _execute(name: str, results: Path, title: str, expected: float, later: float
         raise NotebookFailed(f"{name}.ipynb: {error} (see {log})") from None
     finally:  # a failed notebook is worth reading too
         write_text(page, HTMLExporter().from_notebook_node(notebook)[0])
+        write_text(page.with_suffix(".ipynb"), nbformat.writes(notebook))
 
 
 class _TalkingClient(NotebookClient):

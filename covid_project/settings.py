@@ -18,6 +18,13 @@ PROFILES = Path(__file__).resolve().parent.parent / "profiles"
 SETTINGS_VARIABLE = "COVID_PROJECT_SETTINGS"  # how `python -m covid_project run` reaches notebooks
 
 
+# How grey values are normalised (see ``normalization``).
+STRATEGIES = {
+    "fixed": "fixed values: 0–255 becomes −1 to 1",
+    "dataset": "mean and standard deviation of the whole training set",
+    "pixel": "mean and standard deviation of each pixel over the training set",
+    "sample": "each image's own mean and standard deviation",
+}
 # What can be tuned, and the values that make sense; counts are whole numbers.
 HYPERPARAMETERS = {
     "learning_rate": (1e-8, 1.0),
@@ -161,10 +168,11 @@ class Settings:
     data: str | None  # a zip, a folder or a Kaggle tree; none: phantoms are drawn
     results: str
     seed: int = _within(0, 2**31 - 1)
+    seeds: int = _within(1, 100)  # trainings of a chosen model, to see how far the seed matters
     allow_shared_files: bool  # go on although a file lies in two splits
     phantoms: Phantoms | None
     image_size: int = _within(32, 512)  # pixels, of the baseline's input
-    normalization: str = _one_of("fixed", "dataset", "pixel", "sample")
+    normalization: str = _one_of(*STRATEGIES)
     augmentation: Augmentation
     baseline: Baseline
     transfer: Transfer

@@ -29,11 +29,16 @@ def set_seed(seed: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-def compile_classifier(model: keras.Model, learning_rate) -> None:
+def compile_classifier(
+    model: keras.Model,
+    learning_rate,
+    optimizer: Callable[..., keras.optimizers.Optimizer] = keras.optimizers.Adam,
+    loss: Callable[..., keras.losses.Loss] = keras.losses.BinaryCrossentropy,
+) -> None:
     """Adam and binary cross-entropy on the logit; ``learning_rate`` a number or a schedule."""
     model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
-        loss=keras.losses.BinaryCrossentropy(from_logits=True),
+        optimizer=optimizer(learning_rate),
+        loss=loss(from_logits=True),
         metrics=[
             keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),  # of a logit
             keras.metrics.AUC(name="auc", from_logits=True),
@@ -66,6 +71,7 @@ def fit(
     patience: int | None = None,
     least_accuracy: float = 0.0,
     progress: str | None = None,
+    **compilation,
 ) -> pd.DataFrame:
     """Train a model on batches of (images or features, labels).
 
@@ -83,6 +89,8 @@ def fit(
         Training accuracy below which an epoch counts as a sudden drop.
     progress
         What is being trained, for a line per epoch; None is silent.
+    compilation
+        ``optimizer`` and ``loss`` of ``compile_classifier``, where not the default ones.
 
     Returns
     -------
@@ -97,7 +105,7 @@ def fit(
         The training accuracy fell below ``least_accuracy``.
     """
     steps = len(batches) * (schedule_epochs or epochs)
-    compile_classifier(model, cosine_schedule(learning_rate, steps))
+    compile_classifier(model, cosine_schedule(learning_rate, steps), **compilation)
     clock = _Clock(progress, epochs)
     callbacks = [keras.callbacks.TerminateOnNaN(), clock, _Watch(least_accuracy)]
     if patience is not None:

@@ -118,6 +118,48 @@ def search(
     return trials
 
 
+def measure_each(
+    cases: Mapping[str, object],
+    run_case: Callable[[object], Mapping[str, float]],
+    path: Path,
+    *,
+    identity: Mapping[str, object],
+    title: str,
+) -> pd.DataFrame:
+    """Measure named cases (seeds, variants of a model), one row each; nothing is chosen here.
+
+    Parameters
+    ----------
+    cases
+        Name → what ``run_case`` is given. Cases whose name is found at ``path`` are not repeated.
+    run_case
+        Trains a new model and returns its columns. A ``FloatingPointError`` marks the case as
+        failed: its columns stay empty.
+    path, identity
+        As for ``search``.
+
+    Returns
+    -------
+    Columns case, those of ``run_case``, seconds and the identity, in the order of the cases.
+    """
+    rows = _resume(path, identity)
+    waiting = [name for name in cases if rows.empty or name not in set(rows["case"])]
+    for number, name in enumerate(waiting, start=1):
+        begun = time.perf_counter()
+        try:
+            found = dict(run_case(cases[name]))
+        except FloatingPointError as error:
+            print(f"{title}: {name}: {error}", flush=True)
+            found = {}
+        seconds = round(time.perf_counter() - begun, 2)
+        rows = append_rows(
+            path, pd.DataFrame([{"case": name, **found, "seconds": seconds, **identity}])
+        )
+        left = (len(waiting) - number) * rows["seconds"].mean()
+        print(f"{title}: {name} done in {seconds:.0f} s; {left:.0f} s left", flush=True)
+    return rows.set_index("case").loc[list(cases)].reset_index()
+
+
 def outcome(
     best_epoch: int, val_loss: float, labels: np.ndarray, scores: np.ndarray
 ) -> dict[str, float]:

@@ -75,9 +75,9 @@ def test_a_run_writes_every_table_figure_and_page(small_run):
                  "metrics", "test_ledger", "gradcam", "history_baseline", "history_fine_tuned",
                  "scores_baseline_test", "scores_fine_tuned_test"):  # fmt: skip
         assert len(pd.read_csv(made / f"{name}.csv")) > 0
-    assert len(list((made / "html").glob("*.html"))) == 4
+    assert len(list((made / "notebooks").glob("*.html"))) == 4
     assert len(list((made / "figures").glob("phantom_*.pdf"))) > 15
-    assert "RANDOM" in (made / "html" / "transfer_learning.html").read_text()
+    assert "RANDOM" in (made / "notebooks" / "transfer_learning.html").read_text()
     assert "finished 4 notebooks" in output
     assert "left in all" in output
 

@@ -34,7 +34,7 @@ def test_notebooks_run_in_order_with_progress_and_pages(house, tiny_profile, tmp
     assert "[2/2 second]   1tiny" in lines  # the kernel has the runner's settings
     assert sum("left in all" in line for line in lines) == 4
     for name in ("first", "second"):
-        assert "<html" in (tmp_path / "results" / "html" / f"{name}.html").read_text()
+        assert "<html" in (tmp_path / "results" / "notebooks" / f"{name}.html").read_text()
 
 
 def test_a_failing_cell_names_notebook_and_error_and_keeps_the_page(house, tiny_profile, tmp_path):
@@ -42,7 +42,7 @@ def test_a_failing_cell_names_notebook_and_error_and_keeps_the_page(house, tiny_
     house("never", "open('reached', 'w')")
     with pytest.raises(runner.NotebookFailed, match=r"(?s)broken\.ipynb.*ZeroDivisionError"):
         runner.run_notebooks(load_settings(tiny_profile), ("broken", "never"))
-    assert "ZeroDivisionError" in (tmp_path / "results" / "html" / "broken.html").read_text()
+    assert "ZeroDivisionError" in (tmp_path / "results" / "notebooks" / "broken.html").read_text()
     assert not (tmp_path / "reached").exists()
 
 

@@ -28,6 +28,7 @@ import tensorflow as tf
 from matplotlib.colors import Colormap
 from numpy.typing import ArrayLike
 
+OVERLAY_WEIGHT = 0.4  # of the coloured heatmap, as the task sheet asks
 PREDICTED = "predicted"
 _ANY = -1  # stands for the predicted class among class indices
 
@@ -396,7 +397,7 @@ def resize_heatmaps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def overlay(
     images: np.ndarray,
     maps: np.ndarray,
-    alpha: float = 0.4,
+    alpha: float = OVERLAY_WEIGHT,
     colour_map: str | Colormap = "jet",
 ) -> np.ndarray:
     """Images with their heatmaps laid over them, (N, H, W, 3) uint8.

@@ -1,0 +1,157 @@
+"""Write what the report reads, check it, and let LaTeX set it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from covid_project.report import checks
+from covid_project.report.evidence import Evidence, collect
+from covid_project.storage import fingerprint, whole_file, write_text
+
+SOURCE = Path(__file__).resolve().parent.parent.parent / "Report.tex"
+RECORD = "built.json"  # what the PDF was made from
+ENGINES = {
+    "latexmk": ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "Report.tex"],
+    "tectonic": ["tectonic", "--keep-logs", "Report.tex"],
+}
+INSTALL = (
+    "no LaTeX: install latexmk (Debian: apt install latexmk texlive-latex-extra "
+    "texlive-fonts-recommended; macOS: MacTeX; Windows: MiKTeX) or tectonic "
+    "(https://tectonic-typesetting.github.io), then run the same command again"
+)
+
+
+class ReportFault(RuntimeError):
+    """The report cannot be made or does not hold what it must; one reason per line."""
+
+
+def files_of(evidence: Evidence) -> dict[str, str]:
+    """Text of ``values.tex`` and of each ``table_<name>.tex``, by file name."""
+    head = "".join(f"% from {name} {print_}\n" for name, print_ in evidence.sources.items())
+    values = "".join(
+        f"\\definevalue{{{key}}}{{{value}}}\n" for key, value in evidence.values.items()
+    )
+    tables = {f"table_{name}.tex": f"{head}{table}%\n" for name, table in evidence.tables.items()}
+    return {"values.tex": head + values, **tables}
+
+
+def write_evidence(results: Path, source: Path = SOURCE) -> list[str]:
+    """Write the report's values and tables to ``report/`` of the results; return complaints.
+
+    Complaints are those that need no LaTeX: typed numbers, macros, references, stale figures.
+    """
+    evidence = collect(results)
+    folder = results / "report"
+    files = files_of(evidence)
+    for name, text in files.items():
+        write_text(folder / name, text)
+    for path in folder.glob("table_*.tex"):
+        if path.name not in files:
+            path.unlink()  # of an earlier report
+    return source_faults(results, source, evidence)
+
+
+def source_faults(results: Path, source: Path, evidence: Evidence) -> list[str]:
+    """What is wrong with the text, judged by the text, the evidence and the figures alone."""
+    text = source.read_text(encoding="utf-8")
+    return [
+        *checks.typed_numbers(text),
+        *checks.macros(text, evidence),
+        *checks.references(text),
+        *checks.stale_files(files_of(evidence), results / "report"),
+        *checks.stale_figures(text, results),
+    ]
+
+
+def engine() -> str | None:
+    """Which LaTeX is installed; None where there is neither."""
+    return next((name for name in ENGINES if shutil.which(name)), None)
+
+
+def build(results: Path, source: Path = SOURCE) -> Path:
+    """Set the report; return the path of the PDF, ``report/Report.pdf`` of the results.
+
+    Everything that it was made from is recorded beside it, with its pages and what LaTeX could not
+    resolve, so that a stale PDF can be told.
+
+    Raises
+    ------
+    ReportFault
+        No LaTeX, or LaTeX stopped at an error.
+    """
+    chosen = engine()
+    if chosen is None:
+        raise ReportFault(INSTALL)
+    folder = results / "report"
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        for path in inputs(results, source):
+            shutil.copy(path, place / _plain(path))
+        environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}  # the same text is the same file
+        done = subprocess.run(
+            ENGINES[chosen],
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        path = place / "Report.log"
+        log = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else done.stderr
+        if done.returncode or not (place / "Report.pdf").is_file():
+            write_text(folder / "Report.log", log)
+            first = re.search(r"^! .*(?:\n.*){0,2}", log, flags=re.M)
+            raise ReportFault(
+                f"{chosen} stopped: {first.group() if first else done.stderr[-500:]}\n"
+                f"(the whole log is in {folder / 'Report.log'})"
+            )
+        with whole_file(folder / "Report.pdf") as part:
+            shutil.copyfile(place / "Report.pdf", part)
+    pages = re.search(r"Output written on \S+ \((\d+) pages?", log.replace("\n", ""))
+    record = {
+        "pages": int(pages.group(1)) if pages else 0,
+        "unresolved": checks.unresolved(log),
+        "made_from": _fingerprints(results, source),
+    }
+    write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
+    return folder / "Report.pdf"
+
+
+def inputs(results: Path, source: Path = SOURCE) -> list[Path]:
+    """Files that the PDF is made from: the text, values, tables, and the figures there are."""
+    text = source.read_text(encoding="utf-8")
+    figures = [checks.figure_path(results, name) for name in checks.figure_names(text)]
+    return [source, *sorted((results / "report").glob("*.tex")), *filter(None, figures)]
+
+
+def pdf_faults(results: Path, source: Path = SOURCE) -> list[str]:
+    """What is wrong with the PDF: missing, stale, too short or too long, unresolved references."""
+    folder = results / "report"
+    if not (folder / "Report.pdf").is_file() or not (folder / RECORD).is_file():
+        return [f"{folder / 'Report.pdf'} is missing: make report makes it"]
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    now, then = _fingerprints(results, source), record["made_from"]
+    changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    stale = f"Report.pdf is stale: {', '.join(changed)} changed since; make report makes it anew"
+    return [
+        *([stale] if changed else []),
+        *checks.page_count(record["pages"]),
+        *record["unresolved"],
+    ]
+
+
+def _fingerprints(results: Path, source: Path) -> dict[str, str]:
+    return {_plain(path): fingerprint(path.read_bytes()) for path in inputs(results, source)}
+
+
+def _plain(path: Path) -> str:
+    """Name under which LaTeX finds a file: figures without the mark of phantoms."""
+    return (
+        "Report.tex"
+        if path.suffix == ".tex" and path.parent.name != "report"
+        else (path.name.removeprefix("phantom_"))
+    )

@@ -1,0 +1,623 @@
+r"""What a run measured, as the numbers, words and tables that ``Report.tex`` uses.
+
+Everything is read from the results folder. Keys of values have dots; a value is LaTeX text.
+Outcomes are numbers that choose among sentences: ``\choice`` takes 0 (no difference), 1 (better)
+or 2 (worse), ``\ifyes`` takes 0 or 1.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from covid_project.comparison import SIGNIFICANCE, holm, verdict
+from covid_project.evaluation import LEVEL
+from covid_project.settings import STRATEGIES
+from covid_project.storage import fingerprint, read_csv
+
+STAGES = {"baseline": "baseline", "transfer": "transfer", "fine_tuned": "finetuned"}  # and in keys
+NAMES = {"baseline": "baseline", "transfer": "frozen", "fine_tuned": "fine-tuned"}  # in the text
+OUTCOMES = {"no difference": "0", "better": "1", "worse": "2"}
+FALLS = 1.1  # validation loss over training loss from which the gap is called overfitting
+
+
+class EvidenceMissing(RuntimeError):
+    """The results folder lacks a table; the message names it and the notebook that makes it."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Values by key, tables by name (LaTeX both), and the fingerprints of their sources."""
+
+    values: dict[str, str]
+    tables: dict[str, str]
+    sources: dict[str, str]
+
+
+class _Run:
+    """Reads tables of the results folder and remembers which."""
+
+    def __init__(self, results: Path):
+        self.results = Path(results)
+        self.sources: dict[str, str] = {}
+
+    def table(self, name: str) -> pd.DataFrame:
+        self._remember(name)
+        return read_csv(self.results / name)
+
+    def settings(self) -> dict:
+        self._remember("settings.yaml")
+        return yaml.safe_load((self.results / "settings.yaml").read_text(encoding="utf-8"))
+
+    def _remember(self, name: str) -> None:
+        path = self.results / name
+        if not path.is_file():
+            raise EvidenceMissing(
+                f"{path} is missing: run all four notebooks first (python -m covid_project run)"
+            )
+        self.sources[name] = fingerprint(path.read_bytes())
+
+
+def collect(results: Path) -> Evidence:
+    """All evidence of a finished run.
+
+    Raises
+    ------
+    EvidenceMissing
+        A table is missing: the run is not finished.
+    """
+    run = _Run(results)
+    values: dict[str, str] = {}
+    tables: dict[str, str] = {}
+    for task in (_introduction, _task1, _task2, _task3, _task4):
+        task(run, values, tables)
+    return Evidence(values, tables, dict(sorted(run.sources.items())))
+
+
+def _introduction(run: _Run, values: dict, tables: dict) -> None:
+    settings, metrics = run.settings(), run.table("metrics.csv")
+    first = metrics.iloc[0]
+    pretrained = metrics[metrics["stage"] == "fine_tuned"].iloc[0]
+    ledger = run.table("test_ledger.csv")
+    looks = ledger[ledger["data"] == first["data"]].groupby("stage")["look"].max()
+    drawn = str(first["data"]).startswith("phantoms-")
+    values |= {
+        "run.source": "drawn images (phantoms)" if drawn else texttt(settings["data"]),
+        "run.seed": str(settings["seed"]),
+        "run.fingerprint": escape(first["data"]),
+        "run.versions": escape(str(first["versions"]).replace(";", ",")),
+        "run.backbone": escape(pretrained["backbone"]),
+        "run.weights": escape(pretrained["weights"]),
+        "run.phantoms": yes(drawn),
+        "run.resnet": yes(pretrained["backbone"] == "ResNet50V2"),
+        "run.imagenet": yes(pretrained["weights"] == "imagenet"),
+        "level": percent(LEVEL),
+        "significance": percent(SIGNIFICANCE),
+        "looks.once": yes((looks == 1).all()),
+        "looks.list": ", ".join(f"{NAMES[stage]} {looks[stage]}" for stage in STAGES),
+    }
+    rows = metrics[metrics["split"] == "test"].set_index(["stage", "metric"])
+    for stage, key in STAGES.items():
+        for metric in ("accuracy", "AUC"):
+            values[f"test.{key}.{metric}"] = interval(rows.loc[(stage, metric)])
+    accuracy = rows.loc[("baseline", "accuracy")]
+    values["test.baseline.accuracy.value"] = number(accuracy["value"], 3)
+    values["test.baseline.accuracy.width"] = number(accuracy["high"] - accuracy["low"], 2)
+    names = list(rows.loc["baseline"].index)
+    tables["metrics"] = tabular(
+        "l" + "l" * len(names),
+        ["model", *(escape(name).replace("F1", "$F_1$") for name in names)],
+        [
+            [NAMES[stage], *(interval(rows.loc[(stage, name)]) for name in names)]
+            for stage in STAGES
+        ],
+    )
+
+
+def _task1(run: _Run, values: dict, tables: dict) -> None:
+    settings = run.settings()
+    grey = run.table("exploration.csv").set_index(["split", "class"])
+    sizes, tests = run.table("image_sizes.csv"), run.table("split_tests.csv")
+    for split in ("train", "val", "test"):
+        values[f"n.{split}"] = str(grey.loc[(split, "both"), "images"])
+        share = grey.loc[(split, "COVID"), "images"] / grey.loc[(split, "both"), "images"]
+        values[f"covid.share.{split}"] = number(share, 3)
+    equal = (sizes[["widest", "highest"]].to_numpy() == sizes[["narrowest", "lowest"]]).all(None)
+    equal = equal and len(sizes[["narrowest", "lowest"]].drop_duplicates()) == 1
+    p = tests.set_index("compared")["p_value"]
+    shift = abs(
+        grey.loc[("train", "COVID"), "image_mean"] - grey.loc[("train", "NORMAL"), "image_mean"]
+    )
+    spread = grey.loc[("train", "both"), "image_mean_std"]
+    values |= {
+        "sizes.equal": yes(equal),
+        "sizes.width": str(sizes["narrowest"].min()),
+        "sizes.height": str(sizes["lowest"].min()),
+        "grey.low": str(grey["min"].min()),
+        "grey.high": str(grey["max"].max()),
+        "grey.spread": number(spread, 1),
+        "grey.shift": number(shift, 1),
+        "grey.ratio": number(spread / shift, 1),
+        "splits.classes.p": p_value(p["classes, all splits"]),
+        "splits.val.p": p_value(p["brightness, train and val"]),
+        "splits.test.p": p_value(p["brightness, train and test"]),
+        "splits.alike": yes(p.drop("brightness, NORMAL and COVID").min() >= SIGNIFICANCE),
+        "brightness.p": p_value(p["brightness, NORMAL and COVID"]),
+    }
+    tables["exploration"] = tabular(
+        "llrrr",
+        ["split", "class", "images", "all pixels", "image mean"],
+        [
+            [
+                split,
+                name,
+                str(row["images"]),
+                plus_minus(row["global_mean"], row["global_std"], 1),
+                plus_minus(row["image_mean"], row["image_mean_std"], 1),
+            ]
+            for (split, name), row in grey.iterrows()
+        ],
+    )
+    _quality(run.table("image_quality.csv"), values, tables)
+    _pre_processing(run, settings, values)
+
+
+def _quality(quality: pd.DataFrame, values: dict, tables: dict) -> None:
+    quality = quality.rename(columns={"AUC": "value"}).set_index("number")
+    best = quality.loc[(quality["value"] - 0.5).abs().idxmax()]
+    border = quality.loc["mean of the border"]
+    values |= {
+        "chance.AUC": number(0.5, 1),
+        "quality.best.name": escape(best.name),
+        "quality.best.AUC": interval(best),
+        "quality.best.covid": number(best["median_COVID"], 1),
+        "quality.best.normal": number(best["median_NORMAL"], 1),
+        "quality.differs": yes(_tells(best)),
+        "quality.border.AUC": interval(border),
+        "quality.border.tells": yes(_tells(border)),
+    }
+    tables["quality"] = tabular(
+        "lrrl",
+        ["number", "NORMAL", "COVID", "AUC"],
+        [
+            [
+                escape(name),
+                number(row["median_NORMAL"], 1),
+                number(row["median_COVID"], 1),
+                interval(row),
+            ]
+            for name, row in quality.iterrows()
+        ],
+    )
+
+
+def _tells(row: pd.Series) -> bool:
+    """Whether the interval of an AUC leaves chance out."""
+    return bool(row["low"] > 0.5 or row["high"] < 0.5)
+
+
+def _pre_processing(run: _Run, settings: dict, values: dict) -> None:
+    size, amounts = settings["image_size"], settings["augmentation"]
+    resizing = run.table("resizing.csv").set_index("image_size")
+    values |= {
+        "image.size": str(size),
+        "resizing.largest": str(resizing["largest"].iloc[0]),
+        "resizing.lost": number(resizing.loc[size, "lost_grey_levels"], 1),
+        "resizing.half.size": str(size // 2),
+        "resizing.half.lost": number(resizing.loc[size // 2, "lost_grey_levels"], 1),
+        "transfer.size": str(settings["transfer"]["image_size"]),
+        "normalization.description": _sentence(STRATEGIES[settings["normalization"]]),
+        "augmentation.rotation": f"{amounts['rotation']:g}$^\\circ$",
+        **{
+            f"augmentation.{name}": percent(amounts[name])
+            for name in ("zoom", "shift", "brightness", "contrast")
+        },
+    }
+
+
+def _task2(run: _Run, values: dict, tables: dict) -> None:
+    initial = run.table("history_baseline_initial.csv")
+    tuned = run.table("history_baseline_tuned.csv")
+    final = run.table("history_baseline.csv")
+    trials = run.table("tuning_baseline.csv")
+    best = _best(trials)
+    at_best = tuned[tuned["epoch"] == best["best_epoch"]].iloc[0]
+    rises = initial["val_loss"].diff() > 0
+    values |= {
+        "threshold": number(0.5, 1),
+        "initial.epochs": str(len(initial)),
+        "initial.steps": str(len(initial) - 1),
+        "initial.loss.first": number(initial["loss"].iloc[0], 3),
+        "initial.loss.last": number(initial["loss"].iloc[-1], 3),
+        "initial.falls": str(int((initial["loss"].diff() < 0).sum())),
+        "initial.val.lowest": number(initial["val_loss"].min(), 3),
+        "initial.val.last": number(initial["val_loss"].iloc[-1], 3),
+        "initial.val.rises": str(int(rises.sum())),
+        "initial.val.rises.early": str(int(rises[: len(rises) // 2].sum())),
+        "initial.best": str(int(initial.loc[initial["val_loss"].idxmin(), "epoch"])),
+        "initial.overfits": yes(initial["val_loss"].iloc[-1] > FALLS * initial["loss"].iloc[-1]),
+        "tuned.best": str(int(best["best_epoch"])),
+        "tuned.loss": number(at_best["loss"], 3),
+        "tuned.val.loss": number(at_best["val_loss"], 3),
+        "final.epochs": str(len(final)),
+        "final.steps": str(len(final) - 1),
+        "final.falls": str(int((final["loss"].diff() < 0).sum())),
+        "final.loss.first": number(final["loss"].iloc[0], 3),
+        "final.loss.last": number(final["loss"].iloc[-1], 3),
+        "final.accuracy.last": number(final["accuracy"].iloc[-1], 3),
+        "final.seconds": duration(final["seconds"].sum()),
+        "baseline.first.accuracy": number(final["accuracy"].iloc[0], 3),
+    }
+    _baseline_search(run, trials, best, values)
+    _variants(run.table("variants_baseline.csv"), values, tables)
+    _architecture(run.table("layers_baseline.csv"), values, tables)
+    metrics = run.table("metrics.csv").set_index(["stage", "split", "metric"])
+    val, test = (metrics.loc[("baseline", split, "accuracy")] for split in ("val", "test"))
+    values |= {
+        "val.baseline.accuracy.value": number(val["value"], 3),
+        "val.inside": yes(test["low"] <= val["value"] <= test["high"]),
+    }
+
+
+def _baseline_search(run: _Run, trials: pd.DataFrame, best: pd.Series, values: dict) -> None:
+    search = run.settings()["baseline"]["search"]
+    seeds = run.table("seeds_baseline.csv")
+    finite = trials[np.isfinite(trials["val_loss"])]
+    spreads = {name: _spread(finite, best, name, search) for name in search}
+    most, least = max(spreads, key=spreads.get), min(spreads, key=spreads.get)
+    close = finite["val_loss"] <= best["val_loss"] + 2 * seeds["val_loss"].std()
+    values |= {
+        "tuning.baseline.trials": str(len(trials)),
+        "tuning.baseline.extensions": str(int(trials["extension"].sum())),
+        "tuning.baseline.seconds": duration(trials["seconds"].sum()),
+        "tuning.baseline.grid": str(math.prod(trials[name].nunique() for name in search)),
+        "tuning.baseline.most": escape(most.replace("_", " ")),
+        "tuning.baseline.most.spread": number(spreads[most], 3),
+        "tuning.baseline.least": escape(least.replace("_", " ")),
+        "tuning.baseline.least.spread": number(spreads[least], 3),
+        "tuning.baseline.close": str(int(close.sum()) - 1),
+        "best.baseline.rate": f"{best['learning_rate']:g}",
+        "best.baseline.dropout": f"{best['dropout']:g}",
+        "best.baseline.filters": str(int(best["filters"])),
+        "best.baseline.batch": str(int(best["batch_size"])),
+        "seeds.n": str(len(seeds)),
+        **{
+            f"seeds.baseline.{metric.removeprefix('val_')}": plus_minus(
+                seeds[metric].mean(), seeds[metric].std(), 3
+            )
+            for metric in ("val_loss", "val_accuracy", "val_AUC")
+        },
+    }
+
+
+def _spread(trials: pd.DataFrame, best: pd.Series, name: str, search: Iterable[str]) -> float:
+    """Range of the validation loss over the trials that differ from the best in one value alone."""
+    same = np.ones(len(trials), bool)
+    for other in search:
+        same &= (trials[other] == best[other]).to_numpy() | (other == name)
+    losses = trials["val_loss"][same]
+    return float(losses.max() - losses.min())
+
+
+def _variants(variants: pd.DataFrame, values: dict, tables: dict) -> None:
+    variants = variants.set_index("case")
+    others = variants.drop("as tuned").copy()
+    others["p_adjusted"] = holm(others["AUC_p_value"].to_numpy())
+    others["outcome"] = [
+        verdict(*row) for row in zip(others["AUC_difference"], others["p_adjusted"], strict=True)
+    ]
+    (half,) = (name for name in others.index if name.endswith(" px"))
+    for key, case in {
+        "half": half,
+        "plain": "no augmentation",
+        "sgd": "SGD with momentum",
+        "focal": "focal loss",
+    }.items():
+        values[f"variants.{key}.AUC"] = _difference(others.loc[case], "AUC_")
+        values[f"variants.{key}.outcome"] = OUTCOMES[others.loc[case, "outcome"]]
+    values["variants.half.seconds"] = duration(others.loc[half, "epoch_seconds"])
+    values["variants.tuned.seconds"] = duration(variants.loc["as tuned", "epoch_seconds"])
+    strategies = others[others.index.str.startswith("normalization: ")]
+    for outcome in ("better", "worse"):
+        names = strategies.index[strategies["outcome"] == outcome]
+        listed = ", ".join(name.removeprefix("normalization: ") for name in names)
+        values[f"variants.normalization.{outcome}"] = escape(listed) or "none"
+    tables["variants"] = tabular(
+        "lrll",
+        ["variant", "accuracy", "difference of AUC", "$p$"],
+        [
+            ["as tuned", number(variants.loc["as tuned", "val_accuracy"], 3), "", ""],
+            *(
+                [
+                    escape(case),
+                    number(row["val_accuracy"], 3),
+                    _difference(row, "AUC_"),
+                    p_value(row["p_adjusted"], bare=True),
+                ]
+                for case, row in others.iterrows()
+            ),
+        ],
+    )
+
+
+def _architecture(layers: pd.DataFrame, values: dict, tables: dict) -> None:
+    layers = layers.set_index("layer")
+    stages = layers[layers["kernel"].notna()]
+    values |= {
+        "stage.kernel": str(int(stages["kernel"].iloc[-1])),
+        "dense.units": str(layers.loc["dense", "output"]),
+        "baseline.parameters": thousands(layers["parameters"].sum()),
+    }
+    shown = layers[~layers["kind"].isin(["BatchNormalization", "ReLU"])]
+    tables["layers"] = tabular(
+        "llrr",
+        ["layer", "output", "kernel", "parameters"],
+        [
+            [
+                escape(name.replace("_", " ")),
+                escape(str(row["output"])).replace("×", "$\\times$"),
+                "" if pd.isna(row["kernel"]) else str(int(row["kernel"])),
+                thousands(row["parameters"]),
+            ]
+            for name, row in shown.iterrows()
+        ],
+    )
+
+
+def _task3(run: _Run, values: dict, tables: dict) -> None:
+    settings = run.settings()["transfer"]
+    trials, rehearsals = run.table("tuning_transfer.csv"), run.table("tuning_fine_tuning.csv")
+    history, seeds = run.table("history_transfer.csv"), run.table("seeds_transfer.csv")
+    baseline, best = run.table("history_baseline.csv"), _best(trials)
+    metrics = run.table("metrics.csv")
+    model = metrics[metrics["stage"] == "transfer"].iloc[-1]
+    kept = rehearsals[np.isfinite(rehearsals["val_loss"])]
+    helps = len(kept) > 0 and kept["val_loss"].min() < best["val_loss"]
+    values |= {
+        "copies": str(settings["augmented_copies"]),
+        "head.parameters": thousands(model["trained_parameters"]),
+        "transfer.parameters": thousands(model["parameters"]),
+        "tuning.transfer.trials": str(len(trials)),
+        "tuning.transfer.extensions": str(int(trials["extension"].sum())),
+        "tuning.transfer.seconds": duration(trials["seconds"].sum()),
+        "best.transfer.rate": f"{best['learning_rate']:g}",
+        "best.transfer.dropout": f"{best['dropout']:g}",
+        "best.transfer.batch": str(int(best["batch_size"])),
+        "seeds.transfer.loss": plus_minus(seeds["val_loss"].mean(), seeds["val_loss"].std(), 3),
+        "seeds.transfer.accuracy": plus_minus(
+            seeds["val_accuracy"].mean(), seeds["val_accuracy"].std(), 3
+        ),
+        "seeds.transfer.spread": number(np.ptp(seeds["val_accuracy"]), 3),
+        "transfer.epochs": str(len(history)),
+        "transfer.steps": str(len(history) - 1),
+        "transfer.falls": str(int((history["loss"].diff() < 0).sum())),
+        "transfer.ahead": yes(history["accuracy"].iloc[0] > baseline["accuracy"].iloc[0]),
+        "transfer.first.accuracy": number(history["accuracy"].iloc[0], 3),
+        "transfer.loss.last": number(history["loss"].iloc[-1], 3),
+        "transfer.seconds": duration(history["seconds"].sum()),
+        "transfer.epoch.seconds": duration(history["seconds"].median()),
+        "fine.cut": escape(rehearsals["frozen_up_to"].iloc[0]),
+        "fine.ran": yes(helps),
+        "fine.frozen.loss": number(best["val_loss"], 3),
+        "fine.rehearsals": str(len(rehearsals)),
+        "fine.drops": str(len(rehearsals) - len(kept)),
+        "fine.dropped": yes(len(kept) < len(rehearsals)),
+        "fine.rehearsed.rate": f"{_best(kept)['learning_rate']:.2g}" if helps else "none",
+        "fine.rehearsed.loss": number(kept["val_loss"].min(), 3) if helps else "none",
+    }
+    values |= {"fine.rate": "none", "fine.attempts": "none"}
+    if helps:
+        attempts = run.table("fine_tuning_attempts.csv")
+        values["fine.rate"] = f"{attempts['learning_rate'].iloc[-1]:.2g}"
+        values["fine.attempts"] = str(len(attempts))
+    tables["rehearsals"] = tabular(
+        "rrrr",
+        ["learning rate", "loss", "accuracy", "AUC"],
+        [
+            [f"{row['learning_rate']:.2g}"]
+            + [number(row.get(f"val_{name}"), 3) for name in ("loss", "accuracy", "AUC")]
+            for _, row in rehearsals.sort_values("learning_rate").iterrows()
+        ],
+    )
+    _comparisons(run.table("comparisons.csv"), values, tables)
+    _calibration(run.table("calibration.csv"), values, tables)
+
+
+def _comparisons(comparisons: pd.DataFrame, values: dict, tables: dict) -> None:
+    for _, row in comparisons.iterrows():
+        pair = f"{STAGES[row['first']]}.{STAGES[row['second']]}.{row['metric']}"
+        described = f"{_difference(row)}, {p_value(row['p_adjusted'])}"
+        values[f"compare.{pair}"], values[f"outcome.{pair}"] = described, OUTCOMES[row["verdict"]]
+    del values["compare.baseline.transfer.accuracy"]  # stands in the table alone
+    del values["compare.baseline.transfer.AUC"]
+    tables["comparisons"] = tabular(
+        "lllll",
+        ["metric", "first", "second", "difference", "$p$"],
+        [
+            [
+                row["metric"],
+                NAMES[row["first"]],
+                NAMES[row["second"]],
+                _difference(row),
+                p_value(row["p_adjusted"], bare=True),
+            ]
+            for _, row in comparisons.iterrows()
+        ],
+    )
+
+
+def _calibration(calibration: pd.DataFrame, values: dict, tables: dict) -> None:
+    bad = calibration.loc[calibration["p_value"] < SIGNIFICANCE, "stage"]
+    listed = ", ".join(NAMES[stage] for stage in bad)
+    values["calibration.bad"] = f"the models {listed}" if listed else "none of the models"
+    tables["calibration"] = tabular(
+        "lllll",
+        ["model", "ECE", "calibrated", "$p$", "Brier score"],
+        [
+            [
+                NAMES[row["stage"]],
+                bounds(row["ece"], row["ece_low"], row["ece_high"]),
+                number(row["expected"], 3),
+                p_value(row["p_value"], bare=True),
+                bounds(row["brier"], row["brier_low"], row["brier_high"]),
+            ]
+            for _, row in calibration.iterrows()
+        ],
+    )
+
+
+def _task4(run: _Run, values: dict, tables: dict) -> None:
+    maps, groups = run.table("gradcam.csv"), run.table("gradcam_groups.csv")
+    by_group = groups.set_index(["label", "verdict"])
+    covid, normal = (by_group.loc[(name, "correct")] for name in ("COVID", "NORMAL"))
+    wrong = groups[groups["verdict"] == "misclassified"]
+    values |= {
+        "cam.stage": NAMES[maps["stage"].iloc[0]],
+        "cam.layer": escape(maps["layer"].iloc[0]),
+        "cam.side": str(groups["map_side"].iloc[0]),
+        "overlay.weight": f"{groups['overlay_weight'].iloc[0]:g}",
+        "cam.blank": str(int((maps["status"] != "ok").sum())),
+        "cam.area": percent(groups["area"].iloc[0]),
+        "cam.covid.correct": percent_bounds(covid),
+        "cam.normal.correct": percent_bounds(normal),
+        "cam.covid.centred": yes(covid["low"] > covid["area"]),
+        "cam.covid.border": percent(1 - covid["central_heat"]),
+        "cam.normal.border": percent(1 - normal["central_heat"]),
+        "cam.wrong.any": yes(wrong["n"].sum() > 0),
+        "n.wrong": str(int(wrong["n"].sum())),
+        "cam.wrong.differs": yes(np.nanmin([*holm(wrong["p_value"]), 1.0]) < SIGNIFICANCE),
+    }
+    tables["gradcam"] = tabular(
+        "llrll",
+        ["label", "verdict", "images", "heat in the middle", "$p$"],
+        [
+            [
+                row["label"],
+                row["verdict"],
+                str(row["n"]),
+                percent_bounds(row),
+                p_value(row["p_value"], bare=True),
+            ]
+            for _, row in groups.iterrows()
+        ],
+    )
+
+
+def _best(trials: pd.DataFrame) -> pd.Series:
+    return trials.loc[trials["val_loss"].idxmin()]
+
+
+# How numbers are written.
+
+
+def escape(text: object) -> str:
+    """Text for LaTeX: the characters that it takes for commands are made harmless."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: "\\" + character for character in "&%$#_{}"}
+    special |= {"–": "--", "−": "$-$"}
+    return "".join(special.get(character, character) for character in str(text))
+
+
+def texttt(text: object) -> str:
+    """Name of a file."""
+    return rf"\texttt{{{escape(text)}}}"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with so many decimals; a dash where there is none."""
+    if value is None or not np.isfinite(value):
+        return "--"
+    return f"{value:.{digits}f}".replace("-", "$-$")
+
+
+def bounds(value: float, low: float, high: float, digits: int = 3) -> str:
+    """A value with its interval."""
+    if not np.isfinite(low):
+        return number(value, digits)
+    return f"{number(value, digits)} ({number(low, digits)}--{number(high, digits)})"
+
+
+def interval(row: pd.Series) -> str:
+    """The columns value, low and high of a row."""
+    return bounds(row["value"], row["low"], row["high"])
+
+
+def _difference(row: pd.Series, prefix: str = "") -> str:
+    """A difference with its sign and interval: +0.020 [−0.010, +0.050]."""
+    value, low, high = (row[f"{prefix}{name}"] for name in ("difference", "low", "high"))
+    return f"{_signed(value)} [{_signed(low)}, {_signed(high)}]"
+
+
+def _signed(value: float) -> str:
+    return "--" if not np.isfinite(value) else f"${value:+.3f}$"
+
+
+def plus_minus(value: float, spread: float, digits: int) -> str:
+    """Mean and standard deviation."""
+    return f"{number(value, digits)}\\,$\\pm$\\,{number(spread, digits)}"
+
+
+def percent(share: float) -> str:
+    """A share in percent, without decimals."""
+    return f"{100 * share:.0f}\\,\\%"
+
+
+def percent_bounds(row: pd.Series) -> str:
+    """The share of central heat of a group, with its interval, in percent."""
+    value, low, high = row["central_heat"], row["low"], row["high"]
+    if not np.isfinite(value):
+        return "--"
+    if not np.isfinite(low):
+        return percent(value)
+    return f"{percent(value)} ({100 * low:.0f}--{100 * high:.0f})"
+
+
+def p_value(p: float, *, bare: bool = False) -> str:
+    """``$p=0.03$``; below 0.001 only that; bare without the letter."""
+    if not np.isfinite(p):
+        return "--"
+    relation, text = ("<", "0.001") if p < 0.001 else ("=", f"{p:.2f}" if p >= 0.1 else f"{p:.3f}")
+    if bare:
+        return f"$<{text}$" if relation == "<" else text
+    return f"$p{relation}{text}$"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, from two minutes on minutes."""
+    if seconds >= 120:
+        return f"{seconds / 60:.0f}\\,min"
+    return f"{seconds:.0f}\\,s" if seconds >= 10 else f"{seconds:.1f}\\,s"
+
+
+def thousands(count: float) -> str:
+    """A whole number in groups of three digits."""
+    return f"{int(count):,}".replace(",", "\\,")
+
+
+def yes(condition: object) -> str:
+    r"""1 or 0, for ``\ifyes``."""
+    return "1" if condition else "0"
+
+
+def _sentence(text: str) -> str:
+    return escape(text[0].upper() + text[1:])
+
+
+def tabular(columns: str, head: list[str], rows: list[list[str]]) -> str:
+    """A table between rules; ``columns`` as LaTeX takes them."""
+    lines = [" & ".join(row) + r" \\" for row in rows]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+            r"\toprule",
+            " & ".join(head) + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
