@@ -1,14 +1,24 @@
-# make run [DATA=path] [PROFILE=name] [RESULTS=folder] [SET="key=value ..."]    make test
+# make run [DATA=path] [PROFILE=name] [RESULTS=folder] [SET="key=value ..."]
+# make test
+# make report [RESULTS=folder]
+# make submission GROUP=number [RESULTS=folder] [DRAFT=1]
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: run test lint clean
+.PHONY: run test lint report submission clean
 
 run: $(VENV)/ready
 	$(PYTHON) -m covid_project run $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
 		$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
+
+report: $(VENV)/ready
+	$(PYTHON) -m covid_project report $(if $(RESULTS),--results "$(RESULTS)")
+
+submission: $(VENV)/ready
+	$(PYTHON) -m covid_project submission $(if $(GROUP),--group $(GROUP)) \
+		$(if $(RESULTS),--results "$(RESULTS)") $(if $(DRAFT),--draft)
 
 test: $(VENV)/ready lint
 	$(PYTHON) -m pytest
@@ -25,4 +35,4 @@ $(VENV)/ready: requirements.lock
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache results/demo
+	rm -rf $(VENV) .cache results/demo submission

@@ -1,4 +1,4 @@
-"""Command line: ``python -m covid_project run``."""
+"""Command line: ``python -m covid_project run | report | submission``."""
 
 import argparse
 import sys
@@ -6,39 +6,95 @@ from pathlib import Path
 
 import yaml
 
-from covid_project.data import DataError
-from covid_project.experiment import begin
-from covid_project.runner import NOTEBOOKS, NotebookFailed, run_notebooks
-from covid_project.settings import SettingsError, load_settings
+from covid_project.settings import NOTEBOOKS, SettingsError, load_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return the exit status."""
+    """Run a command; return the exit status: 0, 1 (refused or failed), 2 (usage), 130 (stopped)."""
     options = _parser().parse_args(arguments)
     try:
-        changes = dict(_assignment(text) for text in options.set)
-        settings = load_settings(
-            options.profile, data=options.data, results=options.results, changes=changes
-        )
+        return options.command(options)
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    try:
-        begin(settings)  # data that cannot be used are refused before a notebook is opened
-        run_notebooks(settings, tuple(options.only or NOTEBOOKS))
-    except (DataError, NotebookFailed, OSError) as error:
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is finished", file=sys.stderr)
         return 130
+
+
+# What a command needs is imported inside it, so that each starts as fast as it can.
+
+
+def _run(options: argparse.Namespace) -> int:
+    from covid_project.data import DataError
+    from covid_project.experiment import begin
+    from covid_project.runner import NotebookFailed, run_notebooks
+
+    changes = dict(_assignment(text) for text in options.set)
+    settings = load_settings(
+        options.profile, data=options.data, results=options.results, changes=changes
+    )
+    try:
+        begin(settings)  # data that cannot be used are refused before a notebook is opened
+        run_notebooks(settings, tuple(options.only or NOTEBOOKS))
+    except (DataError, NotebookFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from covid_project.report import build, checks
+    from covid_project.report.evidence import EvidenceMissing
+
+    try:
+        faults = build.write_evidence(options.results)
+        print(f"values and tables: {options.results / 'report'}")
+        if faults:
+            return _refused("the report is not built", faults)
+        text = build.SOURCE.read_text(encoding="utf-8")
+        path = build.build(options.results)
+        print(f"report: {path}")
+        for warning in [
+            *checks.missing_figures(text, options.results),
+            *checks.marked_places(text),
+        ]:
+            print(f"warning: {warning}")
+        faults = build.pdf_faults(options.results)
+        return _refused("the report is built, but", faults) if faults else 0
+    except (EvidenceMissing, build.ReportFault) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _submission(options: argparse.Namespace) -> int:
+    from covid_project.report.evidence import EvidenceMissing
+    from covid_project.report.submission import Refused, submit
+
+    try:
+        for path in submit(options.results, options.group, options.to, draft=options.draft):
+            print(f"written: {path}")
+    except Refused as refusal:
+        return _refused("nothing is written", refusal.reasons)
+    except EvidenceMissing as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _refused(what: str, reasons: list[str]) -> int:
+    print(f"error: {what}:", *(f"  - {reason}" for reason in reasons), sep="\n", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m covid_project", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="run the notebooks in order")
+    run.set_defaults(command=_run)
     run.add_argument("--data", type=Path, help="zip, folder or Kaggle tree; none: drawn phantoms")
     run.add_argument("--profile", help="name in profiles/ or path; default: course with --data")
     run.add_argument("--results", type=Path, help="folder of the results; default: the profile's")
@@ -52,7 +108,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="change a setting, for example transfer.backbone=MobileNetV2 (may be repeated)",
     )
+    report = commands.add_parser("report", help="check and set the report on a finished run")
+    report.set_defaults(command=_report)
+    hand_in = commands.add_parser("submission", help="make the two files to hand in")
+    hand_in.set_defaults(command=_submission)
+    hand_in.add_argument("--group", type=_group, required=True, help="number of the group")
+    hand_in.add_argument("--to", type=Path, default=Path("submission"), help="folder to write")
+    hand_in.add_argument(
+        "--draft", action="store_true", help="for reading: marked places are warnings"
+    )
+    for command in (report, hand_in):
+        command.add_argument(
+            "--results", type=Path, default=Path("results"), help="folder of the finished run"
+        )
     return parser
+
+
+def _group(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"the group is a number from 1, found {text!r}")
+    return int(text)
 
 
 def _assignment(text: str) -> tuple[str, object]:

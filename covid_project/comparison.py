@@ -11,7 +11,7 @@ from scipy.stats import binomtest, norm, rankdata
 
 from covid_project.evaluation import LEVEL, RESAMPLES, checked, percentile_interval
 
-SIGNIFICANCE = 1 - LEVEL
+SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)

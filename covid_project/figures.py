@@ -178,7 +178,7 @@ def tuning(trials: pd.DataFrame, hyperparameters: Sequence[str]) -> plt.Figure:
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> plt.Figure:
     """Counts (2, 2), rows the label, columns the prediction."""
-    figure, axis = plt.subplots(figsize=(PAGE / 3.2, 2.1), layout="constrained")
+    figure, axis = plt.subplots(figsize=(COLUMN / 2, 1.6), layout="constrained")
     sns.heatmap(
         counts,
         annot=True,
@@ -218,6 +218,7 @@ def intervals(metrics: pd.DataFrame) -> plt.Figure:
             label=stage.replace("_", "-"),
         )
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel="value with 95 % interval")
+    axis.locator_params(axis="x", nbins=6)
     axis.invert_yaxis()
     axis.legend(loc="upper center", bbox_to_anchor=(0.45, 1.14), ncols=3)
     return figure

@@ -10,12 +10,10 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
 from covid_project.experiment import CACHE
-from covid_project.settings import SETTINGS_VARIABLE, Settings, as_yaml
+from covid_project.settings import HOUSE, NOTEBOOKS, SETTINGS_VARIABLE, Settings, as_yaml
 from covid_project.storage import write_text
 
-NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")
 EXECUTED = "notebooks"  # folder of the results: they show pixels of the data set and stay local
-HOUSE = Path(__file__).resolve().parent.parent
 
 
 class NotebookFailed(RuntimeError):

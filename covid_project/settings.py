@@ -14,7 +14,9 @@ from pathlib import Path
 
 import yaml
 
-PROFILES = Path(__file__).resolve().parent.parent / "profiles"
+HOUSE = Path(__file__).resolve().parent.parent
+PROFILES = HOUSE / "profiles"
+NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")  # in their order
 SETTINGS_VARIABLE = "COVID_PROJECT_SETTINGS"  # how `python -m covid_project run` reaches notebooks
 
 
@@ -217,7 +219,10 @@ def load_settings(
         path = Path(profile)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
-        raise SettingsError(f"no profile {profile}: give one of {known}, or a path of a YAML file")
+        raise SettingsError(
+            f"no profile {profile}: give one of {known}, or a path of a YAML file; with data named "
+            "(--data PATH, or load_settings(data=PATH)) it is the profile course"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

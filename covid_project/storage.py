@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -89,3 +89,12 @@ def fingerprint(*parts: str | bytes | np.ndarray | Mapping) -> str:
         part = part.encode() if isinstance(part, str) else part
         digest.update(f"{len(part)}:".encode() + part)
     return digest.hexdigest()[:16]
+
+
+def origin(results: Path, data: str, tables: Sequence[str]) -> str:
+    """What a figure's file says of its origin: ``data=…; <table>=…; …``, fingerprints all.
+
+    ``tables`` are names of files in the results folder.
+    """
+    parts = [f"{name}={fingerprint((Path(results) / name).read_bytes())}" for name in tables]
+    return "; ".join([f"data={data}", *parts])

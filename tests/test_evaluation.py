@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +9,9 @@ from sklearn import metrics as sk
 from covid_project.evaluation import (
     METRICS,
     bootstrap,
+    bootstrap_auc,
     confusion,
+    cross_entropy,
     metrics_table,
     percentile_interval,
     point_metrics,
@@ -135,3 +138,19 @@ def test_the_ledger_knows_replays_from_further_looks(tmp_path, capsys):
     assert "look 2" in capsys.readouterr().out
     assert record_test_look(path, "baseline", first) == 1
     assert len(read_csv(path)) == 3
+
+
+def test_cross_entropy_equals_keras_and_does_not_overflow(rng):
+    labels, scores = rng.integers(0, 2, 50), rng.normal(0, 3, 50)
+    expected = keras.losses.BinaryCrossentropy(from_logits=True)(
+        labels.astype("float32"), scores.astype("float32")
+    )
+    assert cross_entropy(labels, scores) == pytest.approx(float(expected), rel=1e-5)
+    assert cross_entropy(np.array([0, 1]), np.array([-1e4, 1e4])) == 0
+    assert cross_entropy(np.array([0, 1]), np.array([1e4, 1e4])) == 5000
+
+
+def test_the_auc_of_any_number_has_the_interval_of_the_metrics_table(rng):
+    labels, scores = rng.integers(0, 2, 80), rng.normal(size=80)
+    row = metrics_table(labels, scores, seed=3).set_index("metric").loc["AUC"]
+    assert bootstrap_auc(labels, scores, seed=3) == (row["value"], row["low"], row["high"])

@@ -1,12 +1,16 @@
+import dataclasses
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
+from covid_project import phantoms, storage
 from covid_project.data import DataError
 from covid_project.experiment import CACHE, MissingInput, begin
 from covid_project.settings import load_settings
-from covid_project.storage import read_csv
+from covid_project.storage import read_csv, write_csv
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +119,31 @@ def test_the_same_figure_is_the_same_file(experiment):
         experiment.save_figure(figure, "curve")
         contents.append(path.read_bytes())
     assert contents[0] == contents[1]
+
+
+def test_phantoms_given_as_data_need_no_profile_that_draws(settings, tmp_path):
+    # The record of the run was once refused: it named no data and could not draw any.
+    drawn = phantoms.write_dataset(tmp_path / "drawn", {"train": 4, "val": 2, "test": 2}, 32, 3)
+    given = dataclasses.replace(
+        settings, data=str(drawn), phantoms=None, results=str(tmp_path / "given")
+    )
+    assert begin(given).dataset.is_phantom
+    assert "data: drawn" in (tmp_path / "given" / "settings.yaml").read_text()
+
+
+def test_a_figure_says_what_it_was_made_from(experiment):
+    write_csv(experiment.results / "table.csv", pd.DataFrame({"a": [1]}))
+    experiment.save_figure(plt.figure(), "drawing", made_from=["table.csv"])
+    content = (experiment.results / "figures" / "phantom_drawing.pdf").read_bytes()
+    fingerprint = storage.fingerprint((experiment.results / "table.csv").read_bytes())
+    assert f"; table.csv={fingerprint}".encode() in content
+    assert f"data={experiment.identity()['data']}".encode() in content
+
+
+def test_a_replayed_stage_keeps_its_place_in_the_metrics(experiment, rng):
+    labels = experiment.arrays("test", image_size=32)[1]
+    scores = rng.normal(size=len(labels))
+    for stage in ("baseline", "transfer", "baseline"):
+        experiment.record_metrics(stage, "test", scores, {})
+    stages = pd.read_csv(experiment.results / "metrics.csv")["stage"]
+    assert list(dict.fromkeys(stages)) == ["baseline", "transfer"]

@@ -1,19 +1,13 @@
 """The command line, as a user calls it."""
 
 import os
-import shutil
 import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
 from covid_project.__main__ import main
-
-HOUSE = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -47,33 +41,13 @@ def test_an_archive_that_escapes_its_folder_is_refused_and_nothing_is_written(tm
     assert os.listdir(tmp_path) == ["evil.zip"]
 
 
-@pytest.fixture(scope="module")
-def small_run(tmp_path_factory):
-    """All four notebooks on a few phantoms: (project folder, command, its output)."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("covid_project", "profiles"):
-        shutil.copytree(HOUSE / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for notebook in HOUSE.glob("*.ipynb"):
-        shutil.copy(notebook, folder)
-    values = yaml.safe_load((HOUSE / "profiles" / "smoke.yaml").read_text())
-    values |= {"image_size": 32, "results": "made"}
-    values["phantoms"] = {"size": 48, "train": 24, "val": 12, "test": 12}
-    values["transfer"] |= {"image_size": 64, "weights": "random"}
-    rates = {"values": [1e-5, 3e-5], "times": 3, "low": 1e-5, "high": 3e-5}
-    values["transfer"]["fine_tuning"] |= {"learning_rate": rates, "sudden_drop": 0.5}
-    (folder / "profiles" / "small.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "covid_project", "run", "--profile", "small"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder, command, done.stdout
-
-
 def test_a_run_writes_every_table_figure_and_page(small_run):
     folder, _, output = small_run
     made = folder / "made"
     for name in ("exploration", "tuning_baseline", "tuning_transfer", "tuning_fine_tuning",
                  "metrics", "test_ledger", "gradcam", "history_baseline", "history_fine_tuned",
-                 "scores_baseline_test", "scores_fine_tuned_test"):  # fmt: skip
+                 "scores_baseline_test", "scores_fine_tuned_test", "comparisons", "calibration",
+                 "seeds_baseline", "seeds_transfer", "variants_baseline"):  # fmt: skip
         assert len(pd.read_csv(made / f"{name}.csv")) > 0
     assert len(list((made / "notebooks").glob("*.html"))) == 4
     assert len(list((made / "figures").glob("phantom_*.pdf"))) > 15

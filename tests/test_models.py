@@ -15,7 +15,9 @@ from covid_project.models import (
     available_backbone,
     baseline_cnn,
     build_backbone,
+    layer_table,
     model_fingerprint,
+    parameter_counts,
     split_at,
     transfer_head,
     transfer_model,
@@ -229,3 +231,14 @@ def test_without_weights_the_demo_goes_on_loudly_and_the_course_stops(keras_home
     assert "RANDOM" in capsys.readouterr().out
     with pytest.raises(WeightsUnavailable):
         available_backbone("MobileNet", images, without_weights="stop", **arguments)
+
+
+def test_layers_and_parameters_are_counted_as_keras_counts_them():
+    model = baseline()
+    table = layer_table(model)
+    counts = parameter_counts(model)
+    assert table["parameters"].sum() == counts["parameters"] == model.count_params()
+    moving = sum(2 * layer.gamma.shape[0] for layer in model.layers if hasattr(layer, "gamma"))
+    assert counts["trained_parameters"] == counts["parameters"] - moving
+    assert table.set_index("layer").loc["stem_convolution", "kernel"] == 5
+    assert table["output"].iloc[-1] == "1"

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covid_project.settings import Axis
-from covid_project.tuning import best_hyperparameters, best_trial, outcome, propose, search
+from covid_project.tuning import (
+    best_hyperparameters,
+    best_trial,
+    measure_each,
+    outcome,
+    propose,
+    search,
+)
 
 AXES = {
     "learning_rate": Axis(values=(0.001, 0.002, 0.004), times=2, low=0.0002, high=0.1),
@@ -169,3 +176,24 @@ def test_every_search_ends(target, strategy):
         rows = [{**point, **objective(point)} for point in points]
         trials = pd.DataFrame([*trials.to_dict("records"), *rows])
     pytest.fail("more than a hundred rounds")
+
+
+def test_named_cases_are_measured_once_each_and_resumed(tmp_path):
+    calls = []
+
+    def run(value):
+        calls.append(value)
+        if value == 3:
+            raise FloatingPointError("the loss is no longer finite")
+        return {"doubled": 2 * value}
+
+    path, identity = tmp_path / "cases.csv", {"data": "x"}
+    measure_each({"one": 1, "three": 3}, run, path, identity=identity, title="cases")
+    table = measure_each(
+        {"two": 2, "one": 1, "three": 3}, run, path, identity=identity, title="cases"
+    )
+    assert calls == [1, 3, 2]
+    assert table["case"].tolist() == ["two", "one", "three"]
+    assert table["doubled"].tolist()[:2] == [4, 2]
+    assert np.isnan(table["doubled"][2])
+    assert table["data"].tolist() == ["x"] * 3

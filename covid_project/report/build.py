@@ -10,9 +10,10 @@ from pathlib import Path
 
 from covid_project.report import checks
 from covid_project.report.evidence import Evidence, collect
+from covid_project.settings import HOUSE
 from covid_project.storage import fingerprint, whole_file, write_text
 
-SOURCE = Path(__file__).resolve().parent.parent.parent / "Report.tex"
+SOURCE = HOUSE / "Report.tex"
 RECORD = "built.json"  # what the PDF was made from
 ENGINES = {
     "latexmk": ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "Report.tex"],
@@ -109,6 +110,7 @@ def build(results: Path, source: Path = SOURCE) -> Path:
                 f"{chosen} stopped: {first.group() if first else done.stderr[-500:]}\n"
                 f"(the whole log is in {folder / 'Report.log'})"
             )
+        (folder / "Report.log").unlink(missing_ok=True)  # of an earlier failure
         with whole_file(folder / "Report.pdf") as part:
             shutil.copyfile(place / "Report.pdf", part)
     pages = re.search(r"Output written on \S+ \((\d+) pages?", log.replace("\n", ""))

@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from covid_project.experiment import figure_stamp
 from covid_project.report.evidence import Evidence
-from covid_project.storage import read_csv
+from covid_project.storage import origin, read_csv
 
 NAMES = ("COVID-19", "ResNet50V2", "MobileNetV2", "F_1")  # names that hold digits
 QUESTIONS = 24
@@ -132,8 +131,8 @@ def stale_figures(source: str, results: Path) -> list[str]:
         stamp = found.group(1).decode("latin-1") if found else ""
         tables = re.findall(r"; ([^=;]+)=", stamp)
         missing = [table for table in tables if not (results / table).is_file()]
-        if missing or stamp != figure_stamp(results, data, tables):
-            now = figure_stamp(results, data, [table for table in tables if table not in missing])
+        if missing or stamp != origin(results, data, tables):
+            now = origin(results, data, [table for table in tables if table not in missing])
             old = [part for part in stamp.split("; ") if part not in now.split("; ")]
             changed = ", ".join(part.partition("=")[0] for part in old) or "nothing it names"
             complaints.append(

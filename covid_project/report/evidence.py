@@ -20,7 +20,7 @@ from covid_project.settings import STRATEGIES
 from covid_project.storage import fingerprint, read_csv
 
 STAGES = {"baseline": "baseline", "transfer": "transfer", "fine_tuned": "finetuned"}  # and in keys
-NAMES = {"baseline": "baseline", "transfer": "frozen", "fine_tuned": "fine-tuned"}  # in the text
+NAMES = {"baseline": "baseline", "transfer": "transfer", "fine_tuned": "fine-tuned"}  # in the text
 OUTCOMES = {"no difference": "0", "better": "1", "worse": "2"}
 FALLS = 1.1  # validation loss over training loss from which the gap is called overfitting
 
@@ -109,11 +109,14 @@ def _introduction(run: _Run, values: dict, tables: dict) -> None:
     values["test.baseline.accuracy.width"] = number(accuracy["high"] - accuracy["low"], 2)
     names = list(rows.loc["baseline"].index)
     tables["metrics"] = tabular(
-        "l" + "l" * len(names),
-        ["model", *(escape(name).replace("F1", "$F_1$") for name in names)],
+        "l" + "l" * len(STAGES),
+        ["metric", *NAMES.values()],
         [
-            [NAMES[stage], *(interval(rows.loc[(stage, name)]) for name in names)]
-            for stage in STAGES
+            [
+                name.replace("F1", "$F_1$"),
+                *(interval(rows.loc[(stage, name)]) for stage in STAGES),
+            ]
+            for name in names
         ],
     )
 

@@ -1,0 +1,110 @@
+"""The report's numbers come from the tables, and nowhere else."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from covid_project.report import evidence
+from covid_project.report.evidence import EvidenceMissing, collect
+
+
+@pytest.fixture(scope="module")
+def made(small_run):
+    return small_run[0] / "made"
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    shutil.copytree(made, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def change(folder, name, where, **values):
+    table = pd.read_csv(folder / name)
+    rows = table.query(where).index
+    assert len(rows)
+    for column, value in values.items():
+        table.loc[rows, column] = value
+    table.to_csv(folder / name, index=False)
+
+
+def test_values_say_what_the_tables_say(made):
+    values = collect(made).values
+    metrics = pd.read_csv(made / "metrics.csv").set_index(["stage", "split", "metric"])
+    row = metrics.loc[("baseline", "test", "accuracy")]
+    expected = f"{row.value:.3f} ({row.low:.3f}--{row.high:.3f})"
+    assert values["test.baseline.accuracy"] == expected
+    assert values["n.train"] == "48"
+    assert values["run.phantoms"] == "1"
+    history = pd.read_csv(made / "history_baseline.csv")
+    assert values["final.epochs"] == str(len(history))
+
+
+def test_every_source_is_recorded(made):
+    sources = collect(made).sources
+    assert {"metrics.csv", "comparisons.csv", "settings.yaml", "gradcam.csv"} <= set(sources)
+
+
+def test_a_missing_table_is_named(copy):
+    (copy / "comparisons.csv").unlink()
+    with pytest.raises(EvidenceMissing, match=r"comparisons\.csv is missing: run"):
+        collect(copy)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "outcome"), [("no difference", "0"), ("better", "1"), ("worse", "2")]
+)
+def test_the_paired_test_chooses_the_sentence(copy, verdict, outcome):
+    where = "first == 'baseline' and second == 'fine_tuned' and metric == 'accuracy'"
+    change(copy, "comparisons.csv", where, verdict=verdict)
+    assert collect(copy).values["outcome.baseline.finetuned.accuracy"] == outcome
+
+
+def test_a_variant_is_called_worse_only_after_the_correction_for_their_number(copy):
+    change(copy, "variants_baseline.csv", "case != 'as tuned'", AUC_p_value=0.9)
+    where = "case == 'focal loss'"
+    change(copy, "variants_baseline.csv", where, AUC_p_value=0.01, AUC_difference=-0.1)
+    assert collect(copy).values["variants.focal.outcome"] == "0"  # 7 variants: 0.01 is 0.07
+    change(copy, "variants_baseline.csv", where, AUC_p_value=0.001)
+    assert collect(copy).values["variants.focal.outcome"] == "2"
+    change(copy, "variants_baseline.csv", where, AUC_difference=0.1)
+    assert collect(copy).values["variants.focal.outcome"] == "1"
+
+
+def test_a_second_look_is_said(copy):
+    assert collect(copy).values["looks.once"] == "1"
+    change(copy, "test_ledger.csv", "stage == 'baseline'", look=2)
+    values = collect(copy).values
+    assert values["looks.once"] == "0"
+    assert values["looks.list"] == "baseline 2, transfer 1, fine-tuned 1"
+
+
+def test_the_spread_of_a_hyperparameter_is_over_trials_that_differ_in_it_alone(copy):
+    trials = pd.DataFrame(
+        {"a": [1, 2, 3, 1], "b": [1, 1, 1, 2], "val_loss": [0.3, 0.1, 0.2, 0.9]}
+    )  # the last differs from the best in both
+    best = trials.loc[1]
+    assert evidence._spread(trials, best, "a", ["a", "b"]) == pytest.approx(0.2)
+    assert evidence._spread(trials, best, "b", ["a", "b"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: evidence.number(-0.1234, 2), "$-$0.12"),
+        (lambda: evidence.number(np.nan, 2), "--"),
+        (lambda: evidence.bounds(0.5, 0.4, 0.6), "0.500 (0.400--0.600)"),
+        (lambda: evidence.p_value(0.0004), "$p<0.001$"),
+        (lambda: evidence.p_value(0.0312), "$p=0.031$"),
+        (lambda: evidence.p_value(0.25, bare=True), "0.25"),
+        (lambda: evidence.percent(0.95), "95\\,\\%"),
+        (lambda: evidence.duration(61), "61\\,s"),
+        (lambda: evidence.duration(600), "10\\,min"),
+        (lambda: evidence.thousands(1234567), "1\\,234\\,567"),
+        (lambda: evidence.escape("a_b & 5% {x}"), "a\\_b \\& 5\\% \\{x\\}"),
+    ],
+)
+def test_how_numbers_are_written(call, text):
+    assert call() == text
