@@ -9,6 +9,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: run test lint report submission clean
 
+# The run, the report and the hand-in share one results folder.
 run: $(VENV)/ready
 	$(PYTHON) -m covid_project run $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
 		$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))

@@ -20,6 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("covid_project."):
+            raise
+        print("error: a hand-in runs its notebooks; this command is not in it", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is finished", file=sys.stderr)
         return 130

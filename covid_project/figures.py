@@ -137,8 +137,12 @@ def history(table: pd.DataFrame, best_epoch: int | None = None) -> plt.Figure:
             axis.axvline(best_epoch, color="0.5", linewidth=0.8, label=f"best epoch {best_epoch}")
         axis.set(xlabel="epoch", ylabel="cross-entropy (nats)" if name == "loss" else name)
     axes[0].set_ylim(bottom=0)
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names), columnspacing=1)
+    # One legend for both, above them; it hangs on the left one, and the top is kept free for it.
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.9))
+    legend = axes[0].legend(
+        loc="lower left", bbox_to_anchor=(-0.2, 1.0), ncols=3, columnspacing=1, handlelength=1.8
+    )
+    legend.set_in_layout(False)
     return figure
 
 

@@ -162,3 +162,6 @@ def test_the_hand_in_runs_its_notebooks_by_itself_in_an_empty_folder(small_run, 
     done = subprocess.run(alone, cwd=empty, capture_output=True, text=True)
     assert done.returncode == 2
     assert "with data named" in done.stderr
+    report = subprocess.run([*alone[:-1], "report"], cwd=empty, capture_output=True, text=True)
+    assert report.returncode == 1
+    assert "not in it" in report.stderr

@@ -214,6 +214,7 @@ def _pre_processing(run: _Run, settings: dict, values: dict) -> None:
         "resizing.half.lost": number(resizing.loc[size // 2, "lost_grey_levels"], 1),
         "transfer.size": str(settings["transfer"]["image_size"]),
         "normalization.description": _sentence(STRATEGIES[settings["normalization"]]),
+        "normalization.sample": yes(settings["normalization"] == "sample"),
         "augmentation.rotation": f"{amounts['rotation']:g}$^\\circ$",
         **{
             f"augmentation.{name}": percent(amounts[name])
