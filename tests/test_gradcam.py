@@ -9,12 +9,12 @@ from covid_project.explain.gradcam import (
     grad_cam,
     heatmap_function,
     last_spatial_layer,
-    normalize_heatmaps,
     overlay,
     remove_final_activation,
     resize_heatmaps,
     spatial_layers,
 )
+from covid_project.explain.heatmaps import normalize_heatmaps
 
 SIZE = 16
 
@@ -350,9 +350,10 @@ def test_frozen_layers_above_an_integer_image_have_a_gradient(images):
 def test_grad_cam_plus_plus_equals_equation_19_written_out(target):
     """The derivatives of Y = exp(z) for a dense layer on the features, in float64 and loops."""
     inputs = keras.Input((6, 6, 1))
-    x = layers.Conv2D(3, 3, activation="relu", name="features")(inputs)
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(3, 3, activation="relu", name="features")(x)
     model = keras.Model(inputs, layers.Dense(1, name="top")(layers.Flatten()(x)))
-    images = np.random.default_rng(0).uniform(0, 1, (2, 6, 6, 1)).astype(np.float32)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 6, 6, 1)).astype(np.float32)
     found = grad_cam(model, images, target, method="grad-cam++")
 
     sign = 1 if target == 1 else -1

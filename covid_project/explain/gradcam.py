@@ -5,21 +5,23 @@ last convolutional features, take the gradient of the class score with respect t
 into one weight per channel, average the features with these weights, normalise, map onto the
 image and overlay. `grad_cam` does the middle steps for a whole batch of images.
 
-A scalar output needs one care: with a single logit z, the score of class 1 is z and the score of
-class 0 is -z, so the evidence for one class is exactly the evidence against the other.
-
 The flow stands once, in `heatmap_function`. A method is one small function of the features and
-their gradients which returns the weights; `METHODS` names them.
+their gradients which returns the weights; `METHODS` names them. With A the features of one image
+(h, w, K), g the gradient of the class score with respect to them and w the weights, each map is
+Σ_k w_k A_k.
 
 References
 ----------
 Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
 Localization", ICCV 2017. Chattopadhay et al., "Grad-CAM++: Generalized Gradient-based Visual
-Explanations for Deep Convolutional Networks", WACV 2018.
+Explanations for Deep Convolutional Networks", WACV 2018. Draelos & Carin, "Use HiResCAM instead of
+Grad-CAM for faithful explanations of convolutional neural networks", arXiv:2011.08891. Jiang et
+al., "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", IEEE Transactions
+on Image Processing 2021. Muhammad & Yeasin, "Eigen-CAM: Class Activation Map using Principal
+Components", IJCNN 2020.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import keras
 import matplotlib
@@ -28,9 +30,16 @@ import tensorflow as tf
 from matplotlib.colors import Colormap
 from numpy.typing import ArrayLike
 
+from covid_project.explain.class_score import (
+    batch_signature,
+    by_batches,
+    checked_images,
+    checked_target,
+    class_score,
+)
+from covid_project.explain.heatmaps import Heatmaps
+
 OVERLAY_WEIGHT = 0.4  # of the coloured heatmap, as the task sheet asks
-PREDICTED = "predicted"
-_ANY = -1  # stands for the predicted class among class indices
 
 # Layers that are an activation; all others carry theirs, if any, in an attribute `activation`.
 _ACTIVATION_LAYERS = (
@@ -42,44 +51,33 @@ _ACTIVATION_LAYERS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Heatmaps:
-    """The heatmaps of N images at one layer, whose features are h by w.
-
-    Attributes
-    ----------
-    layer : name of the layer whose features were weighted.
-    maps : (N, h, w) float32 in [0, 1]; each map that is not blank has 1 as its maximum.
-    raw : (N, h, w) float32, the signed map before the ReLU: positive where the image speaks for
-        the class explained, negative where it speaks against it.
-    scores : (N,) float32, the class score explained: a logit, or minus the one logit for class 0.
-    target : (N,) int32, the class explained.
-    status : (N,) str, "ok", or why the map is blank: "zero gradient" (the score does not react to
-        the features at all) or "all negative" (it does, but no place speaks for the class). Scores
-        are logits, so a map is never blank because a sigmoid saturates.
-    """
-
-    layer: str
-    maps: np.ndarray
-    raw: np.ndarray
-    scores: np.ndarray
-    target: np.ndarray
-    status: np.ndarray
-
-
 # Step: remove the final activation if present.
 
 
 def remove_final_activation(model: keras.Model) -> keras.Model:
-    """Return a model that ends in logits; the given one if it already does, and never altered.
+    """Return a classifier that ends in logits; the given one if it already does, never altered.
 
     A sigmoid near 0 or 1 has no gradient left, and the softmax of one class also holds the
     evidence against the others; the logit is free of both. The returned model shares its layers
     with the given one, except a last layer with an activation of its own (`Dense(1, "sigmoid")`):
-    that one becomes a linear layer with a copy of the weights.
+    that one becomes a linear layer with a copy of the weights. A nested model at the end is opened
+    in the same way.
+
+    Raises
+    ------
+    ValueError : for anything but one input and one output of shape (N, 1) or (N, K).
     """
+    if len(model.inputs) != 1 or [len(output.shape) for output in model.outputs] != [2]:
+        raise ValueError(
+            f"Model '{model.name}' has inputs {[tuple(x.shape) for x in model.inputs]} and outputs "
+            f"{[tuple(x.shape) for x in model.outputs]}; expected one input of images and one "
+            "output (N, 1) or (N, K)."
+        )
     last = _nodes(model)[-1]
     layer, features = last.operation, last.input_tensors[0]
+    if isinstance(layer, keras.Model) and len(last.input_tensors) == 1:
+        logits = remove_final_activation(layer)
+        return model if logits is layer else keras.Model(model.inputs[0], logits(features))
     if not _has_activation(layer):
         return model
     if isinstance(layer, (keras.layers.Activation, *_ACTIVATION_LAYERS)):
@@ -169,18 +167,18 @@ def grad_cam(
     Parameters
     ----------
     model : Sequential or functional classifier with one output of shape (N, 1) or (N, K).
-    images : (N, H, W, C), uint8 or float, as the model expects them (here 0..255, since models
-        normalise inside). N may be 0.
+    images : (N, H, W, C), uint8 or float, in 0..255, since models normalise inside. N may be 0.
     target : the class to explain: one index, N indices, or "predicted" (the largest logit; for
         one logit, class 1 if it is positive). A model with one logit has the classes 0 and 1.
     layer : name of a spatial layer; by default `last_spatial_layer(model)`.
-    method : "grad-cam" or "grad-cam++".
+    method : one of `METHODS`: "grad-cam", "grad-cam++", "hirescam", "layercam", or "eigen-cam",
+        which knows no class: its map is the same for every target.
     batch_size : images computed at once; memory does not grow with N beyond the maps themselves.
 
     Raises
     ------
-    ValueError : for an unknown layer, method or class, images of another shape, or values that
-        are not finite.
+    ValueError : for an unknown layer, method or class, or images of another shape or range
+        or with values that are not finite.
 
     Notes
     -----
@@ -203,65 +201,52 @@ def heatmap_function(
     """
     if method not in METHODS:
         raise ValueError(f"Unknown method '{method}'; the methods are {sorted(METHODS)}.")
-    if len(model.inputs) != 1 or [len(output.shape) for output in model.outputs] != [2]:
-        raise ValueError(
-            f"Model '{model.name}' has inputs {[tuple(x.shape) for x in model.inputs]} and outputs "
-            f"{[tuple(x.shape) for x in model.outputs]}; expected one input of images and one "
-            "output (N, 1) or (N, K)."
-        )
     model = remove_final_activation(model)
-    image_shape, logit_count = model.inputs[0].shape[1:], model.outputs[0].shape[-1]
-    explain_batch = _compiled(model, layers, METHODS[method])
+    explain_batch = _compiled(features_and_logits(model, layers), layers, METHODS[method])
 
     def heatmaps(images: ArrayLike, target: ArrayLike, batch_size: int = 32) -> dict[str, Heatmaps]:
-        images = np.asarray(images)
-        _check_image_shape(images, image_shape)
-        count = len(images)
-        target = _class_indices(target, count, max(logit_count, 2))
-        if count == 0:  # TensorFlow's fused kernels refuse empty batches: one image stands in
-            images, target = np.zeros((1, *images.shape[1:])), np.zeros(1, np.int32)
-        batches = []
-        for start in range(0, len(images), batch_size):
-            batch = slice(start, start + batch_size)
-            _check_finite(images[batch], start)
-            batches.append(explain_batch(images[batch].astype(np.float32), target[batch]))
-        scores, explained, maps = tf.nest.map_structure(
-            lambda *parts: np.concatenate(parts)[:count], *batches
-        )
-        return {layer: _with_status(layer, *maps[layer], scores, explained) for layer in layers}
+        images = checked_images(model, images)
+        target = checked_target(model, target, len(images))
+        scores, explained, maps = by_batches(explain_batch, images, target, batch_size)
+        return {
+            layer: Heatmaps.from_raw(layer, raw, scores, explained, reasons)
+            for layer, (raw, reasons) in maps.items()
+        }
 
     return heatmaps
 
 
-def _compiled(model: keras.Model, layers: Sequence[str], weigh: Callable) -> Callable:
-    """Compile (images, target) → scores (N,), target (N,), {layer: (raw (N, h, w), blind (N,))}.
+def features_and_logits(model: keras.Model, layers: Sequence[str]) -> keras.Model:
+    """Model with the outputs of the named spatial layers (N, h, w, K), then the given one's output.
 
-    `blind` tells where the gradient is zero throughout.
+    Raises
+    ------
+    ValueError : for a layer that is unknown or not spatial; the message lists the candidates.
     """
     spatial = _spatial_nodes(model)
     if unknown := [layer for layer in layers if layer not in spatial]:
         raise ValueError(
             f"Model '{model.name}' has no spatial layer named {unknown}; it has {list(spatial)}."
         )
-    features_and_logits = keras.Model(
+    return keras.Model(
         model.inputs, [*(spatial[layer].outputs[0] for layer in layers), *model.outputs]
     )
 
-    # The batch size is left open, so that the last, smaller batch runs the same compiled graph.
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32),
-            tf.TensorSpec((None,), tf.int32),
-        ]
-    )
+
+def _compiled(network: keras.Model, layers: Sequence[str], weigh: Callable) -> Callable:
+    """Compile (images, target) → scores (N,), target (N,), {layer: (raw (N, h, w), reasons)}.
+
+    The reasons say for each image why its map may be blank; see `Heatmaps`.
+    """
+
+    @tf.function(input_signature=batch_signature(network))
     def explain_batch(images, target):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             # Watching images and weights records the features of every layer, wherever it lies.
             # Gradients below the features are never asked for, so the compiled graph drops them.
-            tape.watch([images, *(weight.value for weight in model.weights)])
-            *features, logits = features_and_logits(images, training=False)
-            target = tf.where(target == _ANY, _predicted_class(logits), target)
-            scores = _class_score(logits, target)  # (N,)
+            tape.watch([images, *(weight.value for weight in network.weights)])
+            *features, logits = network(images, training=False)
+            scores, target = class_score(logits, target)  # (N,)
         gradients = tape.gradient(scores, features)
         maps = {}
         for layer, activation, gradient in zip(layers, features, gradients, strict=True):
@@ -272,7 +257,13 @@ def _compiled(model: keras.Model, layers: Sequence[str], weigh: Callable) -> Cal
             # A sum over the channels as in the paper's equation 2; the average that the sheet
             # asks for is this divided by their number, and normalisation removes that factor.
             raw = tf.reduce_sum(weigh(activation, gradient) * activation, axis=-1)  # (N, h, w)
-            maps[layer] = raw, tf.reduce_all(gradient == 0, axis=(1, 2, 3))
+            maps[layer] = (
+                raw,
+                {
+                    "zero features": tf.reduce_all(activation == 0, axis=(1, 2, 3)),
+                    "zero gradient": tf.reduce_all(gradient == 0, axis=(1, 2, 3)),
+                },
+            )
         return scores, target, maps
 
     return explain_batch
@@ -298,89 +289,46 @@ def _positive_gradient_coefficients(features: tf.Tensor, gradients: tf.Tensor) -
     return tf.reduce_sum(positive / (2.0 + positive * total), axis=(1, 2), keepdims=True)
 
 
+def _gradient(features: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
+    """HiResCAM: each place's own gradient, w_ij = g_ij; Draelos & Carin 2020, section 3.
+
+    Where one dense layer follows the features, the sum of the map is the score less the bias.
+    """
+    return gradients
+
+
+def _positive_gradient(features: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
+    """LayerCAM: each place's positive gradient, w_ij = ReLU(g_ij); Jiang et al. 2021, section 3."""
+    return tf.nn.relu(gradients)
+
+
+def _first_principal_direction(features: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
+    """Eigen-CAM: the first right singular vector v of A = U Σ Vᵀ; Muhammad & Yeasin 2020.
+
+    A is the matrix (h·w, K) of the features, not centred, and the map is its projection A v. The
+    sign of v is arbitrary: here it makes the sum of the projection positive, and with it the whole
+    map where the features follow a ReLU.
+    """
+    channels = features.shape[-1]
+    matrix = tf.reshape(features, (tf.shape(features)[0], -1, channels))  # (N, h·w, K)
+    _, _, right = tf.linalg.svd(matrix)
+    direction = right[..., :1]  # (N, K, 1)
+    projected = tf.reduce_sum(matrix @ direction, axis=1, keepdims=True)  # (N, 1, 1)
+    signed = tf.where(projected < 0, -direction, direction)
+    return tf.reshape(signed, (-1, 1, 1, channels))
+
+
 # Each takes features and gradients (N, h, w, K) and returns weights (N, 1 or h, 1 or w, K).
 METHODS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "grad-cam": _gradient_mean,
     "grad-cam++": _positive_gradient_coefficients,
+    "hirescam": _gradient,
+    "layercam": _positive_gradient,
+    "eigen-cam": _first_principal_direction,
 }
 
 
-def _check_image_shape(images: np.ndarray, image_shape: tuple) -> None:
-    if images.ndim != 1 + len(image_shape) or any(
-        wanted not in (None, found)
-        for wanted, found in zip(image_shape, images.shape[1:], strict=True)
-    ):
-        raise ValueError(
-            f"Images have shape {images.shape}; this model takes (N, H, W, channels) with "
-            f"(H, W, channels) = {image_shape}."
-        )
-
-
-def _check_finite(batch: np.ndarray, start: int) -> None:
-    finite = np.isfinite(batch).all(axis=(1, 2, 3))
-    if not finite.all():
-        bad = (start + np.flatnonzero(~finite)).tolist()
-        raise ValueError(f"Images {bad} hold NaN or infinite values; leave them out.")
-
-
-def _class_indices(target: ArrayLike, count: int, classes: int) -> np.ndarray:
-    """(count,) int32 class indices, all of them `_ANY` for the predicted class."""
-    if isinstance(target, str) and target == PREDICTED:
-        return np.full(count, _ANY, np.int32)
-    indices = np.asarray(target)
-    if indices.shape not in ((), (count,)):
-        raise ValueError(f"Target has shape {indices.shape}; expected one class or ({count},).")
-    allowed = np.isin(indices, np.arange(classes))
-    if not allowed.all():
-        raise ValueError(
-            f"Target {np.unique(indices[~allowed]).tolist()} is not a class of this model; its "
-            f"classes are 0 to {classes - 1}, or '{PREDICTED}'."
-        )
-    return np.broadcast_to(indices, (count,)).astype(np.int32)
-
-
-def _predicted_class(logits: tf.Tensor) -> tf.Tensor:
-    if logits.shape[-1] == 1:
-        return tf.cast(logits[:, 0] > 0, tf.int32)
-    return tf.argmax(logits, axis=-1, output_type=tf.int32)
-
-
-def _class_score(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Score of the target class, (N,): its logit, or ±z where z is the only one."""
-    logits = tf.cast(logits, tf.float32)
-    if logits.shape[-1] == 1:
-        return tf.where(target == 1, logits[:, 0], -logits[:, 0])
-    return tf.gather(logits, target, batch_dims=1)
-
-
-def _with_status(
-    layer: str, raw: np.ndarray, blind: np.ndarray, scores: np.ndarray, target: np.ndarray
-) -> Heatmaps:
-    if not np.isfinite(raw).all():
-        bad = np.flatnonzero(~np.isfinite(raw).all(axis=(1, 2))).tolist()
-        raise ValueError(
-            f"Layer '{layer}' gives NaN or infinite maps for images {bad}; check the model's "
-            "weights and the range of the images."
-        )
-    status = np.where(
-        raw.max(axis=(1, 2)) > 0, "ok", np.where(blind, "zero gradient", "all negative")
-    )
-    return Heatmaps(layer, normalize_heatmaps(raw), raw, scores, target, status)
-
-
-# Step: normalise the heatmap between 0 and 1.
-
-
-def normalize_heatmaps(raw: np.ndarray, shared: bool = False) -> np.ndarray:
-    """Keep the positive part of signed maps (N, h, w) and scale it into [0, 1].
-
-    Each map is divided by its own maximum, which shows where an image's evidence lies but not how
-    strong it is. With `shared`, all are divided by the largest value among them, which makes them
-    comparable. A map without a positive value stays zero.
-    """
-    positive = np.maximum(raw, 0)
-    largest = positive.max(axis=None if shared else (1, 2), keepdims=True, initial=0)
-    return np.divide(positive, largest, out=np.zeros_like(positive), where=largest > 0)
+# The step between, normalising the heatmap, is shared by all methods: `normalize_heatmaps`.
 
 
 # Step: map the heatmap onto the original sample space.
