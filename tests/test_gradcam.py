@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras import layers
 
 from covid_project.explain.gradcam import (
+    METHODS,
     grad_cam,
     heatmap_function,
     last_spatial_layer,
@@ -14,7 +15,6 @@ from covid_project.explain.gradcam import (
     resize_heatmaps,
     spatial_layers,
 )
-from covid_project.explain.heatmaps import normalize_heatmaps
 
 SIZE = 16
 
@@ -135,7 +135,7 @@ def test_predicted_target_is_the_class_with_the_largest_score(images, classes):
     np.testing.assert_array_equal(heatmaps.raw, grad_cam(model, images, predicted).raw)
 
 
-@pytest.mark.parametrize("method", ["grad-cam", "grad-cam++"])
+@pytest.mark.parametrize("method", METHODS)
 def test_batches_equal_single_images_and_the_last_batch_may_be_partial(images, method):
     explain = heatmap_function(flattened_model(), ["relu"], method)
     target = np.arange(len(images)) % 2
@@ -245,6 +245,18 @@ def test_removing_the_final_activation_leaves_the_given_model_as_it_was(images):
     assert model.get_config() == config
 
 
+def test_a_nested_model_that_ends_in_a_sigmoid_is_opened(images):
+    flat = pooled_model(activation="sigmoid")
+    nested = keras.Sequential([keras.Input((SIZE, SIZE, 1)), layers.ReLU(name="same"), flat])
+    values = images.astype(np.float32)
+    probability = nested(values).numpy()
+    logit = remove_final_activation(nested)(values).numpy()
+    np.testing.assert_allclose(1 / (1 + np.exp(-logit)), probability, rtol=1e-5)
+    assert np.ptp(logit) > 0
+    scores = grad_cam(nested, images, 1, layer="same").scores
+    np.testing.assert_allclose(scores, logit[:, 0], rtol=1e-5)
+
+
 def test_a_model_that_ends_in_a_logit_is_returned_as_it_is():
     model = pooled_model()
     assert remove_final_activation(model) is model
@@ -319,7 +331,7 @@ def test_layers_beside_a_skip_connection_get_their_true_gradient(images):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("method", ["grad-cam", "grad-cam++"])
+@pytest.mark.parametrize("method", METHODS)
 def test_several_layers_in_one_pass_equal_one_by_one(images, method):
     model = residual_model()
     chosen = ["out_b", "stem", "branch_a", "linear_b", "add_a"]
@@ -406,7 +418,112 @@ def test_another_library_agrees(images, classes):
     np.testing.assert_allclose(ours, np.squeeze(theirs), rtol=1e-4, atol=1e-7)
 
 
+# HiResCAM, LayerCAM, Eigen-CAM
+
+
+def dense_model():
+    """One dense layer on the features: the gradient is its kernel, place by place."""
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(3, 3, strides=3, activation="relu", name="features")(x)
+    return keras.Model(inputs, layers.Dense(1, name="top")(layers.Flatten()(x)))
+
+
+def dense_terms(model, images):
+    """Kernel (h, w, K) and features (N, h, w, K) in float64."""
+    features = features_of(model, "features", images).astype(np.float64)
+    kernel = model.get_layer("top").get_weights()[0].astype(np.float64)
+    return kernel.reshape(features.shape[1:]), features
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_hirescam_is_gradient_times_feature_and_sums_to_the_score(images, target):
+    model = dense_model()
+    model.get_layer("top").bias.assign([0.7])
+    kernel, features = dense_terms(model, images)
+    sign = 1 if target == 1 else -1
+    found = grad_cam(model, images, target, method="hirescam")
+    expected = sign * (kernel * features).sum(axis=-1)
+    np.testing.assert_allclose(found.raw, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.raw.sum(axis=(1, 2)), found.scores - sign * 0.7, atol=1e-5)
+
+
+def test_hirescam_equals_grad_cam_where_pooling_makes_all_gradients_equal(images):
+    model = pooled_model()
+    np.testing.assert_allclose(
+        grad_cam(model, images, 1, method="hirescam").raw, closed_form(model, images), atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_layercam_keeps_the_positive_gradients(images, target):
+    model = dense_model()
+    kernel, features = dense_terms(model, images)
+    gradient = kernel if target == 1 else -kernel
+    expected = (np.where(gradient > 0, gradient, 0) * features).sum(axis=-1)
+    found = grad_cam(model, images, target, method="layercam").raw
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_another_librarys_layercam_agrees(images):
+    from tf_keras_vis.layercam import Layercam
+
+    model = flattened_model()
+    theirs = Layercam(model, model_modifier=None)(
+        lambda logits: logits[:, 0],
+        images.astype(np.float32),
+        penultimate_layer="relu",
+        seek_penultimate_conv_layer=False,
+        activation_modifier=None,
+        expand_cam=False,
+        normalize_cam=False,
+    )
+    ours = grad_cam(model, images, 1, method="layercam").raw
+    assert np.abs(ours).max() > 0
+    np.testing.assert_allclose(ours, np.squeeze(theirs), rtol=1e-4, atol=1e-7)
+
+
+def test_eigen_cam_is_the_projection_on_the_largest_eigenvector(images):
+    """The oracle diagonalises AᵀA in float64 instead of decomposing A."""
+    model = flattened_model()
+    for layer in ("relu", "norm"):  # features without, and with, negative values
+        found = grad_cam(model, images, 1, layer, method="eigen-cam")
+        for raw, features in zip(found.raw, features_of(model, layer, images), strict=True):
+            matrix = features.reshape(-1, features.shape[-1]).astype(np.float64)
+            _, vectors = np.linalg.eigh(matrix.T @ matrix)
+            projected = matrix @ vectors[:, -1]
+            projected *= np.sign(projected.sum())
+            expected = projected.reshape(raw.shape)
+            np.testing.assert_allclose(raw, expected, atol=1e-4 * np.abs(expected).max())
+            if layer == "relu":
+                assert raw.min() > -1e-6
+
+
+def test_eigen_cam_knows_no_class(images):
+    model = flattened_model()
+    normal, covid = (grad_cam(model, images, target, method="eigen-cam") for target in (0, 1))
+    np.testing.assert_array_equal(normal.raw, covid.raw)
+    np.testing.assert_array_equal(normal.scores, -covid.scores)
+
+
 # Blank and flat maps
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_blank_map_says_that_the_layer_is_silent(images, method):
+    model = pooled_model()
+    model.get_layer("features").set_weights([np.zeros((3, 3, 1, 6)), -np.ones(6)])
+    heatmaps = grad_cam(model, images, 1, method=method)
+    assert set(heatmaps.status) == {"zero features"}
+    assert not heatmaps.maps.any()
+
+
+def test_layercam_is_blank_where_all_gradients_are_negative(images):
+    model = pooled_model()
+    kernel, bias = model.get_layer("top").get_weights()
+    model.get_layer("top").set_weights([-np.abs(kernel), bias])
+    heatmaps = grad_cam(model, images, 1, method="layercam")
+    assert set(heatmaps.status) == {"all negative"}
 
 
 def test_a_model_that_does_not_look_at_the_image_gives_a_flat_map(images):
@@ -450,18 +567,7 @@ def test_status_is_given_image_by_image():
     assert grad_cam(model, images, 0).status.tolist() == ["all negative", "ok"]
 
 
-# Normalising, resizing, overlaying
-
-
-def test_each_map_is_scaled_by_its_own_maximum_or_all_by_the_largest():
-    raw = np.array([[[1.0, -4.0], [2.0, 0.0]], [[8.0, 4.0], [0.0, 2.0]], [[-1.0, 0], [0, -2]]])
-    np.testing.assert_allclose(
-        normalize_heatmaps(raw), [[[0.5, 0], [1, 0]], [[1, 0.5], [0, 0.25]], [[0, 0], [0, 0]]]
-    )
-    np.testing.assert_allclose(
-        normalize_heatmaps(raw, shared=True),
-        [[[0.125, 0], [0.25, 0]], [[1, 0.5], [0, 0.25]], [[0, 0], [0, 0]]],
-    )
+# Resizing, overlaying
 
 
 def test_resizing_is_bilinear_between_pixel_centres():
@@ -551,12 +657,19 @@ def test_images_that_are_not_finite_are_named(images):
         grad_cam(pooled_model(), values, 1, batch_size=4)
 
 
-def test_weights_that_are_not_finite_are_reported(images):
+@pytest.mark.parametrize(("method", "layer"), [("grad-cam", "top"), ("eigen-cam", "features")])
+def test_weights_that_are_not_finite_are_reported(images, method, layer):
     model = pooled_model()
-    kernel, bias = model.get_layer("top").get_weights()
-    model.get_layer("top").set_weights([kernel * np.nan, bias])
+    kernel, bias = model.get_layer(layer).get_weights()
+    model.get_layer(layer).set_weights([kernel * np.nan, bias])
     with pytest.raises(ValueError, match=r"features.*NaN"):
-        grad_cam(model, images, 1)
+        grad_cam(model, images, 1, method=method)
+
+
+@pytest.mark.parametrize("change", [lambda x: x / 255, lambda x: x / 127.5 - 1, lambda x: x * 2.0])
+def test_images_of_another_range_are_refused(images, change):
+    with pytest.raises(ValueError, match=r"expected 0\.\.255"):
+        grad_cam(pooled_model(), change(images), 1)
 
 
 def test_a_map_of_class_scores_per_pixel_is_refused(images):

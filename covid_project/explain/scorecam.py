@@ -1,6 +1,6 @@
 """Score-CAM: weigh each feature map by the score of the image that is seen through it.
 
-No gradient is needed, so it does not share the flow of `gradcam`; the manner of calling is the same.
+No gradient is needed, so the flow is its own; the manner of calling is that of `gradcam`.
 
 The published formula takes the network's probability, and for a single sigmoid output, whose
 softmax over classes is always 1, libraries that take it give every channel the same weight. Here

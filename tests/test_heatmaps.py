@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from covid_project.explain.heatmaps import Heatmaps, normalize_heatmaps
+
+
+def test_each_map_is_scaled_by_its_own_maximum_or_all_by_the_largest():
+    raw = np.array([[[1.0, -4.0], [2.0, 0.0]], [[8.0, 4.0], [0.0, 2.0]], [[-1.0, 0], [0, -2]]])
+    np.testing.assert_allclose(
+        normalize_heatmaps(raw), [[[0.5, 0], [1, 0]], [[1, 0.5], [0, 0.25]], [[0, 0], [0, 0]]]
+    )
+    np.testing.assert_allclose(
+        normalize_heatmaps(raw, shared=True),
+        [[[0.125, 0], [0.25, 0]], [[1, 0.5], [0, 0.25]], [[0, 0], [0, 0]]],
+    )
+
+
+def test_a_blank_map_is_given_the_first_reason_that_holds():
+    raw = np.array([[[1.0, -2.0]], [[0, 0]], [[0, 0]], [[-1, -2]], [[0, 0]]], np.float32)
+    reasons = {
+        "zero features": np.array([True, True, False, False, False]),
+        "zero gradient": np.array([True, True, True, False, False]),
+    }
+    found = Heatmaps.from_raw("layer", raw, np.zeros(5), np.zeros(5), reasons)
+    blank = ["zero features", "zero gradient", "all negative", "all negative"]
+    assert found.status.tolist() == ["ok", *blank]
+    np.testing.assert_array_equal(found.maps.any(axis=(1, 2)), found.status == "ok")
+
+
+def test_maps_show_other_evidence_where_it_is_given():
+    raw = np.array([[[-4.0, 2.0]]])
+    found = Heatmaps.from_raw("pixels", raw, np.zeros(1), np.zeros(1), {}, evidence=np.abs(raw))
+    np.testing.assert_array_equal(found.maps, [[[1, 0.5]]])
+    assert found.status.tolist() == ["ok"]
+
+
+def test_maps_that_are_not_finite_are_refused_by_layer_and_image():
+    raw = np.zeros((3, 2, 2))
+    raw[2, 0, 1] = np.inf
+    with pytest.raises(ValueError, match=r"'relu'.*\[2\]"):
+        Heatmaps.from_raw("relu", raw, np.zeros(3), np.zeros(3), {})
