@@ -11,6 +11,7 @@ from covid_project.explain.class_score import (
     checked_target,
     class_score,
     image_variant_pairs,
+    score_change,
 )
 
 
@@ -102,3 +103,12 @@ def test_pairs_are_all_variants_of_all_images_in_order(batch_size):
     np.testing.assert_array_equal(variant, np.tile(np.arange(5), 3))
     assert all(len(indices) == min(batch_size, 15) for indices, _ in passes[:-1])
     assert not list(image_variant_pairs(0, 5, batch_size))
+
+
+def test_scores_that_differ_by_rounding_alone_have_not_changed():
+    others = np.array([5.0, 5, 5, 0, -1000], np.float32)
+    scores = np.array([5.000001, 5.1, 5, 1e-5, -1000.0005], np.float32)
+    found = score_change(scores, others)
+    np.testing.assert_allclose(found, [0, 0.1, 0, 1e-5, 0], rtol=1e-4)
+    assert found.dtype == np.float32
+    assert np.isnan(score_change([np.nan], [1.0])).all()

@@ -114,10 +114,8 @@ def test_batches_layers_and_target_do_not_depend_on_each_other(images):
     for layer in whole:
         np.testing.assert_array_equal(whole[layer].target, predicted)
         np.testing.assert_allclose(parts[layer].raw, whole[layer].raw, rtol=1e-4, atol=1e-6)
-        for i, image in enumerate(images):
-            alone = score_cam(model, image[None], predicted[i], layer) if i == 0 else None
-            if alone:
-                np.testing.assert_allclose(alone.raw[0], whole[layer].raw[i], rtol=1e-4, atol=1e-6)
+    alone = score_cam(model, images[:1], predicted[0], "first")
+    np.testing.assert_allclose(alone.raw, whole["first"].raw[:1], rtol=1e-4, atol=1e-6)
 
 
 def test_a_score_that_no_mask_changes_gives_a_blank_map(images):

@@ -12,6 +12,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 PREDICTED = "predicted"
+ROUNDING = 1e-6  # of a score in float32, with some room
 _ANY = -1  # stands for the predicted class among class indices
 
 
@@ -42,6 +43,17 @@ def score_function(model: keras.Model) -> Callable:
         return class_score(model(images, training=False), target)
 
     return score
+
+
+def score_change(scores: ArrayLike, others: ArrayLike) -> np.ndarray:
+    """`scores` − `others`, (P,) float32; 0 where they differ by no more than rounding.
+
+    The same image can have scores that differ in their last digits in batches of another size, and
+    a map of such differences, once normalised, would look like evidence.
+    """
+    scores, others = np.asarray(scores), np.asarray(others)
+    change = scores - others
+    return np.where(np.abs(change) <= ROUNDING * (1 + np.abs(others)), 0, change)
 
 
 def batch_signature(model: keras.Model) -> list[tf.TensorSpec]:

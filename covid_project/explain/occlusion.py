@@ -18,6 +18,7 @@ from covid_project.explain.class_score import (
     checked_images,
     checked_target,
     image_variant_pairs,
+    score_change,
     score_function,
 )
 from covid_project.explain.gradcam import remove_final_activation
@@ -85,8 +86,10 @@ def occlusion(
             covered = images[image]  # a copy
             for picture, i, p in zip(covered, image, index, strict=True):
                 picture[patches[p]] = fills[i]
-            falls = tf.gather(scores, image) - score(covered, tf.gather(target, image))[0]
-            for fall, i, p in zip(falls.numpy(), image, index, strict=True):
+            falls = score_change(
+                tf.gather(scores, image), score(covered, tf.gather(target, image))[0]
+            )
+            for fall, i, p in zip(falls, image, index, strict=True):
                 raw[i][patches[p]] += fall
         return raw / coverage, scores, target, {"no change": ~raw.any(axis=(1, 2))}
 

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
+from scipy.special import softmax
 
 from covid_project.explain.class_score import (
     batch_signature,
@@ -26,6 +27,7 @@ from covid_project.explain.class_score import (
     checked_target,
     class_score,
     image_variant_pairs,
+    score_change,
     score_function,
 )
 from covid_project.explain.gradcam import (
@@ -86,7 +88,7 @@ def score_cam_function(
 
     def explain_batch(images, target, batch_size):
         features, (scores, target) = look(images, target)
-        unmasked, _ = score(np.zeros_like(images), target)
+        black, _ = score(np.zeros_like(images), target)
         maps = {}
         for layer, activation in zip(layers, features, strict=True):
             channels = tf.transpose(activation, (0, 3, 1, 2))  # (N, K, h, w)
@@ -94,9 +96,9 @@ def score_cam_function(
             for image, channel in image_variant_pairs(*increase.shape, batch_size):
                 masks = _masks(tf.gather_nd(channels, np.stack([image, channel], axis=1)), images)
                 seen = score(images[image] * masks, tf.gather(target, image))[0]
-                increase[image, channel] = seen - tf.gather(unmasked, image)
+                increase[image, channel] = score_change(seen, tf.gather(black, image))
             unchanged = (increase == 0).all(axis=1)  # (N,)
-            weights = tf.nn.softmax(increase) * ~unchanged[:, None]
+            weights = softmax(increase, axis=1) * ~unchanged[:, None]
             maps[layer] = (
                 tf.einsum("nhwk,nk->nhw", activation, weights),
                 {
