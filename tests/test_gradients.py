@@ -302,7 +302,7 @@ def test_samples_noise_steps_and_baselines_out_of_range_are_refused(images):
     model = power_model(1)
     with pytest.raises(ValueError, match="samples is 0"):
         smooth_grad(model, images, 1, samples=0)
-    with pytest.raises(ValueError, match="noise -0.1"):
+    with pytest.raises(ValueError, match=r"noise -0\.1"):
         smooth_grad(model, images, 1, noise=-0.1)
     with pytest.raises(ValueError, match="steps is 0"):
         integrated_gradients(model, images, 1, steps=0)

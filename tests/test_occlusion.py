@@ -99,7 +99,9 @@ def test_a_patch_over_the_whole_image_gives_what_the_image_adds(images):
     model = curved_model()
     found = occlusion(model, images, 1, patch=SIZE, stride=3, fill=50)
     change = model(images.astype(np.float32)) - model(np.full((1, SIZE, SIZE, 1), 50.0))
-    np.testing.assert_allclose(found.raw, np.array(change)[..., None] * np.ones((SIZE,) * 2), atol=1e-5)
+    np.testing.assert_allclose(
+        found.raw, np.array(change)[..., None] * np.ones((SIZE,) * 2), atol=1e-5
+    )
 
 
 def test_the_default_fill_is_each_images_mean_by_channel():

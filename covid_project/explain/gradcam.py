@@ -210,7 +210,7 @@ def heatmap_function(
         scores, explained, maps = by_batches(explain_batch, images, target, batch_size)
         return {
             layer: Heatmaps.from_raw(layer, raw, scores, explained, reasons)
-            for layer, (raw, reasons) in maps.items()
+            for layer, (raw, reasons) in zip(layers, maps, strict=True)
         }
 
     return heatmaps
@@ -234,7 +234,7 @@ def features_and_logits(model: keras.Model, layers: Sequence[str]) -> keras.Mode
 
 
 def _compiled(network: keras.Model, layers: Sequence[str], weigh: Callable) -> Callable:
-    """Compile (images, target) → scores (N,), target (N,), {layer: (raw (N, h, w), reasons)}.
+    """Compile (images, target) → scores (N,), target (N,), one (raw (N, h, w), reasons) per layer.
 
     The reasons say for each image why its map may be blank; see `Heatmaps`.
     """
@@ -248,7 +248,7 @@ def _compiled(network: keras.Model, layers: Sequence[str], weigh: Callable) -> C
             *features, logits = network(images, training=False)
             scores, target = class_score(logits, target)  # (N,)
         gradients = tape.gradient(scores, features)
-        maps = {}
+        maps = []
         for layer, activation, gradient in zip(layers, features, gradients, strict=True):
             if gradient is None:
                 raise ValueError(f"The score cannot be differentiated back to layer '{layer}'.")
@@ -257,13 +257,11 @@ def _compiled(network: keras.Model, layers: Sequence[str], weigh: Callable) -> C
             # A sum over the channels as in the paper's equation 2; the average that the sheet
             # asks for is this divided by their number, and normalisation removes that factor.
             raw = tf.reduce_sum(weigh(activation, gradient) * activation, axis=-1)  # (N, h, w)
-            maps[layer] = (
-                raw,
-                {
-                    "zero features": tf.reduce_all(activation == 0, axis=(1, 2, 3)),
-                    "zero gradient": tf.reduce_all(gradient == 0, axis=(1, 2, 3)),
-                },
-            )
+            reasons = {
+                "zero features": tf.reduce_all(activation == 0, axis=(1, 2, 3)),
+                "zero gradient": tf.reduce_all(gradient == 0, axis=(1, 2, 3)),
+            }
+            maps.append((raw, reasons))
         return scores, target, maps
 
     return explain_batch
@@ -290,7 +288,7 @@ def _positive_gradient_coefficients(features: tf.Tensor, gradients: tf.Tensor) -
 
 
 def _gradient(features: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
-    """HiResCAM: each place's own gradient, w_ij = g_ij; Draelos & Carin 2020, section 3.
+    """HiResCAM: each place's own gradient, w_ij = g_ij; Draelos & Carin 2020.
 
     Where one dense layer follows the features, the sum of the map is the score less the bias.
     """
@@ -298,7 +296,7 @@ def _gradient(features: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
 
 
 def _positive_gradient(features: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
-    """LayerCAM: each place's positive gradient, w_ij = ReLU(g_ij); Jiang et al. 2021, section 3."""
+    """LayerCAM: each place's positive gradient, w_ij = ReLU(g_ij); Jiang et al. 2021."""
     return tf.nn.relu(gradients)
 
 

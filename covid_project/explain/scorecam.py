@@ -82,15 +82,14 @@ def score_cam_function(
     @tf.function(input_signature=batch_signature(model))
     def look(images, target):
         *features, logits = network(images, training=False)
-        return [tf.cast(activation, tf.float32) for activation in features], class_score(
-            logits, target
-        )
+        features = [tf.cast(activation, tf.float32) for activation in features]
+        return features, class_score(logits, target)
 
     def explain_batch(images, target, batch_size):
         features, (scores, target) = look(images, target)
         black, _ = score(np.zeros_like(images), target)
-        maps = {}
-        for layer, activation in zip(layers, features, strict=True):
+        maps = []
+        for activation in features:
             channels = tf.transpose(activation, (0, 3, 1, 2))  # (N, K, h, w)
             increase = np.empty(channels.shape[:2], np.float32)
             for image, channel in image_variant_pairs(*increase.shape, batch_size):
@@ -99,13 +98,11 @@ def score_cam_function(
                 increase[image, channel] = score_change(seen, tf.gather(black, image))
             unchanged = (increase == 0).all(axis=1)  # (N,)
             weights = softmax(increase, axis=1) * ~unchanged[:, None]
-            maps[layer] = (
-                tf.einsum("nhwk,nk->nhw", activation, weights),
-                {
-                    "zero features": tf.reduce_all(activation == 0, axis=(1, 2, 3)),
-                    "no change": unchanged,
-                },
-            )
+            reasons = {
+                "zero features": tf.reduce_all(activation == 0, axis=(1, 2, 3)),
+                "no change": unchanged,
+            }
+            maps.append((tf.einsum("nhwk,nk->nhw", activation, weights), reasons))
         return scores, target, maps
 
     def heatmaps(images: ArrayLike, target: ArrayLike, batch_size: int = 32) -> dict[str, Heatmaps]:
@@ -116,7 +113,7 @@ def score_cam_function(
         )
         return {
             layer: Heatmaps.from_raw(layer, raw, scores, explained, reasons)
-            for layer, (raw, reasons) in maps.items()
+            for layer, (raw, reasons) in zip(layers, maps, strict=True)
         }
 
     return heatmaps
