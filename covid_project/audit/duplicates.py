@@ -1,0 +1,415 @@
+"""The same picture twice, the same patient in two splits, and splits that keep both together.
+
+Equal pictures are found by a hash of their decoded pixels. Near copies (resized, re-encoded,
+cropped by up to 5 % per side, brighter or darker, mirrored) are found in three steps:
+
+1. Every image becomes a short descriptor. Chest radiographs look alike, so the directions that
+   tell them apart are learned from the images themselves: some are cropped and brightened at
+   random, and linear discriminant analysis (Fisher 1936) keeps the directions in which images
+   differ most compared with such copies of one image.
+2. A k-d tree finds for each image, and for its mirror image, the few others that are as near as
+   copies are. Only these are compared.
+3. The two are aligned (shift and scale along each axis, by second-order Gauss-Newton steps:
+   Malis 2004), from coarse to fine. The similarity is the correlation of the finest details, which
+   different patients do not share even where body, ribs and exposure agree.
+
+`NEAR` and the other constants were chosen on one half of the course's radiographs (covid_xray.zip,
+1100 of 2200 images, drawn at random) and measured on the other; `tests/test_audit_duplicates.py`
+repeats the measurement on a part of that other half.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.linalg import eigh
+from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+from scipy.stats import chi2_contingency, chisquare
+
+from covid_project.data import DataError, group_of
+
+NEAR = 0.76  # similarity from which two images count as copies
+WORTH_REFINING = 0.7  # similarity after the coarse alignment from which the fine one is tried
+NEIGHBOURS = 10  # candidates per image, and as many per mirror image
+CROP = 0.05  # share of each side that a copy may lack
+
+PAIR_COLUMNS = ["first", "second", "kind", "similarity"]
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+# What some public sets' file names hold of the patient; for `groups_from_names`.
+NAME_PATTERNS = {
+    "person": r"(?i)(person\d+)_",  # Kermany's paediatric pneumonia: person1000_virus_1681.jpeg
+    "nih": r"(\d{8})_\d{3}\.",  # NIH ChestX-ray14: 00000013_005.png
+}
+
+_FINE, _COARSE, _THUMB = 64, 32, 12  # pixels along a side
+_DIRECTIONS = 24  # length of a descriptor
+_PLANTED = 2000  # copies from which the directions are learned
+_REACH = 1.2  # how much farther than the farthest planted copy a candidate may lie
+_BATCH = 256  # pairs aligned at once
+_FARTHEST = 0.15  # largest scale and shift, in half-widths; a crop by 5 % needs 0.11
+
+
+# ---- pairs of images ----------------------------------------------------------------------------
+
+
+def hashes(images: Iterable[np.ndarray]) -> np.ndarray:
+    """SHA-256 of each image's decoded pixels, as str (N,).
+
+    Two are equal where shape and every pixel are, however the files were packed.
+
+    Parameters
+    ----------
+    images
+        uint8, all of one shape (N, S, S[, 1]) or each of its own, as `data.decode` gives them;
+        a generator spares the memory.
+
+    Raises
+    ------
+    DataError
+        An image that is not uint8.
+    """
+    return np.array([_hash(np.asarray(image)) for image in images], dtype="U64")
+
+
+def _hash(image: np.ndarray) -> str:
+    if image.dtype != np.uint8:
+        raise DataError(f"images must be uint8, not {image.dtype}")
+    pixels = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
+
+
+def exact_pairs(contents: np.ndarray) -> pd.DataFrame:
+    """Pair each image with the first that has the same content.
+
+    Of m equal images these are m - 1 pairs, not all m (m - 1) / 2, so that thousands of blank
+    images cannot fill the memory; they still connect all m, and if any two of these lie in
+    different splits or have different labels, so do the two of some listed pair.
+
+    Parameters
+    ----------
+    contents
+        (N,), what stands for an image's content, as from `hashes`.
+
+    Returns
+    -------
+    Table as from `near_pairs`; kind is "exact" and similarity 1.
+    """
+    codes, _ = pd.factorize(np.asarray(contents))
+    _, firsts = np.unique(codes, return_index=True)
+    first = firsts[codes]
+    second = np.arange(len(codes))
+    later = first < second
+    return _pair_table(first[later], second[later], "exact", 1.0)
+
+
+def near_pairs(images: np.ndarray, *, threshold: float = NEAR, seed: int = 0) -> pd.DataFrame:
+    """Find images that show the same picture although their pixels differ.
+
+    See the module's description for how. Equal images are near as well. An image without any
+    contrast is near to none.
+
+    Parameters
+    ----------
+    images
+        uint8 (N, S, S) or (N, S, S, 1); S = 128 is enough, and what was measured.
+    threshold
+        Least similarity of a pair, -1 to 1.
+    seed
+        Of the copies from which the descriptor is learned.
+
+    Returns
+    -------
+    Table, one row per pair, sorted by first and second: first, second (row numbers, first below
+    second), kind ("near", or "mirrored" where the mirror image is the more similar one),
+    similarity (float, correlation of the aligned details).
+
+    Raises
+    ------
+    DataError
+        Images of another dtype or shape.
+    """
+    images = _checked(images)
+    rows = np.flatnonzero(images.max((1, 2), initial=0) > images.min((1, 2), initial=255))
+    if len(rows) < 2:
+        return _pair_table([], [], [], [])
+    thumbnails = _resized(images[rows], _FINE)
+    found = []
+    upright, mirrored = _candidates(thumbnails, np.random.default_rng(seed))
+    for kind, candidates in (("near", upright), ("mirrored", mirrored)):
+        similarity = _similarities(thumbnails, candidates, kind == "mirrored")
+        near = similarity >= threshold
+        first, second = rows[candidates[near]].T
+        found.append(_pair_table(first, second, kind, similarity[near]))
+    pairs = pd.concat(found).sort_values("similarity", ascending=False, kind="stable")
+    pairs = pairs.drop_duplicates(["first", "second"])
+    return pairs.sort_values(["first", "second"]).reset_index(drop=True)
+
+
+def duplicate_pairs(
+    images: np.ndarray,
+    table: pd.DataFrame,
+    *,
+    contents: np.ndarray | None = None,
+    threshold: float = NEAR,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Exact and near copies, with the splits in which they lie and whether their labels agree.
+
+    Near copies are sought between different contents only: of equal images, the first stands for
+    all (see `exact_pairs`).
+
+    Parameters
+    ----------
+    images
+        uint8 (N, S, S) or (N, S, S, 1), see `near_pairs`.
+    table
+        N rows with the columns split and label.
+    contents
+        (N,), `hashes` of the images in their own size; None: of ``images``, which may have
+        become equal by resizing.
+    threshold, seed
+        See `near_pairs`.
+
+    Returns
+    -------
+    Table, one row per pair, sorted by first and second: first, second (row numbers, first below
+    second), kind ("exact", "near" or "mirrored"), similarity (1 where exact), split_first,
+    split_second, label_conflict (bool).
+
+    Raises
+    ------
+    DataError
+        Images of another dtype or shape, another number of rows, or a missing column.
+    """
+    images = _checked(images)
+    contents = hashes(images) if contents is None else np.asarray(contents)
+    _require(table, ("split", "label"))
+    if not len(images) == len(table) == len(contents):
+        raise DataError(
+            f"{len(images)} images, {len(table)} rows and {len(contents)} contents: "
+            "there must be one row and one content per image"
+        )
+    exact = exact_pairs(contents)
+    distinct = np.setdiff1d(np.arange(len(images)), exact["second"])
+    near = near_pairs(images[distinct], threshold=threshold, seed=seed)
+    near[["first", "second"]] = distinct[near[["first", "second"]].to_numpy()]
+    pairs = pd.concat([exact, near]).sort_values(["first", "second"]).reset_index(drop=True)
+    splits, labels = table["split"].to_numpy(), table["label"].to_numpy()
+    return pairs.assign(
+        split_first=splits[pairs["first"]],
+        split_second=splits[pairs["second"]],
+        label_conflict=(labels[pairs["first"]] != labels[pairs["second"]]).astype(bool),
+    )
+
+
+def _pair_table(first, second, kind, similarity) -> pd.DataFrame:
+    pairs = pd.DataFrame(dict(zip(PAIR_COLUMNS, (first, second, kind, similarity), strict=True)))
+    return pairs.astype({"first": int, "second": int, "kind": object, "similarity": float})
+
+
+def _checked(images: np.ndarray) -> np.ndarray:
+    """Images as uint8 (N, S, S)."""
+    images = np.asarray(images)
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if images.dtype != np.uint8 or images.ndim != 3 or 0 in images.shape[1:]:
+        raise DataError(
+            f"images must be uint8 (N, S, S) or (N, S, S, 1), not {images.dtype} {images.shape}"
+        )
+    return images
+
+
+def _require(table: pd.DataFrame, columns: Iterable[str]) -> None:
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise DataError(f"the table lacks the column(s) {', '.join(missing)}")
+
+
+# ---- candidates ---------------------------------------------------------------------------------
+
+
+def _candidates(thumbnails: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs worth comparing, upright and with the second mirrored: two int64 (M, 2)."""
+    features = _features(thumbnails)
+    directions, radius = _directions(thumbnails, features, rng)
+    described = features @ directions
+    tree = cKDTree(described)
+    # One more than wanted, as the nearest to an upright image is itself.
+    nearest = dict(k=min(NEIGHBOURS + 1, len(features)), distance_upper_bound=radius)
+    pairs = []
+    for queries in (described, _features(thumbnails[:, :, ::-1]) @ directions):
+        _, found = tree.query(queries, **nearest)
+        rows, columns = np.nonzero(found < len(features))
+        both = np.sort(np.stack([rows, found[rows, columns]], axis=1), axis=1)
+        pairs.append(np.unique(both[both[:, 0] < both[:, 1]], axis=0))
+    return pairs[0], pairs[1]
+
+
+def _directions(
+    thumbnails: np.ndarray, features: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Directions (F, D) that tell images apart and not their copies, and how far copies lie.
+
+    Generalised eigenvectors of the scatter between images against the scatter of planted copies
+    around their originals, scaled so that the copies spread by one along each.
+    """
+    source = rng.permutation(np.arange(max(_PLANTED, len(thumbnails))) % len(thumbnails))[:_PLANTED]
+    planted = np.concatenate(
+        [_planted(thumbnails[some], rng) for some in np.array_split(source, _PLANTED // _BATCH)]
+    )
+    gaps = _features(planted) - features[source]
+    within = gaps.T @ gaps / len(gaps)
+    # A little in all directions, as few copies or flat thumbnails leave some of them empty.
+    within += (1e-3 * np.trace(within) / len(within) + 1e-9) * np.eye(len(within))
+    _, vectors = eigh(np.cov(features, rowvar=False), within)
+    directions = vectors[:, ::-1][:, :_DIRECTIONS].astype(np.float32)
+    return directions, _REACH * float(np.linalg.norm(gaps @ directions, axis=1).max())
+
+
+def _planted(thumbnails: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Copies with each side cropped by up to `CROP`, other contrast and brightness."""
+    low, high = rng.uniform(0, CROP, (2, len(thumbnails), 2))  # before and after, along y and x
+    crops = np.stack([-(low + high), low - high], axis=2).reshape(-1, 4).astype(np.float32)
+    cropped, _ = _warped(thumbnails, crops)
+    gain = rng.uniform(0.8, 1.2, (len(thumbnails), 1, 1))
+    offset = rng.uniform(-30, 30, (len(thumbnails), 1, 1))
+    return np.clip(cropped * gain + offset, 0, 255).astype(np.float32)
+
+
+def _features(thumbnails: np.ndarray) -> np.ndarray:
+    """Coarse form without its slow shading, each of mean 0 and spread 1: float32 (N, F)."""
+    small = _resized(thumbnails, _THUMB)
+    small = small - gaussian_filter(small, (0, 4, 4))
+    small -= small.mean((1, 2), keepdims=True)
+    small /= small.std((1, 2), keepdims=True) + 1e-3
+    return np.clip(small, -3, 3).reshape(len(small), -1)
+
+
+def _resized(images: np.ndarray, side: int) -> np.ndarray:
+    """Images as float32 (N, side, side), averaged where reduced."""
+    size = (side, side)
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.float32)
+            for image in images
+        ]
+    )
+
+
+# ---- alignment ----------------------------------------------------------------------------------
+
+
+def _similarities(thumbnails: np.ndarray, pairs: np.ndarray, mirrored: bool) -> np.ndarray:
+    """Correlation of the aligned details of each pair, float32 (M,); -1 where it is hopeless."""
+    result = np.full(len(pairs), -1, np.float32)
+    coarse = _coarse(thumbnails)
+    for rows in _batches(len(pairs)):
+        first, second = pairs[rows].T
+        flip = slice(None, None, -1 if mirrored else 1)
+        still = np.zeros((len(rows), 4), np.float32)
+        a, b = coarse[first], coarse[second][:, :, flip]
+        moved = _aligned(a, b, still, steps=6)
+        hopeful = _correlation(a, *_warped(b, moved)) >= WORTH_REFINING
+        if hopeful.any():
+            a, b = thumbnails[first[hopeful]], thumbnails[second[hopeful]][:, :, flip]
+            result[rows[hopeful]] = _fine_similarity(a, b, moved[hopeful])
+    return result
+
+
+def _batches(n: int) -> Iterator[np.ndarray]:
+    return (np.arange(start, min(start + _BATCH, n)) for start in range(0, n, _BATCH))
+
+
+def _coarse(thumbnails: np.ndarray) -> np.ndarray:
+    return _details(_resized(thumbnails, _COARSE), 1, 4, 4)
+
+
+def _fine_similarity(first: np.ndarray, second: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    for bands in ((1.5, 4, 6), (0.7, 2, 5)):
+        a, b = _details(first, *bands), _details(second, *bands)
+        moved = _aligned(a, b, moved, steps=3)
+    a, b = _details(first, 0, 1.5, 5), _details(second, 0, 1.5, 5)
+    return _correlation(a, *_warped(b, moved))
+
+
+def _details(images: np.ndarray, fine: float, coarse: float, around: float) -> np.ndarray:
+    """Structures between two scales (σ in pixels), divided by their own strength around a pixel.
+
+    So that the edges of the body, of letters and of black frames, which many images share, weigh
+    no more than the faint structures inside.
+    """
+    band = gaussian_filter(images, (0, fine, fine)) - gaussian_filter(images, (0, coarse, coarse))
+    floor = 0.3 * band.std((1, 2), keepdims=True) + 1e-3
+    strength = gaussian_filter(band * band, (0, around, around))
+    return band / np.sqrt(strength + floor**2)
+
+
+def _aligned(first: np.ndarray, second: np.ndarray, moved: np.ndarray, steps: int) -> np.ndarray:
+    """Motion (M, 4) of the second images after some steps towards the first: see `_warped`.
+
+    Efficient second-order minimisation (Malis 2004): Gauss-Newton on the squared difference, with
+    the mean of both images' gradients.
+    """
+    side = first.shape[1]
+    axis = _axis(side)
+    half = (side - 1) / 2  # gradients per half-width, as the motion is
+    first_slopes = np.gradient(first, axis=(1, 2))
+    for _ in range(steps):
+        warped, inside = _warped(second, moved)
+        slopes = np.gradient(warped, axis=(1, 2))
+        down, across = (
+            (a + b) * (half / 2) * inside for a, b in zip(first_slopes, slopes, strict=True)
+        )
+        effects = np.stack([down * axis[:, None], down, across * axis, across], axis=1)
+        effects = effects.reshape(len(first), 4, -1)
+        normal = effects @ effects.transpose(0, 2, 1)
+        damping = 1e-3 * np.trace(normal, axis1=1, axis2=2) / 4 + 1e-6
+        normal += damping[:, None, None] * np.eye(4, dtype=np.float32)
+        missed = ((warped - first) * inside).reshape(len(first), -1, 1)
+        moved = moved - np.linalg.solve(normal, effects @ missed)[..., 0]
+        moved = np.clip(moved, -_FARTHEST, _FARTHEST)
+    return moved
+
+
+def _warped(images: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images (M, S, S) seen through (1 + scale) · position + shift, and where that is inside.
+
+    ``moved`` (M, 4): scale and shift along y, scale and shift along x, in half-widths. A motion
+    along the axes is a matrix product from either side.
+    """
+    side = images.shape[1]
+    rows = _interpolation(moved[:, 0], moved[:, 1], side)
+    columns = _interpolation(moved[:, 2], moved[:, 3], side)
+    inside = (rows.sum(2) > 0.99)[:, :, None] & (columns.sum(2) > 0.99)[:, None, :]
+    return rows @ images @ columns.transpose(0, 2, 1), inside
+
+
+def _interpolation(scale: np.ndarray, shift: np.ndarray, side: int) -> np.ndarray:
+    """Weights (M, S, S) of linear interpolation along one axis; rows add up to 1 inside."""
+    position = ((1 + scale[:, None]) * _axis(side) + shift[:, None] + 1) * (side - 1) / 2
+    distance = position[:, :, None] - np.arange(side, dtype=np.float32)
+    return np.maximum(0, 1 - np.abs(distance)).astype(np.float32)
+
+
+def _axis(side: int) -> np.ndarray:
+    return np.linspace(-1, 1, side, dtype=np.float32)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of each two images over the pixels inside both; 0 without contrast."""
+    n = inside.sum((1, 2))[:, None, None]
+    a, b = (
+        (image - (image * inside).sum((1, 2), keepdims=True) / n) * inside
+        for image in (first, second)
+    )
+    spread = np.sqrt((a * a).sum((1, 2)) * (b * b).sum((1, 2)))
+    return (a * b).sum((1, 2)) / np.maximum(spread, 1e-6)
