@@ -20,7 +20,7 @@ repeats the measurement on a part of that other half.
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +35,7 @@ from scipy.stats import chi2_contingency, chisquare
 
 from covid_project.data import DataError, group_of
 
-NEAR = 0.76  # similarity from which two images count as copies
-WORTH_REFINING = 0.7  # similarity after the coarse alignment from which the fine one is tried
+NEAR = 0.85  # similarity from which two images count as copies
 NEIGHBOURS = 10  # candidates per image, and as many per mirror image
 CROP = 0.05  # share of each side that a copy may lack
 
@@ -48,11 +47,12 @@ NAME_PATTERNS = {
     "nih": r"(\d{8})_\d{3}\.",  # NIH ChestX-ray14: 00000013_005.png
 }
 
-_FINE, _COARSE, _THUMB = 64, 32, 12  # pixels along a side
+_FORM = 12  # pixels along a side of what the descriptor sees
 _DIRECTIONS = 24  # length of a descriptor
 _PLANTED = 2000  # copies from which the directions are learned
 _REACH = 1.2  # how much farther than the farthest planted copy a candidate may lie
 _BATCH = 256  # pairs aligned at once
+_MARGIN = 0.08  # in half-widths
 _FARTHEST = 0.15  # largest scale and shift, in half-widths; a crop by 5 % needs 0.11
 
 
@@ -141,11 +141,10 @@ def near_pairs(images: np.ndarray, *, threshold: float = NEAR, seed: int = 0) ->
     rows = np.flatnonzero(images.max((1, 2), initial=0) > images.min((1, 2), initial=255))
     if len(rows) < 2:
         return _pair_table([], [], [], [])
-    thumbnails = _resized(images[rows], _FINE)
     found = []
-    upright, mirrored = _candidates(thumbnails, np.random.default_rng(seed))
+    upright, mirrored = _candidates(images[rows], np.random.default_rng(seed))
     for kind, candidates in (("near", upright), ("mirrored", mirrored)):
-        similarity = _similarities(thumbnails, candidates, kind == "mirrored")
+        similarity = _similarities(images, rows[candidates], kind == "mirrored")
         near = similarity >= threshold
         first, second = rows[candidates[near]].T
         found.append(_pair_table(first, second, kind, similarity[near]))
@@ -237,14 +236,15 @@ def _require(table: pd.DataFrame, columns: Iterable[str]) -> None:
 # ---- candidates ---------------------------------------------------------------------------------
 
 
-def _candidates(thumbnails: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(images: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Pairs worth comparing, upright and with the second mirrored: two int64 (M, 2)."""
+    thumbnails = _resized(images, 2 * _FORM)
     features = _features(thumbnails)
     directions, radius = _directions(thumbnails, features, rng)
     described = features @ directions
     tree = cKDTree(described)
     # One more than wanted, as the nearest to an upright image is itself.
-    nearest = dict(k=min(NEIGHBOURS + 1, len(features)), distance_upper_bound=radius)
+    nearest = {"k": min(NEIGHBOURS + 1, len(features)), "distance_upper_bound": radius}
     pairs = []
     for queries in (described, _features(thumbnails[:, :, ::-1]) @ directions):
         _, found = tree.query(queries, **nearest)
@@ -262,11 +262,9 @@ def _directions(
     Generalised eigenvectors of the scatter between images against the scatter of planted copies
     around their originals, scaled so that the copies spread by one along each.
     """
-    source = rng.permutation(np.arange(max(_PLANTED, len(thumbnails))) % len(thumbnails))[:_PLANTED]
-    planted = np.concatenate(
-        [_planted(thumbnails[some], rng) for some in np.array_split(source, _PLANTED // _BATCH)]
-    )
-    gaps = _features(planted) - features[source]
+    # Every image in turn; where there are more, as many of them as copies are planted.
+    sources = np.resize(rng.permutation(len(thumbnails)), _PLANTED)
+    gaps = _features(_planted(thumbnails[sources], rng)) - features[sources]
     within = gaps.T @ gaps / len(gaps)
     # A little in all directions, as few copies or flat thumbnails leave some of them empty.
     within += (1e-3 * np.trace(within) / len(within) + 1e-9) * np.eye(len(within))
@@ -279,77 +277,87 @@ def _planted(thumbnails: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Copies with each side cropped by up to `CROP`, other contrast and brightness."""
     low, high = rng.uniform(0, CROP, (2, len(thumbnails), 2))  # before and after, along y and x
     crops = np.stack([-(low + high), low - high], axis=2).reshape(-1, 4).astype(np.float32)
-    cropped, _ = _warped(thumbnails, crops)
     gain = rng.uniform(0.8, 1.2, (len(thumbnails), 1, 1))
     offset = rng.uniform(-30, 30, (len(thumbnails), 1, 1))
-    return np.clip(cropped * gain + offset, 0, 255).astype(np.float32)
+    copies = _warped(thumbnails, crops) * gain + offset
+    return np.clip(copies, 0, 255).astype(np.float32)
 
 
 def _features(thumbnails: np.ndarray) -> np.ndarray:
-    """Coarse form without its slow shading, each of mean 0 and spread 1: float32 (N, F)."""
-    small = _resized(thumbnails, _THUMB)
+    """Coarse form without its slow shading, of mean 0 and spread 1: float32 (N, F)."""
+    n, side, _ = thumbnails.shape
+    step = side // _FORM
+    small = thumbnails.reshape(n, _FORM, step, _FORM, step).mean((2, 4))
     small = small - gaussian_filter(small, (0, 4, 4))
     small -= small.mean((1, 2), keepdims=True)
     small /= small.std((1, 2), keepdims=True) + 1e-3
-    return np.clip(small, -3, 3).reshape(len(small), -1)
+    return np.clip(small, -3, 3).reshape(n, -1)
 
 
 def _resized(images: np.ndarray, side: int) -> np.ndarray:
     """Images as float32 (N, side, side), averaged where reduced."""
-    size = (side, side)
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR), np.float32)
-            for image in images
-        ]
-    )
+    resized = np.empty((len(images), side, side), np.float32)
+    for row, image in enumerate(images):
+        resized[row] = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
+    return resized
 
 
 # ---- alignment ----------------------------------------------------------------------------------
 
 
-def _similarities(thumbnails: np.ndarray, pairs: np.ndarray, mirrored: bool) -> np.ndarray:
+@dataclass(frozen=True)
+class _Level:
+    """One step from coarse to fine: on what two images are aligned, and who goes on."""
+
+    side: int  # pixels
+    fine: float  # the structures lie between these two scales, σ in pixels
+    coarse: float
+    around: float  # σ in pixels of the region by whose strength they are divided
+    steps: int  # of the alignment
+    least: float  # correlation from which a pair is worth the next level
+
+
+_LEVELS = (
+    _Level(32, 1, 4, 4, 6, 0.5),
+    _Level(32, 0, 1.5, 3, 2, 0.7),
+    _Level(64, 1.5, 4, 6, 3, 0.7),
+    _Level(64, 0.7, 2, 5, 3, 0.7),
+    _Level(128, 0.7, 2, 8, 3, -1.0),
+)
+
+
+def _similarities(images: np.ndarray, pairs: np.ndarray, mirrored: bool) -> np.ndarray:
     """Correlation of the aligned details of each pair, float32 (M,); -1 where it is hopeless."""
-    result = np.full(len(pairs), -1, np.float32)
-    coarse = _coarse(thumbnails)
-    for rows in _batches(len(pairs)):
-        first, second = pairs[rows].T
-        flip = slice(None, None, -1 if mirrored else 1)
-        still = np.zeros((len(rows), 4), np.float32)
-        a, b = coarse[first], coarse[second][:, :, flip]
-        moved = _aligned(a, b, still, steps=6)
-        hopeful = _correlation(a, *_warped(b, moved)) >= WORTH_REFINING
-        if hopeful.any():
-            a, b = thumbnails[first[hopeful]], thumbnails[second[hopeful]][:, :, flip]
-            result[rows[hopeful]] = _fine_similarity(a, b, moved[hopeful])
-    return result
+    similarities = np.full(len(pairs), -1, np.float32)
+    moved = np.zeros((len(pairs), 4), np.float32)
+    going_on = np.arange(len(pairs))
+    for level in _LEVELS:
+        found = np.empty(len(going_on), np.float32)
+        for start in range(0, len(going_on), _BATCH):
+            rows = going_on[start : start + _BATCH]
+            first, second = (
+                _details(_resized(images[side], level.side), level) for side in pairs[rows].T
+            )
+            if mirrored:
+                second = second[:, :, ::-1]
+            moved[rows] = _aligned(first, second, moved[rows], level.steps)
+            found[start : start + _BATCH] = _correlation(first, second, moved[rows])
+        similarities[going_on] = -1
+        going_on, found = going_on[found >= level.least], found[found >= level.least]
+        similarities[going_on] = found
+    return similarities
 
 
-def _batches(n: int) -> Iterator[np.ndarray]:
-    return (np.arange(start, min(start + _BATCH, n)) for start in range(0, n, _BATCH))
-
-
-def _coarse(thumbnails: np.ndarray) -> np.ndarray:
-    return _details(_resized(thumbnails, _COARSE), 1, 4, 4)
-
-
-def _fine_similarity(first: np.ndarray, second: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    for bands in ((1.5, 4, 6), (0.7, 2, 5)):
-        a, b = _details(first, *bands), _details(second, *bands)
-        moved = _aligned(a, b, moved, steps=3)
-    a, b = _details(first, 0, 1.5, 5), _details(second, 0, 1.5, 5)
-    return _correlation(a, *_warped(b, moved))
-
-
-def _details(images: np.ndarray, fine: float, coarse: float, around: float) -> np.ndarray:
-    """Structures between two scales (σ in pixels), divided by their own strength around a pixel.
+def _details(images: np.ndarray, level: _Level) -> np.ndarray:
+    """Structures between two scales, divided by their own strength around a pixel.
 
     So that the edges of the body, of letters and of black frames, which many images share, weigh
     no more than the faint structures inside.
     """
-    band = gaussian_filter(images, (0, fine, fine)) - gaussian_filter(images, (0, coarse, coarse))
+    blurred = (gaussian_filter(images, (0, scale, scale)) for scale in (level.fine, level.coarse))
+    band = next(blurred) - next(blurred)
     floor = 0.3 * band.std((1, 2), keepdims=True) + 1e-3
-    strength = gaussian_filter(band * band, (0, around, around))
+    strength = gaussian_filter(band * band, (0, level.around, level.around))
     return band / np.sqrt(strength + floor**2)
 
 
@@ -364,7 +372,7 @@ def _aligned(first: np.ndarray, second: np.ndarray, moved: np.ndarray, steps: in
     half = (side - 1) / 2  # gradients per half-width, as the motion is
     first_slopes = np.gradient(first, axis=(1, 2))
     for _ in range(steps):
-        warped, inside = _warped(second, moved)
+        warped, inside = _warped(second, moved), _inside(moved, side)
         slopes = np.gradient(warped, axis=(1, 2))
         down, across = (
             (a + b) * (half / 2) * inside for a, b in zip(first_slopes, slopes, strict=True)
@@ -380,36 +388,52 @@ def _aligned(first: np.ndarray, second: np.ndarray, moved: np.ndarray, steps: in
     return moved
 
 
-def _warped(images: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images (M, S, S) seen through (1 + scale) · position + shift, and where that is inside.
+def _warped(images: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Images (M, S, S) seen through (1 + scale) · position + shift; 0 outside.
 
     ``moved`` (M, 4): scale and shift along y, scale and shift along x, in half-widths. A motion
     along the axes is a matrix product from either side.
     """
     side = images.shape[1]
-    rows = _interpolation(moved[:, 0], moved[:, 1], side)
-    columns = _interpolation(moved[:, 2], moved[:, 3], side)
-    inside = (rows.sum(2) > 0.99)[:, :, None] & (columns.sum(2) > 0.99)[:, None, :]
-    return rows @ images @ columns.transpose(0, 2, 1), inside
+    rows = _interpolation(_positions(moved[:, :2], side), side)
+    columns = _interpolation(_positions(moved[:, 2:], side), side)
+    return rows @ images @ columns.transpose(0, 2, 1)
 
 
-def _interpolation(scale: np.ndarray, shift: np.ndarray, side: int) -> np.ndarray:
-    """Weights (M, S, S) of linear interpolation along one axis; rows add up to 1 inside."""
-    position = ((1 + scale[:, None]) * _axis(side) + shift[:, None] + 1) * (side - 1) / 2
-    distance = position[:, :, None] - np.arange(side, dtype=np.float32)
-    return np.maximum(0, 1 - np.abs(distance)).astype(np.float32)
+def _inside(moved: np.ndarray, side: int) -> np.ndarray:
+    """Where both the first images and the moved second ones are seen, bool (M, S, S).
+
+    Without a margin: what a crop took away changes the details beside it.
+    """
+    near = np.abs(_axis(side)) <= 1 - _MARGIN
+    rows = near & (np.abs(_positions(moved[:, :2], side)) <= 1 - _MARGIN)
+    columns = near & (np.abs(_positions(moved[:, 2:], side)) <= 1 - _MARGIN)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def _positions(moved: np.ndarray, side: int) -> np.ndarray:
+    """Where each pixel's centre comes to lie along one axis, (M, S) from -1 to 1 inside."""
+    return (1 + moved[:, :1]) * _axis(side) + moved[:, 1:]
+
+
+def _interpolation(positions: np.ndarray, side: int) -> np.ndarray:
+    """Weights (M, S, S) of linear interpolation along one axis."""
+    pixels = (positions + 1) * ((side - 1) / 2)
+    distance = np.abs(pixels[:, :, None] - np.arange(side, dtype=np.float32))
+    return np.maximum(0, 1 - distance).astype(np.float32)
 
 
 def _axis(side: int) -> np.ndarray:
     return np.linspace(-1, 1, side, dtype=np.float32)
 
 
-def _correlation(first: np.ndarray, second: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of each two images over the pixels inside both; 0 without contrast."""
+def _correlation(first: np.ndarray, second: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of each two images where both are seen; 0 without contrast."""
+    inside = _inside(moved, first.shape[1])
     n = inside.sum((1, 2))[:, None, None]
     a, b = (
         (image - (image * inside).sum((1, 2), keepdims=True) / n) * inside
-        for image in (first, second)
+        for image in (first, _warped(second, moved))
     )
     spread = np.sqrt((a * a).sum((1, 2)) * (b * b).sum((1, 2)))
     return (a * b).sum((1, 2)) / np.maximum(spread, 1e-6)
