@@ -51,7 +51,7 @@ _FORM = 12  # pixels along a side of what the descriptor sees
 _DIRECTIONS = 24  # length of a descriptor
 _PLANTED = 2000  # copies from which the directions are learned
 _REACH = 1.2  # how much farther than the farthest planted copy a candidate may lie
-_BATCH = 256  # pairs aligned at once
+_BATCH = 2**18  # pixels aligned at once; more than the processor's caches hold would be slower
 _MARGIN = 0.08  # in half-widths
 _FARTHEST = 0.15  # largest scale and shift, in half-widths; a crop by 5 % needs 0.11
 
@@ -319,9 +319,9 @@ class _Level:
 
 _LEVELS = (
     _Level(32, 1, 4, 4, 6, 0.5),
-    _Level(32, 0, 1.5, 3, 2, 0.7),
+    _Level(32, 0, 1.5, 3, 2, 0.78),
     _Level(64, 1.5, 4, 6, 3, 0.7),
-    _Level(64, 0.7, 2, 5, 3, 0.7),
+    _Level(64, 0.7, 2, 5, 3, 0.75),
     _Level(128, 0.7, 2, 8, 3, -1.0),
 )
 
@@ -333,15 +333,16 @@ def _similarities(images: np.ndarray, pairs: np.ndarray, mirrored: bool) -> np.n
     going_on = np.arange(len(pairs))
     for level in _LEVELS:
         found = np.empty(len(going_on), np.float32)
-        for start in range(0, len(going_on), _BATCH):
-            rows = going_on[start : start + _BATCH]
+        size = _BATCH // level.side**2
+        for start in range(0, len(going_on), size):
+            rows = going_on[start : start + size]
             first, second = (
                 _details(_resized(images[side], level.side), level) for side in pairs[rows].T
             )
             if mirrored:
                 second = second[:, :, ::-1]
             moved[rows] = _aligned(first, second, moved[rows], level.steps)
-            found[start : start + _BATCH] = _correlation(first, second, moved[rows])
+            found[start : start + size] = _correlation(first, second, moved[rows])
         similarities[going_on] = -1
         going_on, found = going_on[found >= level.least], found[found >= level.least]
         similarities[going_on] = found
@@ -437,3 +438,285 @@ def _correlation(first: np.ndarray, second: np.ndarray, moved: np.ndarray) -> np
     )
     spread = np.sqrt((a * a).sum((1, 2)) * (b * b).sum((1, 2)))
     return (a * b).sum((1, 2)) / np.maximum(spread, 1e-6)
+
+
+# ---- groups: what must not be parted ------------------------------------------------------------
+
+
+def clusters(n: int, pairs: pd.DataFrame) -> np.ndarray:
+    """Cluster of each of n images, int64 (n,), numbered from 0 in the order of appearance.
+
+    Images connected by pairs, also through others, share one; the others have one each.
+
+    Raises
+    ------
+    DataError
+        A pair names an image that is not there.
+    """
+    first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
+    if len(pairs) and not 0 <= min(first.min(), second.min()) <= max(first.max(), second.max()) < n:
+        raise DataError(f"the pairs name images beyond the {n} that there are")
+    return _connected(n, first, second)
+
+
+def joined_groups(*groupings: Iterable) -> np.ndarray:
+    """Join groupings of the same images, such as patients and clusters: int64 (N,).
+
+    Numbered as `clusters`; images that share a group in any of them share one here, also through
+    others.
+
+    Raises
+    ------
+    DataError
+        No groupings, of different lengths, or with missing values.
+    """
+    codes = [pd.factorize(pd.Series(list(grouping)))[0] for grouping in groupings]
+    if len({len(code) for code in codes}) != 1:
+        raise DataError("give at least one grouping, and each of them for the same images")
+    if any((code < 0).any() for code in codes):
+        raise DataError("a group is missing (None or NaN); give such images a group of their own")
+    n = len(codes[0])
+    # Every image is connected with the first one of its group.
+    firsts = [np.unique(code, return_index=True)[1][code] for code in codes]
+    return _connected(n, np.tile(np.arange(n), len(codes)), np.concatenate(firsts))
+
+
+def _connected(n: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    edges = coo_array((np.ones(len(first)), (first, second)), shape=(n, n))
+    _, components = connected_components(edges, directed=False)
+    return pd.factorize(components)[0].astype(np.int64)
+
+
+def groups_from_names(paths: Iterable[str], pattern: str | None = None) -> np.ndarray:
+    """Patient of each image from its path: str (N,).
+
+    Parameters
+    ----------
+    paths
+        POSIX paths (N,).
+    pattern
+        Regular expression, searched in the path; what its groups (parentheses) hold, or the whole
+        match where it has none, is the patient, in lower case. An image without a match has its
+        path, so that it is a patient of its own. See `NAME_PATTERNS`. None: `data.group_of`.
+
+    Raises
+    ------
+    DataError
+        The pattern is no regular expression.
+    """
+    if pattern is None:
+        return np.array([group_of(path) for path in paths], dtype=object)
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise DataError(f"{pattern!r} is no regular expression: {error}") from None
+
+    def patient(path: str) -> str:
+        match = search(path)
+        if match is None:
+            return path
+        return "|".join(part or "" for part in match.groups() or match.group(0, 0)[:1]).lower()
+
+    return np.array([patient(path) for path in paths], dtype=object)
+
+
+def groups_from_metadata(
+    paths: Iterable[str], metadata: pd.DataFrame, *, image: str, patient: str
+) -> np.ndarray:
+    """Patient of each image from a metadata table: str (N,).
+
+    Parameters
+    ----------
+    paths
+        POSIX paths (N,).
+    metadata
+        One row per image; rows of other images are passed over.
+    image, patient
+        Its columns: the image's path or file name, and the patient.
+
+    Raises
+    ------
+    DataError
+        A column is missing, an image has no row or no patient, or rows that contradict each
+        other (as where two folders hold files of one name and the table states names alone).
+    """
+    _require(metadata, (image, patient))
+    known = metadata[[image, patient]].dropna().astype(str).drop_duplicates()
+    if known[image].duplicated().any():
+        names = known.loc[known[image].duplicated(), image]
+        raise DataError(f"the metadata name two patients of {_some(names)}")
+    patients = dict(zip(known[image], known[patient], strict=True))
+    paths = list(paths)
+    names = [path if path in patients else path.rsplit("/", 1)[-1] for path in paths]
+    unknown = [path for path, name in zip(paths, names, strict=True) if name not in patients]
+    if unknown:
+        raise DataError(f"the metadata name no patient of {_some(unknown)}")
+    by_name = pd.Series(paths)[[path != name for path, name in zip(paths, names, strict=True)]]
+    twice = by_name[by_name.map(lambda path: path.rsplit("/", 1)[-1]).duplicated(keep=False)]
+    if len(twice):
+        raise DataError(
+            f"the metadata state file names alone, and they fit several: {_some(twice)}"
+        )
+    return np.array([patients[name] for name in names], dtype=object)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+
+
+def groups_across_splits(table: pd.DataFrame) -> pd.DataFrame:
+    """Groups (patients, or clusters of copies) whose images lie in more than one split.
+
+    Parameters
+    ----------
+    table
+        One row per image with the columns group and split, as `data.Dataset.table`.
+
+    Returns
+    -------
+    Table, one row per such group, sorted by group: group, images (how many in all), splits
+    ("test, train"), and one column per split with the number of the group's images in it.
+
+    Raises
+    ------
+    DataError
+        A missing column.
+    """
+    _require(table, ("group", "split"))
+    counts = pd.crosstab(table["group"], table["split"])
+    counts = counts[(counts > 0).sum(axis=1) > 1]
+    names = np.array(counts.columns, dtype=object)
+    splits = [", ".join(names[row]) for row in counts.to_numpy() > 0]
+    summary = {"group": counts.index, "images": counts.sum(axis=1).to_numpy(int), "splits": splits}
+    found = pd.DataFrame(summary)
+    return found.assign(**{name: counts[name].to_numpy(int) for name in names})
+
+
+def grouped_split(
+    labels: np.ndarray,
+    groups: Iterable,
+    shares: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Deal a split that is stratified by label and never parts a group.
+
+    Large groups are dealt first, in random order among those of a size; each goes to the split
+    that its images bring nearest to its share of every class. The same arguments always give the
+    same split.
+
+    Parameters
+    ----------
+    labels
+        (N,), of any number of classes.
+    groups
+        (N,), see `joined_groups`: patients, clusters of near copies, or both.
+    shares
+        Share of the images by the name of the split, adding up to 1; None: `SHARES`.
+    seed
+        Of the random order.
+
+    Returns
+    -------
+    Name of each image's split, str (N,).
+
+    Raises
+    ------
+    DataError
+        Arguments of different lengths, shares that do not add up to 1 or are not positive, or
+        groups too few or too large for every split to get some of every class.
+    """
+    shares = dict(SHARES if shares is None else shares)
+    if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise DataError(f"shares must be positive and add up to 1, not {shares}")
+    classes, of_label = np.unique(np.asarray(labels), return_inverse=True)
+    groups = joined_groups(groups)
+    if len(of_label) != len(groups) or not len(groups):
+        raise DataError(
+            f"{len(of_label)} labels and {len(groups)} groups: give one of each per image"
+        )
+    # Shares of the classes, so that a rare class weighs as much as a frequent one.
+    counts = np.zeros((groups.max() + 1, len(classes)))
+    np.add.at(counts, (groups, of_label), 1)
+    portions = counts / counts.sum(axis=0)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    missing = np.repeat(np.array(list(shares.values()))[:, None], len(classes), axis=1)
+    split_of = np.empty(len(counts), int)
+    for group in order:
+        # The squared distance from all shares shrinks most where most is missing.
+        chosen = split_of[group] = np.argmax(missing @ portions[group])
+        missing[chosen] -= portions[group]
+    dealt = split_of[groups]
+    gaps = [
+        f"{name} no image of class {label}"
+        for row, name in enumerate(shares)
+        for column, label in enumerate(classes)
+        if not ((dealt == row) & (of_label == column)).any()
+    ]
+    if gaps:
+        raise DataError(f"too few groups, or too large ones, for this split: {'; '.join(gaps)}")
+    return np.array(list(shares), dtype=object)[dealt]
+
+
+# ---- is a split, or a class, out of balance? ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ChiSquare:
+    """Pearson's (1900) χ² test: statistic, degrees of freedom, p-value, and Cramér's V.
+
+    V (Cramér 1946, p. 282) runs from 0 (balance) to 1, whatever the number of images; for one
+    column of counts it is √(χ² / (n (k - 1))), 1 where one of k classes holds all n images.
+    """
+
+    statistic: float
+    degrees: int
+    p_value: float
+    cramers_v: float
+
+
+def split_balance(table: pd.DataFrame, column: str = "label") -> ChiSquare:
+    """Does a column's distribution differ between the splits? χ² of independence, uncorrected.
+
+    Not testable with one split or one value: statistic 0, 0 degrees of freedom, p-value 1.
+
+    Parameters
+    ----------
+    table
+        One row per image with the columns split and ``column`` (label, source, …).
+
+    Raises
+    ------
+    DataError
+        A missing column, or no rows.
+    """
+    _require(table, ("split", column))
+    counts = pd.crosstab(table["split"], table[column]).to_numpy()
+    if not counts.size:
+        raise DataError("no images: there is nothing to test")
+    smaller = min(counts.shape) - 1
+    if not smaller:
+        return ChiSquare(0.0, 0, 1.0, 0.0)
+    found = chi2_contingency(counts, correction=False)
+    strength = np.sqrt(found.statistic / (counts.sum() * smaller))
+    return ChiSquare(float(found.statistic), int(found.dof), float(found.pvalue), float(strength))
+
+
+def class_balance(labels: Iterable) -> ChiSquare:
+    """Are all classes equally frequent? χ² of goodness of fit; one class: as `split_balance`.
+
+    Raises
+    ------
+    DataError
+        No labels.
+    """
+    counts = pd.Series(list(labels)).value_counts().to_numpy()
+    if not len(counts):
+        raise DataError("no images: there is nothing to test")
+    degrees = len(counts) - 1
+    if not degrees:
+        return ChiSquare(0.0, 0, 1.0, 0.0)
+    found = chisquare(counts)
+    strength = np.sqrt(found.statistic / (counts.sum() * degrees))
+    return ChiSquare(float(found.statistic), degrees, float(found.pvalue), float(strength))
