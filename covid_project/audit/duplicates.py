@@ -515,7 +515,7 @@ def groups_from_names(paths: Iterable[str], pattern: str | None = None) -> np.nd
         match = search(path)
         if match is None:
             return path
-        return "|".join(part or "" for part in match.groups() or match.group(0, 0)[:1]).lower()
+        return "|".join(part or "" for part in match.groups() or (match.group(),)).lower()
 
     return np.array([patient(path) for path in paths], dtype=object)
 
@@ -551,11 +551,10 @@ def groups_from_metadata(
     unknown = [path for path, name in zip(paths, names, strict=True) if name not in patients]
     if unknown:
         raise DataError(f"the metadata name no patient of {_some(unknown)}")
-    by_name = pd.Series(paths)[[path != name for path, name in zip(paths, names, strict=True)]]
-    twice = by_name[by_name.map(lambda path: path.rsplit("/", 1)[-1]).duplicated(keep=False)]
-    if len(twice):
+    shared = pd.Series(paths)[pd.Series(names).duplicated(keep=False)]
+    if len(shared):
         raise DataError(
-            f"the metadata state file names alone, and they fit several: {_some(twice)}"
+            f"the metadata state file names alone, and one fits several: {_some(shared)}"
         )
     return np.array([patients[name] for name in names], dtype=object)
 
