@@ -50,7 +50,7 @@ NAME_PATTERNS = {
 _FORM = 12  # pixels along a side of what the descriptor sees
 _DIRECTIONS = 24  # length of a descriptor
 _PLANTED = 2000  # copies from which the directions are learned
-_REACH = 1.2  # how much farther than the farthest planted copy a candidate may lie
+_REACH = 1.5  # how much farther than the farthest planted copy a candidate may lie
 _BATCH = 2**18  # pixels aligned at once; more than the processor's caches hold would be slower
 _MARGIN = 0.08  # in half-widths
 _FARTHEST = 0.15  # largest scale and shift, in half-widths; a crop by 5 % needs 0.11
@@ -274,8 +274,11 @@ def _directions(
 
 
 def _planted(thumbnails: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Copies with each side cropped by up to `CROP`, other contrast and brightness."""
-    low, high = rng.uniform(0, CROP, (2, len(thumbnails), 2))  # before and after, along y and x
+    """Copies with each side cropped by nothing or `CROP`, other contrast and brightness.
+
+    Nothing or all of it, as the farthest copies say how far to look.
+    """
+    low, high = CROP * rng.integers(0, 2, (2, len(thumbnails), 2))  # before, after; along y and x
     crops = np.stack([-(low + high), low - high], axis=2).reshape(-1, 4).astype(np.float32)
     gain = rng.uniform(0.8, 1.2, (len(thumbnails), 1, 1))
     offset = rng.uniform(-30, 30, (len(thumbnails), 1, 1))
