@@ -69,7 +69,7 @@ def image_grid(
     rows = -(-len(images) // columns)
     side = width / columns
     figure, axes = plt.subplots(
-        rows, columns, figsize=(width, rows * (side + 0.25)), layout="constrained", squeeze=False
+        rows, columns, figsize=(width, rows * (side + 0.4)), layout="constrained", squeeze=False
     )
     for axis in axes.flat:
         axis.axis("off")

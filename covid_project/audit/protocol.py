@@ -1,0 +1,269 @@
+"""Was a run conducted as it must be? Judged from what it left in its results folder alone.
+
+Every rule is a function of the folder that returns one finding. What a rule needs and does not find
+makes it "not applicable", never "pass".
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from covid_project.audit.findings import Finding
+from covid_project.evaluation import metrics_table
+from covid_project.settings import Axis, Settings, SettingsError, load_settings
+from covid_project.storage import read_csv
+
+# Final models, and the search from which each took its hyperparameters and epochs.
+SEARCHES = {"baseline": "baseline", "transfer": "transfer"}
+AREA = "protocol"
+
+
+class _NotApplicable(Exception):
+    """The rule cannot be judged; the message says why."""
+
+
+def audit_protocol(results: Path) -> list[Finding]:
+    """Judge a finished run by every rule.
+
+    Parameters
+    ----------
+    results
+        A results folder, as ``python -m covid_project run`` writes it.
+    """
+    findings = []
+    for check, rule in RULES.items():
+        try:
+            breaches, otherwise = rule(Path(results))
+        except _NotApplicable as reason:
+            findings.append(Finding(AREA, check, "not applicable", str(reason)))
+            continue
+        verdict = "fail" if breaches else "pass"
+        findings.append(Finding(AREA, check, verdict, "; ".join(breaches) or otherwise))
+    return findings
+
+
+# Each rule returns its breaches, and what to say where there are none.
+Judgement = tuple[list[str], str]
+
+
+def _one_look_per_stage(results: Path) -> Judgement:
+    ledger = _table(results, "test_ledger.csv")
+    looks = ledger.groupby("stage", sort=False)["look"].max()
+    breaches = [
+        f"the test set was read {count} times for {stage}"
+        for stage, count in looks.items()
+        if count > 1
+    ]
+    return breaches, f"one look each for {', '.join(looks.index)}"
+
+
+def _every_tested_stage_is_in_the_ledger(results: Path) -> Judgement:
+    ledger, metrics = _table(results, "test_ledger.csv"), _table(results, "metrics.csv")
+    tested = metrics.loc[metrics["split"] == "test", "stage"].unique()
+    missing = sorted(set(tested) - set(ledger["stage"]))
+    return [f"{stage} has test metrics and no entry" for stage in missing], "all are entered"
+
+
+def _best_values_inside_their_ranges(results: Path) -> Judgement:
+    breaches, inside = [], 0
+    for name, axes in _axes(_settings(results)).items():
+        path = results / f"tuning_{name}.csv"
+        if not path.is_file():
+            continue
+        trials = read_csv(path)
+        trials = trials[np.isfinite(trials["val_loss"])]
+        if trials.empty:
+            continue
+        best = trials.loc[trials["val_loss"].idxmin()]
+        for key, axis in axes.items():
+            inside += 1
+            for side, edge in ((-1, read_csv(path)[key].min()), (1, read_csv(path)[key].max())):
+                if best[key] == edge and axis.low <= _next(axis, edge, side) <= axis.high:
+                    breaches.append(
+                        f"{name}: the best {key.replace('_', ' ')}, {best[key]:g}, lies on the "
+                        f"edge of what was tried; {_next(axis, edge, side):g} was not"
+                    )
+    if not inside:
+        raise _NotApplicable("no tuning tables")
+    return breaches, f"{inside} best values lie inside what was tried, or at a stated limit"
+
+
+def _next(axis: Axis, edge: float, side: int) -> float:
+    return edge * axis.times**side if axis.times else edge + side * axis.plus
+
+
+def _a_new_model_for_every_trial(results: Path) -> Judgement:
+    breaches, count = [], 0
+    for path in sorted(results.glob("tuning_*.csv")):
+        trials = read_csv(path)
+        trials = trials[np.isfinite(trials["val_loss"])]
+        if "initial_model" not in trials:
+            breaches.append(f"{path.name} does not record how its trials began")
+            continue
+        # Learning rate and batch size leave the first weights alone, what shapes the model not.
+        shape = [name for name in ("dropout", "filters") if name in trials]
+        groups = trials.groupby(shape) if shape else [("", trials)]
+        for _, group in groups:
+            count += len(group)
+            if len(set(group["initial_model"])) > 1:
+                numbers = ", ".join(str(number) for number in group["trial"])
+                breaches.append(f"{path.name}: trials {numbers} did not begin with equal weights")
+    if not count and not breaches:
+        raise _NotApplicable("no tuning tables")
+    return breaches, f"{count} trials, each from the fresh weights of its seed"
+
+
+def _final_fits_are_as_long_as_found_and_without_early_stopping(results: Path) -> Judgement:
+    breaches, lengths = [], []
+    for stage, name in SEARCHES.items():
+        path = results / f"history_{stage}.csv"
+        if not path.is_file() or not (results / f"tuning_{name}.csv").is_file():
+            continue
+        history, trials = read_csv(path), read_csv(results / f"tuning_{name}.csv")
+        expected = int(trials.loc[trials["val_loss"].idxmin(), "best_epoch"])
+        lengths.append(f"{stage} {len(history)}")
+        if len(history) < expected:
+            breaches.append(f"{stage} was trained for {len(history)} epochs, not {expected}")
+        watched = [column for column in history if column.startswith("val_")]
+        if watched:
+            breaches.append(f"{stage} watched {watched[0]}: the validation set was held out")
+    if not lengths:
+        raise _NotApplicable("no final trainings")
+    return breaches, f"epochs: {', '.join(lengths)}, none with a validation set to stop by"
+
+
+def _one_data_set_throughout(results: Path) -> Judgement:
+    tables = sorted(results.glob("*.csv"))
+    found = {}
+    for path in tables:
+        table = read_csv(path)
+        for fingerprint in table["data"].dropna().unique() if "data" in table else ():
+            found.setdefault(str(fingerprint), []).append(path.name)
+    if not found:
+        raise _NotApplicable("no table names its data")
+    if len(found) > 1:
+        listed = "; ".join(f"{key}: {', '.join(names)}" for key, names in found.items())
+        return [f"the tables come from {len(found)} data sets or splits ({listed})"], ""
+    (fingerprint,) = found
+    return [], f"{len(tables)} tables, all of the data and splits {fingerprint}"
+
+
+def _provenance_is_recorded(results: Path) -> Judgement:
+    metrics = _table(results, "metrics.csv")
+    needed = ("seed", "versions", "backbone", "weights", "data", "settings")
+    breaches = [
+        f"metrics.csv has no {name}" if name not in metrics else f"{name} is missing in metrics.csv"
+        for name in needed
+        if name not in metrics or metrics[name].isna().any()
+    ]
+    return breaches, f"every row of metrics.csv has {', '.join(needed)}"
+
+
+def _metrics_follow_from_the_scores(results: Path) -> Judgement:
+    metrics = _table(results, "metrics.csv")
+    if "seed" not in metrics:
+        raise _NotApplicable("without the seed the intervals cannot be computed again")
+    breaches, checked = [], 0
+    for (stage, split), saved in metrics.groupby(["stage", "split"], sort=False):
+        path = results / f"scores_{stage}_{split}.csv"
+        if not path.is_file():
+            breaches.append(f"{path.name} is missing")
+            continue
+        scores = read_csv(path)
+        again = metrics_table(scores["label"], scores["score"], seed=int(saved["seed"].iloc[0]))
+        columns = ["value", "low", "high", "n"]
+        different = ~np.isclose(
+            saved[columns].to_numpy(float),
+            again[columns].to_numpy(float),
+            rtol=1e-9,
+            equal_nan=True,
+        ).all(axis=1)
+        checked += len(saved)
+        breaches += [
+            f"{stage}, {split}: {name} is not what the scores give"
+            for name in again["metric"][different]
+        ]
+    return breaches, f"{checked} figures computed again from the saved scores, all equal"
+
+
+def _test_and_validation_agree(results: Path) -> Judgement:
+    """The sheet: a test result far from validation's is probably a bug in the pipeline."""
+    metrics = _table(results, "metrics.csv")
+    accuracy = metrics[metrics["metric"] == "accuracy"].set_index(["stage", "split"])
+    stages = [
+        stage
+        for stage in accuracy.index.get_level_values(0).unique()
+        if (stage, "val") in accuracy.index and (stage, "test") in accuracy.index
+    ]
+    if not stages:
+        raise _NotApplicable("no stage has both validation and test metrics")
+    breaches = []
+    for stage in stages:
+        val, test = accuracy.loc[(stage, "val")], accuracy.loc[(stage, "test")]
+        if val["high"] < test["low"] or test["high"] < val["low"]:
+            breaches.append(
+                f"{stage}: accuracy {val['value']:.3f} on validation, {test['value']:.3f} on test, "
+                "and their intervals do not meet"
+            )
+    return breaches, f"the intervals of accuracy meet for {', '.join(stages)}"
+
+
+def _normalisation_knows_training_alone(results: Path) -> Judgement:
+    strategy = _settings(results).normalization
+    if strategy in ("fixed", "sample"):
+        return [], f"normalisation is by {strategy} values: nothing is learned from any split"
+    raise _NotApplicable(
+        f"the statistics of strategy {strategy} lie in the models, not in the tables"
+    )
+
+
+def _synthetic_samples_only_in_training(results: Path) -> Judgement:
+    tables = [path for path in results.glob("scores_*.csv") if "synthetic" in read_csv(path)]
+    if not tables:
+        raise _NotApplicable("the run made no synthetic samples")
+    breaches = [f"{path.name} holds some" for path in tables if read_csv(path)["synthetic"].any()]
+    return breaches, "none among the images that were scored"
+
+
+RULES: dict[str, Callable[[Path], Judgement]] = {
+    "one look at the test set per stage": _one_look_per_stage,
+    "every tested stage is in the ledger": _every_tested_stage_is_in_the_ledger,
+    "best values inside their ranges": _best_values_inside_their_ranges,
+    "a new model for every trial": _a_new_model_for_every_trial,
+    "final fits: right epochs, no early stopping": (
+        _final_fits_are_as_long_as_found_and_without_early_stopping
+    ),
+    "normalisation statistics from training alone": _normalisation_knows_training_alone,
+    "synthetic samples only in training": _synthetic_samples_only_in_training,
+    "one data set and split throughout": _one_data_set_throughout,
+    "versions, seed and weights recorded": _provenance_is_recorded,
+    "metrics follow from the saved scores": _metrics_follow_from_the_scores,
+    "validation and test agree": _test_and_validation_agree,
+}
+
+
+def _table(results: Path, name: str) -> pd.DataFrame:
+    table = read_csv(results / name)
+    if table.empty:
+        raise _NotApplicable(f"{name} is missing")
+    return table
+
+
+def _settings(results: Path) -> Settings:
+    path = results / "settings.yaml"
+    if not path.is_file():
+        raise _NotApplicable("settings.yaml is missing")
+    try:
+        return load_settings(path)
+    except SettingsError as error:
+        raise _NotApplicable(f"settings.yaml cannot be read: {error}") from None
+
+
+def _axes(settings: Settings) -> dict[str, dict[str, Axis]]:
+    return {
+        "baseline": settings.baseline.search,
+        "transfer": settings.transfer.search,
+        "fine_tuning": {"learning_rate": settings.transfer.fine_tuning.learning_rate},
+    }
