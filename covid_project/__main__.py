@@ -1,4 +1,4 @@
-"""Command line: ``python -m covid_project run | report | submission``."""
+"""Command line: ``python -m covid_project run | explain | report | submission``."""
 
 import argparse
 import sys
@@ -49,6 +49,35 @@ def _run(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from covid_project.data import DataError
+    from covid_project.explainer import Request, explain_files
+
+    request = Request(
+        methods=tuple(options.method or ["grad-cam"]),
+        target=options.target,
+        classes=tuple(options.classes.split(",")),
+        layer=options.layer,
+        one_scale=options.one_scale,
+        colour_map=options.colour_map,
+        masks=options.masks,
+        feature_maps=options.feature_maps,
+    )
+    try:
+        found = explain_files(options.model, options.images, options.out, request)
+    except (DataError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    unreadable = found[found["method"].isna()]
+    blank = found[found["method"].notna() & (found["status"] != "ok")]
+    print(f"explanations: {options.out / 'explanations.csv'} ({len(found)} rows)")
+    for count, reasons in ((len(blank), blank), (len(unreadable), unreadable)):
+        if count:
+            kinds = ", ".join(f"{n} {kind}" for kind, n in reasons["status"].value_counts().items())
+            print(f"warning: without a map: {kinds}", file=sys.stderr)
+    return 1 if len(unreadable) else 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -112,6 +141,41 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY=VALUE",
         help="change a setting, for example transfer.backbone=MobileNetV2 (may be repeated)",
+    )
+    explain = commands.add_parser("explain", help="explain a saved model on image files")
+    explain.set_defaults(command=_explain)
+    explain.add_argument("model", type=Path, help="a .keras file, such as results/models/x.keras")
+    explain.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
+    explain.add_argument("--out", type=Path, required=True, help="folder to write")
+    explain.add_argument(
+        "--method",
+        action="append",
+        help="gradcam (the default), gradcam++, hirescam, layercam, eigencam, scorecam, saliency, "
+        "smoothgrad, integratedgradients, occlusion or lime (may be repeated)",
+    )
+    explain.add_argument(
+        "--target",
+        default="predicted",
+        help="predicted, true (the class that the image's folder is named after), or a class",
+    )
+    explain.add_argument(
+        "--classes",
+        default="NORMAL,COVID",
+        help="names in the order of the outputs; for one output the second is the positive class",
+    )
+    explain.add_argument("--layer", help="for the methods that look at features; default: the last")
+    explain.add_argument(
+        "--one-scale", action="store_true", help="heat that can be compared between images"
+    )
+    explain.add_argument(
+        "--colour-map",
+        default="jet",
+        choices=("jet", "viridis", "cividis", "inferno"),
+        help="all but jet are perceptually even",
+    )
+    explain.add_argument("--masks", type=Path, help="folder of lung masks named as the images are")
+    explain.add_argument(
+        "--feature-maps", action="store_true", help="draw the layer's strongest feature maps too"
     )
     report = commands.add_parser("report", help="check and set the report on a finished run")
     report.set_defaults(command=_report)

@@ -80,6 +80,13 @@ def image_grid(
     return figure
 
 
+def feature_maps(maps: np.ndarray, titles: Sequence[str], columns: int = 8) -> plt.Figure:
+    """Feature maps (K, h, w) of one image, each on its own scale, with a title each."""
+    low = maps.min(axis=(1, 2), keepdims=True)
+    spread = np.maximum(np.ptp(maps, axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+    return image_grid(255 * (maps - low) / spread, titles, columns)
+
+
 def grey_histograms(images: Mapping[tuple[str, str], np.ndarray]) -> plt.Figure:
     """Share of pixels per grey value: one panel per split, one line per class.
 

@@ -1,18 +1,31 @@
 import numpy as np
 import pytest
 
-from covid_project.explain.heatmaps import Heatmaps, normalize_heatmaps
+from covid_project.explain.heatmaps import Heatmaps, normalize_heatmaps, on_one_scale
+
+RAW = np.array([[[1.0, -4.0], [2.0, 0.0]], [[8.0, 4.0], [0.0, 2.0]], [[-1.0, 0], [0, -2]]])
 
 
-def test_each_map_is_scaled_by_its_own_maximum_or_all_by_the_largest():
-    raw = np.array([[[1.0, -4.0], [2.0, 0.0]], [[8.0, 4.0], [0.0, 2.0]], [[-1.0, 0], [0, -2]]])
+def test_each_map_is_scaled_by_its_own_maximum():
     np.testing.assert_allclose(
-        normalize_heatmaps(raw), [[[0.5, 0], [1, 0]], [[1, 0.5], [0, 0.25]], [[0, 0], [0, 0]]]
+        normalize_heatmaps(RAW), [[[0.5, 0], [1, 0]], [[1, 0.5], [0, 0.25]], [[0, 0], [0, 0]]]
     )
+
+
+def test_on_one_scale_all_maps_are_divided_by_the_largest_evidence():
+    found = Heatmaps.from_raw("layer", RAW, np.zeros(3), np.zeros(3), {})
+    np.testing.assert_array_equal(found.strength, [2, 8, 0])
     np.testing.assert_allclose(
-        normalize_heatmaps(raw, shared=True),
+        on_one_scale(found.maps, found.strength),
         [[[0.125, 0], [0.25, 0]], [[1, 0.5], [0, 0.25]], [[0, 0], [0, 0]]],
     )
+    assert not on_one_scale(found.maps[2:], found.strength[2:]).any()
+
+
+def test_the_strength_of_maps_of_magnitudes_is_the_magnitude():
+    raw = np.array([[[-4.0, 2.0]]])
+    found = Heatmaps.from_raw("pixels", raw, np.zeros(1), np.zeros(1), {}, evidence=np.abs(raw))
+    np.testing.assert_array_equal(found.strength, [4])
 
 
 def test_a_blank_map_is_given_the_first_reason_that_holds():

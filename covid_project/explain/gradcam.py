@@ -65,8 +65,12 @@ def remove_final_activation(model: keras.Model) -> keras.Model:
 
     Raises
     ------
-    ValueError : for anything but one input and one output of shape (N, 1) or (N, K).
+    ValueError : for anything but one input and one output of shape (N, 1) or (N, K), and for
+        weights that are NaN or infinite, naming their layers: a fused kernel may turn NaN into 0,
+        and what is computed from it looks like a score.
     """
+    if bad := [weight.path for weight in model.weights if not np.isfinite(weight.numpy()).all()]:
+        raise ValueError(f"Model '{model.name}' has NaN or infinite weights: {', '.join(bad)}.")
     if len(model.inputs) != 1 or [len(output.shape) for output in model.outputs] != [2]:
         raise ValueError(
             f"Model '{model.name}' has inputs {[tuple(x.shape) for x in model.inputs]} and outputs "

@@ -41,6 +41,14 @@ class Heatmaps:
     target: np.ndarray
     status: np.ndarray
 
+    @property
+    def strength(self) -> np.ndarray:
+        """Evidence where each map is 1, (N,) float32 in units of `raw`; 0 for a blank map."""
+        flat = self.maps.reshape(len(self.maps), -1)
+        hottest = flat.argmax(axis=1)[:, None]
+        evidence = np.abs(np.take_along_axis(self.raw.reshape(flat.shape), hottest, axis=1))[:, 0]
+        return evidence * flat.any(axis=1)
+
     @classmethod
     def from_raw(
         cls,
@@ -76,13 +84,23 @@ class Heatmaps:
         return cls(layer, maps, raw, scores, target, status, **more)
 
 
-def normalize_heatmaps(raw: np.ndarray, shared: bool = False) -> np.ndarray:
+def normalize_heatmaps(raw: np.ndarray) -> np.ndarray:
     """Keep the positive part of signed maps (N, h, w) and scale it into [0, 1].
 
     Each map is divided by its own maximum, which shows where an image's evidence lies but not how
-    strong it is. With `shared`, all are divided by the largest value among them, which makes them
-    comparable. A map without a positive value stays zero.
+    strong it is; `on_one_scale` makes maps comparable. A map without a positive value stays zero.
     """
     positive = np.maximum(raw, 0)
-    largest = positive.max(axis=None if shared else (1, 2), keepdims=True, initial=0)
+    largest = positive.max(axis=(1, 2), keepdims=True, initial=0)
     return np.divide(positive, largest, out=np.zeros_like(positive), where=largest > 0)
+
+
+def on_one_scale(maps: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Maps (N, h, w) whose heat can be compared between images, still in [0, 1].
+
+    Each is multiplied by its `Heatmaps.strength` (N,), and all are divided by the largest, so that
+    only the strongest evidence among them is 1.
+    """
+    largest = strength.max(initial=0)
+    shares = strength / largest if largest > 0 else np.zeros_like(strength)
+    return maps * shares.astype(maps.dtype)[:, None, None]

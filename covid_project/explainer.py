@@ -1,0 +1,328 @@
+"""Explain a saved model's decisions on image files: overlays, a table, side-by-side sheets."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from covid_project import figures
+from covid_project.checkpoints import load_model
+from covid_project.data import CLASSES, IMAGE_SUFFIXES, DataError, UnreadableImage, decode
+from covid_project.explain.class_score import PREDICTED
+from covid_project.explain.feature_maps import feature_maps
+from covid_project.explain.gradcam import (
+    last_spatial_layer,
+    overlay,
+    remove_final_activation,
+    resize_heatmaps,
+)
+from covid_project.explain.heatmaps import Heatmaps, on_one_scale
+from covid_project.explain.methods import LAYERED, METHODS, method_named
+from covid_project.storage import append_rows, read_csv, whole_file
+
+TRUE = "true"  # target: the class that an image's folder is named after
+COLUMNS = (
+    "image", "method", "layer", "target", "score", "status", "strength", "lung_share", "lung_area",
+    "overlay",
+)  # fmt: skip
+CHUNK = 64  # images explained and written at a time
+TALLEST = 1024  # pixels: larger originals are reduced to this for the overlays
+CAPTION = (
+    "Heat: where the network finds evidence for the class explained, on {scale}. It is not an "
+    "outline of disease, not a probability, and no proof that a doctor would look there."
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be explained, and how it is shown.
+
+    Attributes
+    ----------
+    methods
+        Names as in ``explain.methods.METHODS``, in any spelling that ``method_named`` knows.
+    target
+        "predicted", "true" (the class that the image's folder is named after), or a class's name.
+    classes
+        Names of the model's classes, in the order of its outputs; of one logit, the second is the
+        positive one.
+    layer
+        Layer for the methods that look at features; None: the last spatial one.
+    one_scale
+        Heat comparable between images instead of each on its own scale; needs all maps at once.
+    colour_map
+        Of Matplotlib.
+    masks
+        Folder with a lung mask for each image, under the image's path or file name.
+    feature_maps
+        Also draw the strongest feature maps of the layer.
+    """
+
+    methods: tuple[str, ...] = ("grad-cam",)
+    target: str = "predicted"
+    classes: tuple[str, ...] = CLASSES
+    layer: str | None = None
+    one_scale: bool = False
+    colour_map: str = "jet"
+    masks: Path | None = None
+    feature_maps: bool = False
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """Image files among the paths and, for folders, everywhere in them; sorted, each once.
+
+    Raises
+    ------
+    DataError
+        A path that does not exist, or no image at all.
+    """
+    found = {}
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"no such path: {path}; give image files or folders of them")
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        images = [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise DataError(f"no images in {path}: allowed are files that end in {kinds}")
+        found.update(dict.fromkeys(images))
+    return list(found)
+
+
+def explain_files(
+    model_path: Path, paths: Sequence[Path], out: Path, request: Request | None = None
+) -> pd.DataFrame:
+    """Explain a model on image files, write what is found to ``out`` and return its table.
+
+    ``explanations.csv`` has one row per image and method: image, method, layer, target, score (the
+    logit of the target), predicted, status (why a map is blank, or why a file cannot be read),
+    strength (the evidence where the map is 1), lung_share (of the heat that lies in the lungs) and
+    lung_area (of the image; a map without preference would have this share), and overlay, the name
+    of the picture. Overlays have the size of the original. Several methods also make a sheet with
+    all of them beside the original. Rows are written chunk by chunk.
+
+    Raises
+    ------
+    DataError
+        Bad paths, a class that cannot be told, or an ``out`` that holds explanations already.
+    ValueError
+        An unknown method, layer or class.
+    """
+    request = request or Request()
+    table = out / "explanations.csv"
+    if table.exists():
+        raise DataError(f"{table} is there already: name another folder with --out, or delete it")
+    files = image_files(paths)
+    methods = tuple(dict.fromkeys(method_named(name) for name in request.methods))
+    model = remove_final_activation(load_model(model_path))
+    classes = max(model.outputs[0].shape[-1], 2)
+    if classes != len(request.classes):
+        raise DataError(
+            f"{model_path} tells {classes} classes apart, but {len(request.classes)} are named "
+            f"({', '.join(request.classes)}): name them in their order with --classes"
+        )
+    targets = {file: _target(file, request) for file in files}
+    chunks = _explained(model, files, targets, methods, request.layer)
+    for chunk in _on_one_scale(list(chunks), methods) if request.one_scale else chunks:
+        append_rows(table, _written(chunk, out, request))
+        if request.feature_maps:
+            _draw_feature_maps(model, chunk, out, request)
+    return read_csv(table)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Some images that could be read, with their maps, and the reasons of those that could not."""
+
+    files: list[Path]
+    names: list[str]  # of what is made of each file; no two are equal
+    originals: list[np.ndarray]  # uint8 (h, w)
+    images: np.ndarray  # uint8 (N, H, W, C), as the model takes them
+    heatmaps: dict[str, Heatmaps]  # by method
+    unreadable: dict[Path, str]
+
+
+def _explained(
+    model: keras.Model,
+    files: list[Path],
+    targets: dict[Path, int | str],
+    methods: Sequence[str],
+    layer: str | None,
+) -> Iterator[_Chunk]:
+    height, width, channels = model.input_shape[1:]
+    begun = time.perf_counter()
+    for start in range(0, len(files), CHUNK):
+        originals, unreadable = {}, {}
+        for file in files[start : start + CHUNK]:
+            try:
+                originals[file] = decode(file.read_bytes(), str(file))
+            except UnreadableImage as error:
+                unreadable[file] = error.reason
+            except OSError as error:
+                unreadable[file] = error.strerror or str(error)
+        images = np.zeros((len(originals), height, width, channels), np.uint8)
+        for image, original in zip(images, originals.values(), strict=True):
+            image[:] = _resized(original, (height, width))[..., None]
+        wanted = [targets[file] for file in originals]
+        target = PREDICTED if wanted and wanted[0] == PREDICTED else np.array(wanted, np.int32)
+        heatmaps = {
+            method: METHODS[method](
+                model, images, target, **({"layer": layer} if method in LAYERED else {})
+            )
+            for method in methods
+        }
+        numbers = range(start + 1, start + 1 + len(originals))
+        names = [f"{k:04d}_{file.stem}" for k, file in zip(numbers, originals, strict=True)]
+        yield _Chunk(list(originals), names, list(originals.values()), images, heatmaps, unreadable)
+        done = min(start + CHUNK, len(files))
+        left = (time.perf_counter() - begun) * (len(files) / done - 1)
+        print(f"{done} of {len(files)} images explained; {left:.0f} s left", flush=True)
+
+
+def _on_one_scale(chunks: list[_Chunk], methods: Sequence[str]) -> list[_Chunk]:
+    """Return the chunks with maps that can be compared between all of their images."""
+    ends = np.cumsum([len(chunk.files) for chunk in chunks])[:-1]
+    scaled = {}
+    for method in methods:
+        maps = np.concatenate([chunk.heatmaps[method].maps for chunk in chunks])
+        strength = np.concatenate([chunk.heatmaps[method].strength for chunk in chunks])
+        scaled[method] = np.split(on_one_scale(maps, strength), ends)
+    return [
+        replace(
+            chunk,
+            heatmaps={
+                method: replace(heatmaps, maps=scaled[method][number])
+                for method, heatmaps in chunk.heatmaps.items()
+            },
+        )
+        for number, chunk in enumerate(chunks)
+    ]
+
+
+def _written(chunk: _Chunk, out: Path, request: Request) -> pd.DataFrame:
+    """Write the pictures of a chunk; return its rows."""
+    rows = [
+        {"image": str(file), "status": f"unreadable: {reason}"}
+        for file, reason in chunk.unreadable.items()
+    ]
+    for number, (file, original) in enumerate(zip(chunk.files, chunk.originals, strict=True)):
+        shown = _reduced(original)
+        lungs = _lungs(file, request.masks, original.shape)
+        blends, titles = [np.repeat(shown[..., None], 3, axis=-1)], [_shortened(file.name)]
+        for method, heatmaps in chunk.heatmaps.items():
+            heat = heatmaps.maps[number]
+            blend = overlay(shown[None, ..., None], heat[None], colour_map=request.colour_map)[0]
+            name = f"overlays/{chunk.names[number]}_{method}.png"
+            _save_picture(out / name, blend)
+            target, score = request.classes[heatmaps.target[number]], heatmaps.scores[number]
+            status = heatmaps.status[number]
+            rows.append(
+                {
+                    "image": str(file),
+                    "method": method,
+                    "layer": heatmaps.layer,
+                    "target": target,
+                    "score": score,
+                    "status": status,
+                    "strength": heatmaps.strength[number],
+                    **_lung_share(heat, lungs),
+                    "overlay": name,
+                }
+            )
+            blends.append(blend)
+            blank = "" if status == "ok" else f"\nblank: {status}"
+            titles.append(f"{method}\n{target}, logit {score:.2f}{blank}")
+        if len(chunk.heatmaps) > 1:
+            _draw_sheet(out / f"sheets/{chunk.names[number]}.png", blends, titles, request)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _draw_sheet(path: Path, blends: list[np.ndarray], titles: list[str], request: Request) -> None:
+    figure = figures.image_grid(blends, titles)
+    _save_figure(path, figure, CAPTION.format(scale=_scale_in_words(request)))
+
+
+def _draw_feature_maps(model: keras.Model, chunk: _Chunk, out: Path, request: Request) -> None:
+    layer = request.layer or last_spatial_layer(model)
+    maps, channels = feature_maps(model, chunk.images, layer)
+    for name, own, numbers in zip(chunk.names, maps, channels, strict=True):
+        figure = figures.feature_maps(own, [f"channel {number}" for number in numbers])
+        caption = f"The strongest feature maps of layer {layer}, each on its own scale."
+        _save_figure(out / f"feature_maps/{name}.png", figure, caption)
+
+
+def _scale_in_words(request: Request) -> str:
+    return "one scale for all images" if request.one_scale else "each map's own scale"
+
+
+def _save_figure(path: Path, figure: plt.Figure, caption: str) -> None:
+    figure.supxlabel(caption, fontsize=8, wrap=True)
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=200)
+    plt.close(figure)
+
+
+def _save_picture(path: Path, pixels: np.ndarray) -> None:
+    with whole_file(path) as part:
+        Image.fromarray(pixels).save(part)
+
+
+def _target(file: Path, request: Request) -> int | str:
+    """Class index to explain for one image, or ``PREDICTED``."""
+    if request.target.casefold() == PREDICTED:
+        return PREDICTED
+    true = request.target.casefold() == TRUE
+    wanted = file.parent.name if true else request.target
+    names = [name.casefold() for name in request.classes]
+    if wanted.casefold() not in names:
+        where = f"{file} lies in the folder {wanted!r}" if true else f"target is {wanted!r}"
+        raise DataError(
+            f"{where}, which is none of the classes {', '.join(request.classes)}; name a class or "
+            f"'{PREDICTED}' with --target, or other class names with --classes"
+        )
+    return names.index(wanted.casefold())
+
+
+def _lungs(file: Path, folder: Path | None, shape: tuple[int, int]) -> np.ndarray | None:
+    """Lung mask of an image, bool of its shape; None without one."""
+    if folder is None:
+        return None
+    beside = [folder / Path(*file.parts[-count:]) for count in range(len(file.parts), 0, -1)]
+    path = next((path for path in beside if path.is_file()), None)
+    if path is None:
+        return None
+    mask = decode(path.read_bytes(), str(path))
+    inside = np.uint8(255) * (mask > mask.max() / 2)
+    return _resized(inside, shape) >= 128
+
+
+def _lung_share(heat: np.ndarray, lungs: np.ndarray | None) -> dict[str, float]:
+    """Share of the heat that lies in the lungs, and the share of the image that they are."""
+    if lungs is None or not lungs.any() or not heat.any():
+        return {}
+    enlarged = resize_heatmaps(heat[None], lungs.shape)[0]
+    return {"lung_share": enlarged[lungs].sum() / enlarged.sum(), "lung_area": lungs.mean()}
+
+
+def _resized(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Grey image (h, w) at another (height, width), filtered as the pipeline does it."""
+    size = shape[1], shape[0]
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    """Image with no side above ``TALLEST``."""
+    factor = TALLEST / max(image.shape)
+    if factor >= 1:
+        return image
+    return _resized(image, tuple(max(round(side * factor), 1) for side in image.shape))
+
+
+def _shortened(name: str, longest: int = 28) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
