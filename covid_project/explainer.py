@@ -293,8 +293,9 @@ def _lungs(file: Path, folder: Path | None, shape: tuple[int, int]) -> np.ndarra
     """Lung mask of an image, bool of its shape; None without one."""
     if folder is None:
         return None
-    beside = [folder / Path(*file.parts[-count:]) for count in range(len(file.parts), 0, -1)]
-    path = next((path for path in beside if path.is_file()), None)
+    parts = [part for part in file.parts if part != file.anchor]  # "/" would lead out of the folder
+    places = [folder.joinpath(*parts[start:]) for start in range(len(parts))]
+    path = next((place for place in places if place.is_file()), None)
     if path is None:
         return None
     mask = decode(path.read_bytes(), str(path))
