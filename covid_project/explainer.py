@@ -264,7 +264,7 @@ def _scale_in_words(request: Request) -> str:
 def _save_figure(path: Path, figure: plt.Figure, caption: str) -> None:
     figure.supxlabel(caption, fontsize=8, wrap=True)
     with whole_file(path) as part:
-        figure.savefig(part, dpi=200)
+        figure.savefig(part, dpi=200, bbox_inches="tight")
     plt.close(figure)
 
 

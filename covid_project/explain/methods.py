@@ -11,9 +11,16 @@ from functools import partial
 from covid_project.explain import gradcam
 from covid_project.explain.gradients import integrated_gradients, saliency, smooth_grad
 from covid_project.explain.heatmaps import Heatmaps
-from covid_project.explain.lime import lime
 from covid_project.explain.occlusion import occlusion
 from covid_project.explain.scorecam import score_cam
+
+
+def _lime(*arguments, **options) -> Heatmaps:
+    """LIME; imported when it is called, as the notebooks must run without its library."""
+    from covid_project.explain.lime import lime
+
+    return lime(*arguments, **options)
+
 
 LAYERED = (*gradcam.METHODS, "score-cam")
 
@@ -24,7 +31,7 @@ METHODS: dict[str, Callable[..., Heatmaps]] = {
     "smooth-grad": smooth_grad,
     "integrated-gradients": integrated_gradients,
     "occlusion": occlusion,
-    "lime": lime,
+    "lime": _lime,
 }
 
 
