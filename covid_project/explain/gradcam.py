@@ -73,7 +73,7 @@ def remove_final_activation(model: keras.Model) -> keras.Model:
             f"{[tuple(x.shape) for x in model.outputs]}; expected one input of images and one "
             "output (N, 1) or (N, K)."
         )
-    last = _nodes(model)[-1]
+    last = graph_nodes(model)[-1]
     layer, features = last.operation, last.input_tensors[0]
     if isinstance(layer, keras.Model) and len(last.input_tensors) == 1:
         logits = remove_final_activation(layer)
@@ -122,7 +122,7 @@ def last_spatial_layer(model: keras.Model) -> str:
     return candidates[-1]
 
 
-def _nodes(model: keras.Model) -> list:
+def graph_nodes(model: keras.Model) -> list:
     """Every call of an operation in the model's graph, from the input to the output."""
     # Not `layer.output`: that is the layer's first call ever, which may belong to another model
     # or, for a nested model, lie inside it. Keras offers no public list of a model's calls.
@@ -134,7 +134,7 @@ def _spatial_nodes(model: keras.Model) -> dict:
     """Layer name → its call, for outputs (N, height, width, channels) with height·width > 1."""
     return {
         node.operation.name: node
-        for node in _nodes(model)
+        for node in graph_nodes(model)
         if not node.is_input
         and len(node.outputs) == 1
         and len(node.outputs[0].shape) == 4
