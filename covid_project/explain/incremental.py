@@ -22,13 +22,12 @@ import tensorflow as tf
 from keras import layers
 
 from covid_project.explain.class_score import batch_signature, class_score
-from covid_project.explain.gradcam import graph_nodes
+from covid_project.explain.network import CONVOLUTIONS, convolve, graph_nodes
 
 # Windows that fill a larger part of their map are not worth the cutting and pasting.
 LARGEST_SHARE = 0.9
 
 _POOLING = {layers.MaxPooling2D: tf.nn.max_pool2d, layers.AveragePooling2D: tf.nn.avg_pool2d}
-_CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 # Each place of their output follows from the same place of their inputs, if these are equally wide
 # and high. An activation must be one of Keras' own: another function may look at the whole map.
 _PLACE_BY_PLACE = (
@@ -39,6 +38,7 @@ _PLACE_BY_PLACE = (
     layers.Concatenate,
     layers.Dropout,
     layers.ELU,
+    layers.Identity,
     layers.LeakyReLU,
     layers.Maximum,
     layers.Minimum,
@@ -249,7 +249,7 @@ def _step(node, windows: dict[keras.KerasTensor, _Window], multiple: np.ndarray)
         return _Step(inputs, start, window.size, window, lambda views, start: views[0])
     if kind in _POOLING:
         extent, strides = np.array(layer.pool_size), np.array(layer.strides)
-    elif kind in _CONVOLUTIONS:
+    elif kind in CONVOLUTIONS and getattr(layer, "groups", 1) == 1:
         dilation = np.array(layer.dilation_rate)
         extent, strides = (np.array(layer.kernel_size) - 1) * dilation + 1, np.array(layer.strides)
     else:
@@ -283,16 +283,8 @@ def _paste(border: keras.KerasTensor, window: _Window) -> _Step:
 
 
 def _convolver(layer: layers.Conv2D | layers.DepthwiseConv2D) -> Callable:
-    convolve = tf.nn.conv2d if type(layer) is layers.Conv2D else tf.nn.depthwise_conv2d
-
     def compute(views, start):
-        features = convolve(
-            views[0],
-            layer.kernel,
-            (1, *layer.strides, 1),
-            "VALID",
-            dilations=layer.dilation_rate,
-        )
+        features = convolve(layer, views[0], layer.kernel, "valid")
         return layer.activation(
             tf.nn.bias_add(features, layer.bias) if layer.use_bias else features
         )
