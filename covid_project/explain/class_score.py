@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from covid_project.explain.network import fold_normalization
+
 PREDICTED = "predicted"
 ROUNDING = 1e-6  # of a score in float32, with some room
 _ANY = -1  # stands for the predicted class among class indices
@@ -37,10 +39,11 @@ def score_function(model: keras.Model) -> Callable:
 
     The model ends in logits; dropout is off and batch normalisation at its moving statistics.
     """
+    network = fold_normalization(model)
 
     @tf.function(input_signature=batch_signature(model))
     def score(images, target):
-        return class_score(model(images, training=False), target)
+        return class_score(network(images, training=False), target)
 
     return score
 
