@@ -87,9 +87,8 @@ def _segment(image: np.ndarray) -> np.ndarray:
     dark = (pictures[:, None] < thresholds[..., None, None]).reshape(-1, _SIDE, _SIDE)
     dark = ndimage.binary_opening(dark, _IN_PLANE)  # cuts thin bridges to the air outside
     regions, count = ndimage.label(dark, _IN_PLANE)  # numbered on through all thresholds
-    places = np.tile(_PLACES.reshape(*_PLACES.shape[:2], -1), len(dark))
     filled = np.array(
-        [[np.bincount(regions.ravel(), place, count + 1) for place in pair] for pair in places]
+        [[np.bincount(regions.ravel(), place, count + 1) for place in pair] for pair in _PLACES]
     )  # (shifts, 2, regions)
     filled[..., 0] = 0  # not a region but all that is bright; stands for "none"
     shift = filled.max(axis=-1).sum(axis=-1).argmax()
@@ -98,10 +97,10 @@ def _segment(image: np.ndarray) -> np.ndarray:
 
 
 def _expected_places() -> np.ndarray:
-    """How well a pixel fits each lung, (shifts, 2, _SIDE, _SIDE): 1 at its centre, 0 at its edge.
+    """How well each pixel fits each lung, (shifts, 2, pixels): 1 at its centre, 0 at its edge.
 
-    Two ellipses that lean together at the top; far outside a pixel counts as much against a region
-    as the centre counts for it.
+    Two ellipses that lean together at the top; far outside, a pixel counts more against a region
+    than the centre counts for it.
     """
     pixels = (np.arange(_SIDE) + 0.5) / _SIDE
     x, y = pixels, pixels[:, None] - 0.45
@@ -110,10 +109,10 @@ def _expected_places() -> np.ndarray:
         for side in (-1, 1):
             across = (x - 0.5 - shift - side * (0.19 + 0.12 * y)) / 0.165
             places.append(np.clip(1 - across**2 - (y / 0.36) ** 2, -1.5, 1))
-    return np.reshape(places, (len(_SHIFTS), 2, _SIDE, _SIDE))
+    return np.reshape(places, (len(_SHIFTS), 2, _SIDE**2))
 
 
-_PLACES = _expected_places()
+_PLACES = np.tile(_expected_places(), 2 * len(_QUANTILES))  # for all thresholds at once
 
 
 def _closed(lung: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy.linalg import eigh
 from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold
+from threadpoolctl import threadpool_limits
 
 from covid_project.evaluation import percentile_interval
 
@@ -44,9 +45,8 @@ class Trial:
     folds
         int (N,), the fold in which an image is tested.
     shuffled
-        int (SHUFFLES, N), labels dealt out anew among the groups of each fold: the folds keep
-        their classes, so that chance stays at 0.5 (with classes out of balance between folds, the
-        training folds' shares alone would order the pooled scores, backwards).
+        int (SHUFFLES, N), labels dealt out anew among the groups of each fold, which keeps its
+        classes.
     weights
         float32 (RESAMPLES, N), how often an image counts when groups are drawn with replacement.
     """
@@ -165,16 +165,19 @@ def predict(features: np.ndarray | pd.DataFrame, trial: Trial) -> Prediction:
     targets = (every[..., None] == wanted).astype(np.float32)  # (1 + SHUFFLES, N, columns)
     targets = targets.transpose(1, 0, 2).reshape(len(trial.labels), -1)
     scores = np.empty_like(targets)
-    for fold in range(FOLDS):
-        test = trial.folds == fold
-        if isinstance(features, pd.DataFrame):
-            seen, unseen = indicators(features[~test], features[test])
-        else:
-            seen, unseen = features[~test], features[test]
-        scores[test] = ridge_scores(seen, targets[~test], unseen)
+    # On a machine with other work, threads that wait for each other take ten times as long.
+    with threadpool_limits(1, "blas"):
+        for fold in range(FOLDS):
+            test = trial.folds == fold
+            if isinstance(features, pd.DataFrame):
+                seen, unseen = indicators(features[~test], features[test])
+            else:
+                seen, unseen = features[~test], features[test]
+            scores[test] = ridge_scores(seen, targets[~test], unseen)
     scores = scores.reshape(len(scores), -1, len(wanted))
     true = scores[:, 0]  # (N, columns)
-    chosen = true[:, 0] > 0.5 if classes == 2 else true.argmax(axis=1)
+    shares = np.mean(trial.labels[:, None] == wanted, axis=0)
+    chosen = true[:, 0] + shares[0] > 0.5 if classes == 2 else (true + shares).argmax(axis=1)
     resampled = macro_auc(trial.labels, true, trial.weights)
     null = [
         macro_auc(labels, scores[:, 1 + shuffle])[0]
@@ -234,7 +237,8 @@ def _weighted_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray)
 def ridge_scores(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Fit each column of the targets by ridge regression, and score other images: (M, T).
 
-    Features are standardised by the training images. Each target has the penalty, of `PENALTIES`
+    A score is what the fit expects beyond the targets' mean, so that features that say nothing give
+    0 whatever the training images' classes. Features are standardised by the training images. Each target has the penalty, of `PENALTIES`
     times the number of training images, with the least squared error of leave-one-out, whose
     residuals are those of the fit divided by 1 - h, h the diagonal of the hat matrix (Hoerl &
     Kennard 1970; Golub, Heath & Wahba 1979, eq. 1.3).
@@ -253,9 +257,9 @@ def ridge_scores(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np
     centred = targets - targets.mean(axis=0)
     # x = left · sqrt(values) · rightᵀ, from the smaller of the two products of x with itself
     if x.shape[0] < x.shape[1]:
-        values, left = eigh(x @ x.T)
+        values, left = eigh(x @ x.T, driver="evd")
     else:
-        values, right = eigh(x.T @ x)
+        values, right = eigh(x.T @ x, driver="evd")
     sound = values > 1e-6 * max(values[-1], 1)  # below, float32 leaves nothing but rounding
     values = values[sound]
     if x.shape[0] < x.shape[1]:
@@ -268,7 +272,8 @@ def ridge_scores(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np
     rotated = new @ right  # (M, rank)
     least = np.full(targets.shape[1], np.inf)
     scores = np.empty((len(test), targets.shape[1]), np.float32)
-    for penalty in n * np.array(PENALTIES):
+    for penalty in PENALTIES:
+        penalty *= n  # a Python number: float32 stays float32
         kept = values / (values + penalty)
         hat = 1 / n + (left**2) @ kept
         residuals = (centred - left @ (kept[:, None] * projected)) / (1 - hat[:, None])
@@ -277,7 +282,7 @@ def ridge_scores(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np
         least = np.minimum(errors, least)
         coefficients = (np.sqrt(values) / (values + penalty))[:, None] * projected[:, better]
         scores[:, better] = rotated @ coefficients
-    return scores + targets.mean(axis=0)
+    return scores
 
 
 def indicators(train: pd.DataFrame, test: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
