@@ -238,10 +238,10 @@ def ridge_scores(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np
     """Fit each column of the targets by ridge regression, and score other images: (M, T).
 
     A score is what the fit expects beyond the targets' mean, so that features that say nothing give
-    0 whatever the training images' classes. Features are standardised by the training images. Each target has the penalty, of `PENALTIES`
-    times the number of training images, with the least squared error of leave-one-out, whose
-    residuals are those of the fit divided by 1 - h, h the diagonal of the hat matrix (Hoerl &
-    Kennard 1970; Golub, Heath & Wahba 1979, eq. 1.3).
+    0 whatever the training images' classes. Features are standardised by the training images. Each
+    target has the penalty, of `PENALTIES` times the number of training images, with the least
+    squared error of leave-one-out, whose residuals are those of the fit divided by 1 - h, h the
+    diagonal of the hat matrix (Golub, Heath & Wahba 1979, eq. 1.3).
 
     Parameters
     ----------

@@ -175,10 +175,10 @@ def audit_shortcuts(
         if view.kind in _JUDGED
     ]
     if lungs is None:
-        findings.append(Finding(AREA, _CHECKS["lungs removed"], "not applicable", lungs_from))
+        findings.append(Finding(AREA, CHECKS["lungs removed"], "not applicable", lungs_from))
     if not any(view.kind == "source" for view in views):
         said = "the data do not say where their images come from"
-        findings.append(Finding(AREA, _CHECKS["source"], "not applicable", said))
+        findings.append(Finding(AREA, CHECKS["source"], "not applicable", said))
     findings.append(_headline(measured, predictions, findings, lungs_from))
     return Shortcuts(findings, measured)
 
@@ -211,7 +211,7 @@ def _nearly_all(auc: float, whole: float) -> bool:
 # ---- views --------------------------------------------------------------------------------------
 
 _JUDGED = ("metadata", "source", "lung-free")
-_CHECKS = {
+CHECKS = {
     "file metadata": "label from the files' metadata alone",
     "dimensions": "label from the images' dimensions alone",
     "file size": "label from the files' sizes alone",
@@ -228,7 +228,7 @@ def _file_views(dataset: Dataset) -> list[View]:
     views = [View("file metadata", "metadata", metadata)]
     views += [View(name, "metadata", metadata[list(names)]) for name, names in FIELDS.items()]
     sources = known_sources(dataset.table)
-    if sources.nunique() > 1:
+    if len(sources.unique()) > 1:
         views.append(View("source", "source", sources.to_frame()))
     return views
 
@@ -389,7 +389,9 @@ def _best(measured: pd.DataFrame, kind: str) -> pd.Series:
 
 def _view_finding(view: View, found: Prediction, whole: pd.Series, n: int) -> Finding:
     verdict = judge(found.auc, found.low, found.null_high, whole["auc"])
-    if isinstance(view.features, pd.DataFrame) and (view.features.nunique() == 1).all():
+    if isinstance(view.features, pd.DataFrame) and (view.features == view.features.iloc[0]).all(
+        axis=None
+    ):
         said = f"{', '.join(view.features)}: the same for all {n} images"
     else:
         said = (
@@ -398,7 +400,7 @@ def _view_finding(view: View, found: Prediction, whole: pd.Series, n: int) -> Fi
         )
     if view.name == "file size" and verdict != "pass":
         said += "; a compressed file's size also depends on what the image shows"
-    return Finding(AREA, _CHECKS[view.name], verdict, said, found.auc, found.low, found.high, n)
+    return Finding(AREA, CHECKS[view.name], verdict, said, found.auc, found.low, found.high, n)
 
 
 def _headline(
@@ -419,7 +421,7 @@ def _headline(
         f"{lungs_from}"
     )
     verdicts = {finding.check: finding.verdict for finding in findings}
-    if verdicts[_CHECKS[free["view"]]] == "pass":
+    if verdicts[CHECKS[free["view"]]] == "pass":
         verdict = "pass"
     else:
         verdict = "fail" if _nearly_all(free["auc"], whole["auc"]) else "warn"
