@@ -467,6 +467,7 @@ def audit_model(
         See `audit_shortcuts`.
     """
     # Imported here: TensorFlow takes seconds to load, and the audit of the data does without.
+    from covid_project.explain.class_score import PREDICTED
     from covid_project.explain.gradcam import (
         grad_cam,
         last_spatial_layer,
@@ -540,7 +541,7 @@ def audit_model(
         Finding(AREA, checks[0], verdict, said, found.auc, found.low, found.high, len(labels))
     )
     layer = last_spatial_layer(logits)
-    maps = grad_cam(logits, show(np.ones((side, side), bool)), layer=layer).maps
+    maps = grad_cam(logits, show(np.ones((side, side), bool)), PREDICTED, layer).maps
     heat = resize_heatmaps(maps, (side, side))
     findings.append(_focus(checks[1], heat, lungs, weights, layer))
     return findings
