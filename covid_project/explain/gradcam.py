@@ -36,6 +36,7 @@ from covid_project.explain.class_score import (
     checked_images,
     checked_target,
     class_score,
+    keep_compiled,
 )
 from covid_project.explain.heatmaps import Heatmaps
 from covid_project.explain.network import fold_normalization, graph_nodes
@@ -179,8 +180,8 @@ def grad_cam(
 
     Notes
     -----
-    Compiles the model for this one call, which takes a second or two for a large backbone. For
-    many calls, or several layers in one pass, keep the function that `heatmap_function` returns.
+    Compiles the model at the first call, which takes a second or two for a large backbone, and keeps
+    that for the next. For several layers in one pass take `heatmap_function`.
     """
     layer = layer or last_spatial_layer(model)
     return heatmap_function(model, [layer], method)(images, target, batch_size)[layer]
@@ -199,8 +200,7 @@ def heatmap_function(
     if method not in METHODS:
         raise ValueError(f"Unknown method '{method}'; the methods are {sorted(METHODS)}.")
     model = remove_final_activation(model)
-    network = fold_normalization(features_and_logits(model, layers))
-    explain_batch = _compiled(network, layers, METHODS[method])
+    explain_batch = _compiled(model, tuple(layers), METHODS[method])
 
     def heatmaps(images: ArrayLike, target: ArrayLike, batch_size: int = 32) -> dict[str, Heatmaps]:
         images = checked_images(model, images)
@@ -231,11 +231,13 @@ def features_and_logits(model: keras.Model, layers: Sequence[str]) -> keras.Mode
     )
 
 
-def _compiled(network: keras.Model, layers: Sequence[str], weigh: Callable) -> Callable:
+@keep_compiled
+def _compiled(model: keras.Model, layers: tuple[str, ...], weigh: Callable) -> Callable:
     """Compile (images, target) → scores (N,), target (N,), one (raw (N, h, w), reasons) per layer.
 
     The reasons say for each image why its map may be blank; see `Heatmaps`.
     """
+    network = fold_normalization(features_and_logits(model, layers))
 
     @tf.function(input_signature=batch_signature(network))
     def explain_batch(images, target):
