@@ -178,6 +178,7 @@ class Settings:
     augmentation: Augmentation
     baseline: Baseline
     transfer: Transfer
+    tested_explanations: int = _within(4, 10_000)  # test images on which explanations are tested
     expected_seconds: dict[str, float]  # per notebook, only for the time that is left
 
     def __post_init__(self):

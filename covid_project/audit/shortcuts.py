@@ -32,7 +32,6 @@ import pandas as pd
 from scipy import ndimage
 
 from covid_project.audit.findings import Finding
-from covid_project.audit.lungs import implausible, segment_lungs
 from covid_project.audit.metadata import FIELDS, file_metadata
 from covid_project.audit.predictability import (
     NULL_QUANTILE,
@@ -54,6 +53,7 @@ from covid_project.data import (
     load_masks,
 )
 from covid_project.evaluation import percentile_interval
+from covid_project.lungs import implausible, segment_lungs
 
 if TYPE_CHECKING:
     import keras

@@ -18,7 +18,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from scipy.ndimage import gaussian_filter
-from skimage.measure import block_reduce
 
 from covid_project.explain.class_score import batch_signature, class_score, image_variant_pairs
 from covid_project.explain.gradcam import remove_final_activation, resize_heatmaps
@@ -163,14 +162,20 @@ def impute(
         found = _harmonic(images, missing)
     else:
         known = ~missing[..., None]
-        counts = block_reduce(known.astype(np.float32), (1, k, k, 1), np.sum)
-        sums = block_reduce(images * known, (1, k, k, 1), np.sum)
+        counts, sums = _block_sums(known.astype(np.float32), k), _block_sums(images * known, k)
         means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
         coarse = _harmonic(means, counts[..., 0] == 0)
         enlarged = tf.image.resize(coarse, [k * side for side in coarse.shape[1:3]]).numpy()
         found = enlarged[:, :height, :width]
     found = found + np.random.default_rng(seed).normal(0, noise, images.shape)
     return np.where(missing[..., None], np.clip(found, 0, 255), images).astype(np.float32)
+
+
+def _block_sums(images: np.ndarray, k: int) -> np.ndarray:
+    """Sums over blocks of k by k pixels, (N, ⌈H/k⌉, ⌈W/k⌉, C); beyond the image there is zero."""
+    missing = [(0, 0), *((0, -side % k) for side in images.shape[1:3]), (0, 0)]
+    count, height, width, channels = (padded := np.pad(images, missing)).shape
+    return padded.reshape(count, height // k, k, width // k, k, channels).sum(axis=(2, 4))
 
 
 def _harmonic(images: np.ndarray, missing: np.ndarray) -> np.ndarray:

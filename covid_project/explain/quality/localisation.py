@@ -18,7 +18,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import distance_transform_edt
-from skimage.filters import threshold_otsu
 
 from covid_project.explain.gradcam import resize_heatmaps
 
@@ -56,9 +55,24 @@ def iou_at_otsu(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     maps, defined = _on_masks(maps, masks)
     overlap = np.full(len(maps), np.nan)
     for i in np.flatnonzero(defined & (np.ptp(maps, axis=(1, 2)) > 0)):
-        hot = maps[i] > threshold_otsu(maps[i])
+        hot = maps[i] > otsu_threshold(maps[i])
         overlap[i] = (hot & masks[i]).sum() / (hot | masks[i]).sum()
     return overlap
+
+
+def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
+    """Threshold that parts values best in two: largest variance between the classes; Otsu 1979.
+
+    Of a histogram with `bins` equal bins from the least to the largest value, which must differ;
+    the centre of a bin, whose values belong to the lower class.
+    """
+    counts, edges = np.histogram(values, bins)
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)[:-1]
+    above = counts.sum() - below
+    moments = np.cumsum(counts * centres)
+    gap = moments[:-1] / below - (moments[-1] - moments[:-1]) / above  # no end bin is empty
+    return float(centres[np.argmax(below * above * gap**2)])
 
 
 def box_masks(boxes: Sequence[ArrayLike], size: tuple[int, int]) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from conftest import SHARED
 from PIL import Image
 
-from covid_project.audit.lungs import implausible, segment_lungs
+from covid_project.lungs import implausible, segment_lungs
 from covid_project.phantoms import draw_radiograph
 
 

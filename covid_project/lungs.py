@@ -5,7 +5,7 @@ the air around the patient, and an opaque lung is hardly darker than the heart. 
 are tried, on the image and on the image with its slow changes of brightness taken away, and of all
 connected dark regions the two are kept that best fill the places where lungs are expected.
 
-Measured (`tests/test_audit_lungs.py` measures again): Dice 0.84, IoU 0.72 on the ten adults of
+Measured (`tests/test_lungs.py` measures again): Dice 0.84, IoU 0.72 on the ten adults of
 `shenzhen_masks.zip` (0.78 to 0.88; mostly too large below the heart's left border), whose images
 were also looked at while this was written; 0.94 on phantoms in health, 0.89 and 0.82 with patchy
 lesions in one lung and in both, 0.76 with extensive ones, whose opaque parts are left out. That
