@@ -183,8 +183,8 @@ def grad_cam(
 
     Notes
     -----
-    Compiles the model at the first call, which takes a second or two for a large backbone, and keeps
-    that for the next. For several layers in one pass take `heatmap_function`.
+    Compiles the model at the first call, which takes a second or two for a large backbone, and
+    keeps that for the next. For several layers in one pass take `heatmap_function`.
     """
     layer = layer or last_spatial_layer(model)
     return heatmap_function(model, [layer], method)(images, target, batch_size)[layer]

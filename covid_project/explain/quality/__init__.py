@@ -1,4 +1,4 @@
-"""Explanations that are themselves tested: does a map show what it claims to show?
+"""Explanations that are themselves tested: whether a map shows what it claims to show.
 
 `explanation_quality` runs all tests of all methods: localisation against masks, faithfulness to
 the model, sanity under randomised weights, stability, each beside three baselines that know nothing

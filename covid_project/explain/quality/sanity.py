@@ -18,7 +18,7 @@ import numpy as np
 CASCADING, INDEPENDENT = "cascading", "independent"
 
 
-def blocks(model: keras.Model, count: int = 6) -> list[list[str]]:
+def blocks(model: keras.Model, count: int = 8) -> list[list[str]]:
     """The layers with weights in at most `count` groups, from the logit down.
 
     The last layer is a group of its own, the others are dealt out evenly. A normalisation by

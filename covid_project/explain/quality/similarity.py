@@ -1,4 +1,4 @@
-"""How alike are two explanations of the same image? And of two different ones?
+"""How alike two explanations are, of the same image or of different ones.
 
 All maps are brought to 64 by 64 places first, by means over what falls together, so that a method
 that works at 7 by 7 and one that works at the pixels are measured with one scale.

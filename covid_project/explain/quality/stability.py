@@ -1,4 +1,4 @@
-"""Does the map stay when nothing that matters has changed?
+"""Does the map stay when nothing that matters has changed? See how alike it is.
 
 Two things that should not matter: noise that no eye sees, and the seed with which the same model
 was trained. What is compared is the map of the same image for the same class (see `similarity`).
