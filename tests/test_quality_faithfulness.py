@@ -86,7 +86,7 @@ def test_curves_equal_a_naive_loop(images, weights, function, rng):
         linear(weights), images, maps, ones(images), steps=9, fill="mean", batch_size=4
     )
     for image, heat, found in zip(images[..., 0], maps, curve, strict=True):
-        order = sorted(np.ndindex(SIZE, SIZE), key=lambda place: -heat[place])  # noqa: B023
+        order = sorted(np.ndindex(SIZE, SIZE), key=lambda place: -heat[place])
         mean = np.full((SIZE, SIZE), image.mean())
         start, end = (image.astype(float), mean) if function is deletion else (mean, image)
         for step in range(10):

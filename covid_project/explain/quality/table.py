@@ -30,7 +30,7 @@ from covid_project.explain.quality.faithfulness import (
 )
 from covid_project.explain.quality.localisation import energy_inside, iou_at_otsu, pointing_game
 from covid_project.explain.quality.sanity import blocks, randomisations
-from covid_project.explain.quality.similarity import similarity, similarity_of_pairs
+from covid_project.explain.quality.similarities import similarity, similarity_of_pairs
 from covid_project.explain.quality.stability import across_seeds, under_noise
 
 LOCALISATION, FAITHFULNESS = "localisation", "faithfulness"
