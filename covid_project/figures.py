@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from covid_project.explain.quality.baselines import BASELINES
+from covid_project.explain.quality.table import FAITHFULNESS, LOCALISATION, SANITY, is_lower_better
 from covid_project.tuning import OBJECTIVE
 
 COLUMN = 3.5  # inches: one column of a two-column article
@@ -297,3 +299,69 @@ def heatmap_panel(
         axes[row, column].set_title(titles[number], fontsize=8)
         axes[row + 1, column].imshow(overlays[number])
     return figure
+
+
+def explanation_quality(table: pd.DataFrame) -> plt.Figure:
+    """How good each explanation is: one panel per measure, one row per method, 95 % intervals.
+
+    ``table`` is that of ``explain.quality.explanation_quality``. Filled marks are better than all
+    three baselines, or pass; the upright strokes are the mean similarity of different images' maps,
+    which sanity has to stay below and stability above. Of the sanity test the last step is shown,
+    with the whole network randomised.
+    """
+    names = list(dict.fromkeys(table["method"]))
+    panels = _quality_panels(table)
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(PAGE, rows * (0.15 * len(names) + 0.85)),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (test, measure, setting) in zip(axes.flat, panels, strict=False):
+        here = table[
+            (table["test"] == test) & (table["measure"] == measure) & (table["setting"] == setting)
+        ]
+        means = here[here["versus"].isna()].set_index("method").reindex(names)
+        if test in (LOCALISATION, FAITHFULNESS):
+            wins = here[here["verdict"] == "better"].groupby("method").size()
+            good = wins.reindex(names, fill_value=0) == len(BASELINES)
+        else:
+            good = means["verdict"] == "pass"
+        places = np.arange(len(names))
+        colours = np.where(np.isin(names, BASELINES), "0.45", COLOURS[0])
+        axis.hlines(places, means["low"], means["high"], color=colours, linewidth=1)
+        axis.scatter(
+            means["value"],
+            places,
+            s=16,
+            marker="o",
+            facecolor=np.where(good, colours, "white"),
+            edgecolor=colours,
+            zorder=3,
+        )
+        axis.plot(means["reference"], places, "|", color="black", markersize=8)
+        setting = "all layers randomised" if test == SANITY else setting
+        axis.set_title(f"{measure}\n{setting}", fontsize=8)
+        axis.set_xlabel("lower is better" if is_lower_better(test, measure, setting) else "")
+        axis.locator_params(axis="x", nbins=4)
+    axes[0, 0].set(yticks=range(len(names)), yticklabels=names)
+    axes[0, 0].invert_yaxis()
+    return figure
+
+
+def _quality_panels(table: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Test, measure and setting of each panel: what a reader compares the methods by."""
+    shown = table[
+        table["test"].eq(LOCALISATION)
+        | (table["test"].eq(FAITHFULNESS) & ~table["setting"].str.endswith("first"))
+        | table["measure"].eq("SSIM")
+    ]
+    keys = list(dict.fromkeys(shown[["test", "measure", "setting"]].itertuples(index=False)))
+    cascade = [key for key in keys if key.test == SANITY and key.setting.startswith("cascading")]
+    return [tuple(key) for key in keys if key.test != SANITY or key == cascade[-1]]

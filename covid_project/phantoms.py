@@ -14,7 +14,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
-from covid_project.data import CLASSES, SPLITS, DataError
+from covid_project.data import CLASSES, SPLITS, DataError, Dataset, load_masks
 
 # one side patchy, both sides patchy, both sides extensive
 SEVERITIES = ("mild", "moderate", "severe")
@@ -155,6 +155,22 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
             folder.rmdir()  # empty, or it would have been refused
         drawn.rename(folder)
     return folder
+
+
+def load_lesions(dataset: Dataset, size: int) -> np.ndarray:
+    """Lesion masks of a set of phantoms: bool (N, size, size), in the order of its table.
+
+    All False in NORMAL. Resized as ``data.load_masks`` resizes the lungs.
+
+    Raises
+    ------
+    DataError
+        The images are not drawn, so that nobody knows where their lesions are.
+    """
+    if not dataset.is_phantom:
+        raise DataError(f"{dataset.root} holds no phantoms: lesions are known in phantoms alone")
+    lesions = dataset.table.assign(mask="masks/lesions/" + dataset.table["path"])
+    return load_masks(replace(dataset, table=lesions), size)
 
 
 _COLUMNS = ("path", "label_name", "split", "severity", "seed")

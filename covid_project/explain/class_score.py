@@ -18,8 +18,8 @@ PREDICTED = "predicted"
 ROUNDING = 1e-6  # of a score in float32, with some room
 _ANY = -1  # stands for the predicted class among class indices
 
-# Keeps what was compiled for the last models: tracing a large backbone takes seconds, and weights
-# are read at each call, so that a model explained again, with whatever weights, is not traced anew.
+# Keeps what was compiled for the last models: tracing a large backbone takes seconds. Weights are
+# read at each call, so that the same model with other weights need not be traced again.
 keep_compiled = lru_cache(maxsize=8)
 
 

@@ -22,7 +22,7 @@ from covid_project.explain.quality.localisation import (
     pointing_game,
 )
 from covid_project.explain.quality.sanity import blocks, randomisations, randomised
-from covid_project.explain.quality.similarity import (
+from covid_project.explain.quality.similarities import (
     rank_correlation,
     similarity,
     similarity_of_pairs,

@@ -105,7 +105,7 @@ def road(
     images: np.ndarray,
     maps: np.ndarray,
     target: np.ndarray,
-    fractions: Sequence[float] = (0.2, 0.5, 0.8),
+    fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
     noise: float = NOISE,
     seed: int = 0,
     batch_size: int = 32,
@@ -124,7 +124,7 @@ def road(
     if not all(0 < fraction < 1 for fraction in fractions):
         raise ValueError(f"fractions are {list(fractions)}; expected shares between 0 and 1.")
     ranks, blank = _ranks(maps, images.shape[1:3])
-    pixels = ranks[0].size if len(ranks) else 0
+    pixels = images.shape[1] * images.shape[2]
     most_first, least_first = np.full((2, len(images), len(fractions)), np.nan)
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
@@ -235,7 +235,7 @@ def _curve(
 ) -> np.ndarray:
     """Probabilities (N, steps + 1) on the way from one image to another, hottest pixels first."""
     ranks, blank = _ranks(maps, before.shape[1:3])
-    changed = np.round(np.linspace(0, 1, steps + 1) * ranks[0].size) if len(ranks) else 0
+    changed = np.round(np.linspace(0, 1, steps + 1) * before.shape[1] * before.shape[2])
     curve = np.empty((len(before), steps + 1))
     for image, step in image_variant_pairs(*curve.shape, batch_size):
         done = (ranks[image] < changed[step, None, None])[..., None]
@@ -249,11 +249,12 @@ def _ranks(maps: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     """Rank of each pixel (N, H, W), 0 for the hottest, and (N,) whether a map is blank."""
     if maps.shape[1:] != tuple(size):
         maps = resize_heatmaps(maps, size)
-    chance = np.random.default_rng(0).random(maps[0].size if len(maps) else 0)
-    flat = maps.reshape(len(maps), -1)
+    pixels = size[0] * size[1]
+    chance = np.random.default_rng(0).random(pixels)
+    flat = maps.reshape(len(maps), pixels)
     ranks = np.empty(flat.shape, np.int64)
     for rank, heat in zip(ranks, flat, strict=True):
-        rank[np.lexsort((chance, -heat))] = np.arange(len(heat))
+        rank[np.lexsort((chance, -heat))] = np.arange(pixels)
     return ranks.reshape(maps.shape), ~maps.any(axis=(1, 2))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 CASCADING, INDEPENDENT = "cascading", "independent"
 
 
-def blocks(model: keras.Model, count: int = 6) -> list[list[str]]:
+def blocks(model: keras.Model, count: int = 8) -> list[list[str]]:
     """The layers with weights in at most `count` groups, from the logit down.
 
     The last layer is a group of its own, the others are dealt out evenly. A normalisation by
@@ -43,11 +43,14 @@ def randomised(model: keras.Model, layers: Collection[str], seed: int = 0) -> ke
 
     Raises
     ------
-    ValueError : for a layer that the model has not.
+    ValueError : for a layer that the model has not, or that has no weights.
     """
-    names = [layer.name for layer in model.layers]
+    # Those with weights alone: a clone may give an input that was never named another name.
+    names = [layer.name for layer in model.layers if layer.weights]
     if unknown := sorted(set(layers) - set(names)):
-        raise ValueError(f"Model '{model.name}' has no layers {unknown}; it has {names}.")
+        raise ValueError(
+            f"Model '{model.name}' has no layers with weights {unknown}; it has {names}."
+        )
     state = random.getstate()
     random.seed(seed)  # where Keras' initialisers take their seeds from
     try:

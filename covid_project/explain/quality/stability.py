@@ -1,7 +1,7 @@
-"""Whether the map stays when nothing that matters has changed.
+"""Does the map stay when nothing that matters has changed? See how alike it is.
 
 Two things that should not matter: noise that no eye sees, and the seed with which the same model
-was trained. What is compared is the map of the same image for the same class (see `similarity`).
+was trained. What is compared is the map of the same image for the same class (see `similarities`).
 Arun et al. 2021 (see `sanity`) call agreement between trainings repeatability.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from covid_project.explain.heatmaps import Heatmaps
 from covid_project.explain.quality.baselines import Method
-from covid_project.explain.quality.similarity import similarity
+from covid_project.explain.quality.similarities import similarity
 
 
 def noisy(images: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:

@@ -30,7 +30,7 @@ from covid_project.explain.quality.faithfulness import (
 )
 from covid_project.explain.quality.localisation import energy_inside, iou_at_otsu, pointing_game
 from covid_project.explain.quality.sanity import blocks, randomisations
-from covid_project.explain.quality.similarity import similarity, similarity_of_pairs
+from covid_project.explain.quality.similarities import similarity, similarity_of_pairs
 from covid_project.explain.quality.stability import across_seeds, under_noise
 
 LOCALISATION, FAITHFULNESS = "localisation", "faithfulness"
@@ -82,9 +82,9 @@ def explanation_quality(
     second_model: keras.Model | None = None,
     tests: Sequence[str] = TESTS,
     noise: float = 5,
-    steps: int = 8,
-    groups: int = 6,
-    sanity_images: int = 8,
+    steps: int = 10,
+    groups: int = 8,
+    sanity_images: int = 16,
     seed: int = 0,
     batch_size: int = 32,
 ) -> pd.DataFrame:
@@ -111,8 +111,8 @@ def explanation_quality(
 
         - layer : what was explained;
         - test, measure, setting : one of `TESTS`, and what was measured how;
-        - versus : "" for the mean over images, or the baseline from which `value` is the mean
-          difference, image by image;
+        - versus : missing for the mean over images, else the baseline from which `value` is the
+          mean difference, image by image;
         - value, low, high, n : the mean, its 95 % interval (percentile bootstrap over images, 2000
           resamples; Wilson's for the pointing game, which is a share) and the images that it is
           over. NaN bounds for fewer than two images;
@@ -121,7 +121,7 @@ def explanation_quality(
         - verdict : for sanity "pass" where the similarity is below the reference, else "fail"; for
           stability "pass" above it; for a difference "better" or "worse" than the baseline where
           the interval, not adjusted for the number of comparisons, excludes 0, else "no
-          difference"; "" where nothing can be said.
+          difference"; missing where nothing can be said.
 
     Notes
     -----
@@ -197,6 +197,11 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, floa
     return float(values.mean()), *percentile_interval(values[drawn].mean(axis=1)), n
 
 
+def is_lower_better(test: str, measure: str, setting: str) -> bool:
+    """Whether a small value speaks for the method."""
+    return test == SANITY or measure == DELETION or setting == MOST_FIRST
+
+
 def _localisation(heatmaps: Heatmaps, masks: Mapping[str, np.ndarray]) -> list[_Measurement]:
     functions = {
         "energy inside": energy_inside,
@@ -257,7 +262,7 @@ def _rows(
         common = {"test": one.test, "measure": one.measure, "setting": one.setting}
         common |= {"blank": one.blank, "reference": one.reference}
         numbers = {"value": value, "low": low, "high": high, "n": n}
-        yield {**common, **numbers, "versus": "", "verdict": _passes(one.test, value, one)}
+        yield {**common, **numbers, "versus": None, "verdict": _passes(one.test, value, one)}
         if one.test not in (LOCALISATION, FAITHFULNESS):
             continue
         for kind, values in baselines.items():
@@ -266,18 +271,18 @@ def _rows(
             yield {**common, **numbers, "versus": kind, "verdict": _compared(one, low, high)}
 
 
-def _passes(test: str, value: float, one: _Measurement) -> str:
+def _passes(test: str, value: float, one: _Measurement) -> str | None:
     if np.isnan(value) or np.isnan(one.reference):
-        return ""
+        return None
     if test == SANITY:
         return "pass" if value < one.reference - ROUNDING else "fail"
     return "pass" if value > one.reference + ROUNDING else "fail"
 
 
-def _compared(one: _Measurement, low: float, high: float) -> str:
+def _compared(one: _Measurement, low: float, high: float) -> str | None:
     if np.isnan(low):
-        return ""
-    if one.measure == DELETION or one.setting == MOST_FIRST:  # the lower, the better
+        return None
+    if is_lower_better(*one.key):
         low, high = -high, -low
     return "better" if low > 0 else "worse" if high < 0 else "no difference"
 

@@ -1,6 +1,6 @@
-"""How alike two explanations of the same image are, and those of two different ones.
+"""How alike two explanations are, of the same image or of different ones.
 
-All maps are brought to 64 by 64 places first, by means over what falls together, so that a method
+All maps are brought to 64 by 64 places first, by weighted means where they shrink, so that a method
 that works at 7 by 7 and one that works at the pixels are measured with one scale.
 
 References
@@ -79,7 +79,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _resized(maps: np.ndarray) -> np.ndarray:
-    """Maps (N, 64, 64) float32: bilinear where they grow, means where they shrink."""
+    """Maps (N, 64, 64) float32: bilinear where they grow, weighted means where they shrink."""
     if maps.shape[1:] == (SIDE, SIDE):
         return maps
     return tf.image.resize(maps[..., None], (SIDE, SIDE), antialias=True).numpy()[..., 0]

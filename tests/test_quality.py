@@ -1,0 +1,285 @@
+"""The whole table: a perfect method, the baselines, and a small network trained on phantoms."""
+
+from functools import partial
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from keras import layers
+
+from covid_project.evaluation import wilson_interval
+from covid_project.explain.gradcam import grad_cam
+from covid_project.explain.gradients import saliency
+from covid_project.explain.heatmaps import Heatmaps
+from covid_project.explain.quality import (
+    BASELINES,
+    baseline_maps,
+    energy_inside,
+    explanation_quality,
+    mean_interval,
+)
+from covid_project.explain.quality.table import COLUMNS
+from covid_project.normalization import SampleNormalization
+from covid_project.phantoms import draw_radiograph
+from covid_project.storage import read_csv, write_csv
+
+SIZE = 16
+
+
+def square_model():
+    """The logit is the mean brightness of the square from (4, 4) to (8, 8), less a middle grey."""
+    model = keras.Sequential(
+        [keras.Input((SIZE, SIZE, 1)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(1)]
+    )
+    kernel = np.zeros((SIZE, SIZE))
+    kernel[4:8, 4:8] = 16 / 16
+    model.layers[-1].set_weights([kernel.reshape(-1, 1), np.array([-8.0])])
+    return model
+
+
+def square(count):
+    masks = np.zeros((count, SIZE, SIZE), bool)
+    masks[:, 4:8, 4:8] = True
+    return masks
+
+
+def perfect(model, images, target):
+    """Shows the square whatever the model."""
+    maps = square(len(images)).astype(np.float32)
+    scores = np.zeros(len(images), np.float32)
+    return Heatmaps.from_raw("square", maps, scores, target, {})
+
+
+def silent_on_the_first(model, images, target):
+    found = perfect(model, images, target)
+    raw = found.raw.copy()
+    raw[0] = 0
+    zero = ~raw.any(axis=(1, 2))
+    return Heatmaps.from_raw("square", raw, found.scores, target, {"zero gradient": zero})
+
+
+@pytest.fixture
+def images():
+    images = np.random.default_rng(0).integers(0, 60, (12, SIZE, SIZE, 1), dtype=np.uint8)
+    images[:, 4:8, 4:8] += 150
+    return images
+
+
+def mean_of(table, method, measure, setting=None):
+    rows = table[
+        (table["method"] == method) & (table["measure"] == measure) & table["versus"].isna()
+    ]
+    rows = rows if setting is None else rows[rows["setting"].str.contains(setting)]
+    return rows.iloc[-1]
+
+
+def versus(table, method, measure):
+    rows = table[(table["method"] == method) & (table["measure"] == measure)]
+    return rows.dropna(subset="versus").set_index("versus")
+
+
+def test_a_perfect_method_beats_every_baseline_in_every_measure(images, capsys):
+    table = explanation_quality(
+        square_model(),
+        images,
+        {"perfect": perfect},
+        masks={"square": square(12)},
+        target=1,
+        tests=("localisation", "faithfulness"),
+    )
+    assert tuple(table.columns) == COLUMNS
+    assert list(dict.fromkeys(table["method"])) == ["perfect", *BASELINES]
+    for measure in ("energy inside", "pointing game", "IoU at Otsu's threshold"):
+        row = mean_of(table, "perfect", measure)
+        assert row["value"] == 1
+        assert row["n"] == 12
+        assert row["blank"] == 0
+    assert mean_of(table, "random", "energy inside")["value"] == pytest.approx(16 / 256, abs=0.02)
+    for measure in ("energy inside", "IoU at Otsu's threshold", "deletion", "insertion"):
+        rows = versus(table, "perfect", measure)
+        assert rows.index.tolist() == list(BASELINES)
+        assert set(rows["verdict"]) == {"better"}, measure
+    roads = versus(table, "perfect", "ROAD")
+    assert set(roads["verdict"][roads["setting"] == "least less most"]) == {"better"}
+    # A small area is good in deletion: the difference is negative, and still "better".
+    assert (versus(table, "perfect", "deletion")["value"] < 0).all()
+    assert not len(versus(table, "random", "deletion"))
+    assert "faithfulness: 4 of 4 after" in capsys.readouterr().out
+
+
+def test_values_and_differences_are_means_over_images_with_their_intervals(images):
+    mask = square(12)
+    mask[7] = False
+    table = explanation_quality(
+        square_model(),
+        images,
+        {"saliency": saliency},
+        masks={"square": mask},
+        tests=("localisation",),
+        seed=5,
+    )
+    own = np.delete(energy_inside(saliency(square_model(), images, 1).maps, mask), 7)
+    edges = np.delete(energy_inside(baseline_maps(images, "edges", 5), mask), 7)
+    for row, values in (
+        (mean_of(table, "saliency", "energy inside"), own),
+        (mean_of(table, "edges", "energy inside"), edges),
+        (versus(table, "saliency", "energy inside").loc["edges"], own - edges),
+    ):
+        assert row["n"] == 11  # without the image whose mask is empty
+        assert row["value"] == pytest.approx(values.mean(), abs=1e-6)
+        drawn = np.random.default_rng(5).integers(0, 11, (2000, 11))
+        bounds = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+        np.testing.assert_allclose([row["low"], row["high"]], bounds, atol=1e-6)
+    game = mean_of(table, "saliency", "pointing game")
+    assert (game["low"], game["high"]) == pytest.approx(wilson_interval(game["value"] * 11, 11))
+
+
+def test_blank_maps_are_left_out_and_counted(images):
+    table = explanation_quality(
+        square_model(),
+        images,
+        {"silent": silent_on_the_first},
+        masks={"square": square(12)},
+        target=1,
+        second_model=square_model(),
+        groups=1,
+    )
+    means = table[(table["method"] == "silent") & table["versus"].isna()]
+    assert set(means["blank"]) == {1}
+    assert set(means["n"][means["test"].isin(["localisation", "faithfulness"])]) == {11}
+    assert set(versus(table, "silent", "energy inside")["n"]) == {11}
+    assert set(table["blank"][table["method"] == "random"]) == {0}
+
+
+def test_a_method_that_is_blank_everywhere_has_no_values_and_no_verdict(images):
+    def blank(model, images, target):
+        raw, scores = np.zeros((len(images), 4, 4)), np.zeros(len(images))
+        return Heatmaps.from_raw("none", raw, scores, target, {})
+
+    table = explanation_quality(
+        square_model(), images, {"blank": blank}, masks={"square": square(12)}, groups=1
+    )
+    rows = table[table["method"] == "blank"]
+    assert len(rows)
+    assert rows[["value", "low", "high", "verdict"]].isna().all(axis=None)
+    assert set(rows["n"]) == {0}
+
+
+def test_the_table_survives_its_file(images, tmp_path):
+    table = explanation_quality(square_model(), images[:3], {"perfect": perfect}, groups=1)
+    write_csv(tmp_path / "explanations.csv", table)
+    found = read_csv(tmp_path / "explanations.csv")
+    assert found["versus"].isna().tolist() == table["versus"].isna().tolist()
+    pd.testing.assert_frame_equal(found, table.fillna(np.nan), check_dtype=False)
+
+
+def test_one_image_has_values_but_no_intervals_and_no_pairs(images):
+    table = explanation_quality(square_model(), images[:1], {"perfect": perfect}, groups=1)
+    means = table[table["versus"].isna()]
+    assert means["value"].notna().all()
+    assert means[["low", "high", "reference"]].isna().all(axis=None)
+
+
+def test_mean_interval_of_normal_values_is_that_of_the_normal_law(rng):
+    values = rng.normal(3, 2, 400)
+    mean, low, high, n = mean_interval(np.append(values, [np.nan, np.nan]))
+    assert n == 400
+    assert mean == pytest.approx(values.mean())
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tests": ("beauty",)}, r"\['beauty'\].*localisation"),
+        ({"methods": {"edges": perfect}}, r"\['edges'\] have the names of baselines"),
+        ({"masks": {"lungs": np.ones((3, 4, 4), bool)}}, "3 masks 'lungs' for 12 images"),
+        ({"images": np.zeros((0, SIZE, SIZE, 1))}, "no images"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_computed(images, changes, message):
+    case = {"images": images, "methods": {"perfect": perfect}} | changes
+    with pytest.raises(ValueError, match=message):
+        explanation_quality(square_model(), case.pop("images"), case.pop("methods"), **case)
+
+
+# A network that has learned something: phantoms with severe lesions against healthy ones.
+
+
+def phantoms(count, seed):
+    rng = np.random.default_rng(seed)
+    drawn = [draw_radiograph(rng, 64, "severe" if k % 2 else None) for k in range(count)]
+    images, lesions = (np.stack([getattr(x, name) for x in drawn]) for name in ("image", "lesions"))
+    return images[..., None], np.arange(count) % 2, lesions
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Model, images of the sick and their lesions; three to four seconds of training."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((64, 64, 1))
+    x = SampleNormalization()(inputs)
+    for filters, kernel, strides in ((16, 5, 2), (24, 3, 2), (32, 3, 1), (32, 3, 1)):
+        x = layers.Conv2D(filters, kernel, strides, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+    model = keras.Model(inputs, layers.Dense(1)(layers.GlobalAveragePooling2D()(x)))
+    model.compile(keras.optimizers.Adam(3e-3), keras.losses.BinaryCrossentropy(from_logits=True))
+    images, labels, _ = phantoms(200, 1)
+    model.fit(images.astype(np.float32), labels[:, None].astype(np.float32), 16, 8, verbose=0)
+    images, labels, lesions = phantoms(64, 2)
+    scores = model(images.astype(np.float32)).numpy()[:, 0]
+    pairs = scores[labels == 1][:, None] > scores[labels == 0]
+    assert pairs.mean() > 0.95, "the network has not learned to tell the phantoms apart"
+    return model, images[labels == 1], lesions[labels == 1]
+
+
+@pytest.fixture(scope="module")
+def judged(trained):
+    model, images, lesions = trained
+    methods = {"grad-cam": grad_cam, "layercam": partial(grad_cam, method="layercam")}
+    return explanation_quality(
+        model, images, methods, masks={"lesions": lesions}, target=1, groups=4, sanity_images=8
+    )
+
+
+def test_grad_cam_finds_drawn_lesions_better_than_chance(judged):
+    row = versus(judged, "grad-cam", "energy inside").loc["random"]
+    assert row["n"] == 32
+    assert row["value"] > row["low"] > 0.05
+    assert row["verdict"] == "better"
+    row = mean_of(judged, "grad-cam", "pointing game")
+    assert row["low"] > mean_of(judged, "random", "pointing game")["value"]
+
+
+def test_grad_cam_depends_on_the_weights_and_image_independent_maps_do_not(judged):
+    row = mean_of(judged, "grad-cam", "SSIM", "cascading 4")
+    assert row["high"] < row["reference"]
+    assert row["verdict"] == "pass"
+    for kind in BASELINES:
+        row = mean_of(judged, kind, "SSIM", "cascading 4")
+        assert row["value"] == pytest.approx(1)
+        assert row["verdict"] == "fail"
+
+
+def test_grad_cam_keeps_still_under_small_noise(judged):
+    row = mean_of(judged, "grad-cam", "SSIM", "noise of 5 grey levels")
+    assert row["low"] > row["reference"]
+    assert row["verdict"] == "pass"
+
+
+def test_maps_of_the_opposite_ranking_are_less_faithful(judged, trained):
+    """LayerCAM with its heat turned round must lose what LayerCAM has."""
+    model, images, _ = trained
+
+    def reversed_layercam(model, images, target):
+        found = grad_cam(model, images, target, method="layercam")
+        return Heatmaps.from_raw(found.layer, 1 - found.maps, found.scores, found.target, {})
+
+    table = explanation_quality(
+        model, images, {"reversed": reversed_layercam}, target=1, tests=("faithfulness",)
+    )
+    right = mean_of(judged, "layercam", "ROAD", "least less most")
+    wrong = mean_of(table, "reversed", "ROAD", "least less most")
+    assert right["low"] > wrong["high"]
