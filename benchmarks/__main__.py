@@ -1,0 +1,52 @@
+"""Command line: ``python -m benchmarks explain``: measure a suite, write it to a CSV."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import explain
+from benchmarks.runner import differs, line, run, update, worse
+from covid_project.storage import read_csv
+
+SUITES = {"explain": explain.benchmarks}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure a suite; return 1 where results differ or a ratio has fallen by over a third."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=Path("results/benchmarks.csv"),
+        help="CSV that takes the rows; those of other suites stay (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CSV",
+        help="fail where a ratio is worse than there by more than a third",
+    )
+    options = parser.parse_args(arguments)
+    if options.against and not options.against.is_file():
+        parser.error(f"--against: there is no file {options.against}")
+    before = read_csv(options.against) if options.against else pd.DataFrame()
+    start, rows = time.monotonic(), []
+    print(f"{options.suite}: up to ten minutes on an idle machine with two cores", flush=True)
+    for row in run(options.suite, SUITES[options.suite]()):
+        rows.append(row)
+        print(f"{time.monotonic() - start:4.0f} s  {line(row)}", flush=True)
+    table = pd.DataFrame(rows)
+    update(options.to, table)
+    print(f"written: {options.to}")
+    faults = [f"results differ: {line(row)}" for row in rows if differs(row)]
+    faults += [f"worse: {fault}" for fault in worse(table, before)]
+    print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

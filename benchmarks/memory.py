@@ -1,0 +1,42 @@
+"""How much memory explaining some images takes: ``python -m benchmarks.memory METHOD COUNT SIZE``.
+
+Prints the MiB by which the process grew at most, beyond the images and the maps themselves. It is
+its own process because a process never gives its peak back.
+"""
+
+import resource
+import sys
+
+import numpy as np
+
+from covid_project.explain.gradcam import grad_cam
+from covid_project.explain.occlusion import occlusion
+from covid_project.models import build_backbone, transfer_model
+
+BATCH = 8
+METHODS = {
+    "grad_cam": lambda model, images: grad_cam(model, images, 1, batch_size=BATCH),
+    "occlusion": lambda model, images: occlusion(
+        model, images, 1, patch=20, stride=20, batch_size=BATCH
+    ),
+}
+
+
+def main(method: str, count: int, size: int) -> None:
+    """Explain `count` images of some size with MobileNetV2."""
+    model = transfer_model(build_backbone("MobileNetV2", size, weights="random"), dropout=0.0)
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 1), dtype=np.uint8)
+    before = _peak()
+    heatmaps = METHODS[method](model, images)
+    kept = heatmaps.maps.nbytes + heatmaps.raw.nbytes
+    print((_peak() - before - kept) / 2**20)
+
+
+def _peak() -> int:
+    """Largest memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,146 @@
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import explain, memory
+from benchmarks.runner import Benchmark, differs, line, measure, run, update, worse
+from covid_project.storage import read_csv
+
+TINY = explain.Scale(
+    image_size=96, baseline_size=32, batch=4, patch=24, stride=18, repeats=1, long_repeats=1
+)
+
+
+def numbers(values):
+    """Give one value after the other."""
+    return iter(values).__next__
+
+
+def counted(ours, peer, **facts):
+    """A benchmark whose numbers are given instead of measured."""
+    facts = {"name": "work", "against": "others", "unit": "MiB", "repeats": len(ours)} | facts
+    return Benchmark(ours=numbers(ours), peer=numbers(peer), **facts)
+
+
+def test_the_ratio_is_the_median_over_the_pairs_and_not_of_the_medians():
+    row = measure(counted(ours=[1, 10, 2], peer=[4, 60, 4]))
+    assert (row["ours"], row["peer"]) == (2, 4)
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == (4, 2, 6)
+
+
+def test_sides_are_warmed_up_and_compared_once_then_run_in_turn():
+    calls = []
+
+    def side(name):
+        return lambda: calls.append(name) or len(calls)
+
+    benchmark = Benchmark(
+        "work", "others", side("ours"), side("peer"), agreement=lambda a, b: b - a, repeats=3
+    )
+    row = measure(benchmark)
+    assert row["agreement"] == 1
+    assert calls == ["ours", "peer", "ours", "peer", "peer", "ours", "ours", "peer"]
+    assert all(row[key] > 0 for key in ("ours", "peer", "ratio"))
+    assert row["unit"] == "s"
+
+
+def row_of(ratio=2.0, name="work", suite="fake", **facts):
+    return {"suite": suite, "name": name, "against": "others", "ratio": ratio, **facts}
+
+
+@pytest.mark.parametrize(
+    ("agreement", "tolerance", "expected"),
+    [(0.1, 0.2, False), (0.3, 0.2, True), (np.nan, 0.2, True), (np.nan, np.nan, False)],
+)
+def test_results_differ_beyond_the_tolerance_and_where_they_are_no_numbers(
+    agreement, tolerance, expected
+):
+    assert differs({"agreement": agreement, "tolerance": tolerance}) is expected
+
+
+def test_a_missed_promise_is_said():
+    kept, missed = (measure(counted([1], [2], promised=promised)) for promised in (2, 2.1))
+    assert "MISSED" not in line(kept)
+    assert "promised 2.10: MISSED" in line(missed)
+
+
+def test_rows_take_the_place_of_their_suites_alone(tmp_path):
+    path = tmp_path / "benchmarks.csv"
+    update(path, pd.DataFrame([row_of(1.0), row_of(1.0, "gone"), row_of(3.0, suite="other")]))
+    update(path, pd.DataFrame([row_of(2.0), row_of(5.0, "new")]))
+    found = {(row.suite, row["name"]): row.ratio for _, row in read_csv(path).iterrows()}
+    assert found == {("other", "work"): 3.0, ("fake", "work"): 2.0, ("fake", "new"): 5.0}
+
+
+def test_a_ratio_is_worse_when_more_than_a_third_is_gone():
+    before = pd.DataFrame([row_of(3.0), row_of(3.0, "slow"), row_of(3.0, "gone")])
+    rows = pd.DataFrame([row_of(2.01), row_of(1.99, "slow"), row_of(0.1, "new")])
+    assert worse(rows, before) == ["slow | others: ratio 1.99, before 3.00"]
+    assert worse(rows, pd.DataFrame()) == []
+
+
+def test_rows_say_where_they_come_from():
+    (row,) = run("fake", [counted([1], [2])])
+    assert row["suite"] == "fake"
+    assert "cores" in row["machine"]
+    assert "tensorflow 2" in row["versions"]
+
+
+def test_the_command_writes_and_fails_for_a_fallen_ratio_or_other_results(
+    tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "results" / "benchmarks.csv"
+    ratio, difference = 3.0, 0.0
+
+    def suite():
+        row = row_of(ratio, agreement=difference, tolerance=0.1, promised=2.0)
+        yield row | dict.fromkeys(("ours", "peer", "ratio_low", "ratio_high"), 1.0) | {"unit": "s"}
+
+    monkeypatch.setitem(command.SUITES, "explain", suite)
+    monkeypatch.setattr(command, "run", lambda name, rows: rows)
+    arguments = ["explain", "--to", str(path)]
+    assert command.main(arguments) == 0
+    assert read_csv(path)["ratio"].tolist() == [3.0]
+    assert command.main([*arguments, "--against", str(path)]) == 0
+    ratio = 1.0
+    assert command.main([*arguments, "--against", str(path)]) == 1
+    assert "ratio 1.00, before 3.00" in capsys.readouterr().err
+    difference = 0.2
+    assert command.main(arguments) == 1
+    assert "results differ" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main([*arguments, "--against", str(tmp_path / "none.csv")])
+
+
+@pytest.mark.parametrize("part", [explain.mobilenet, explain.resnet, explain.baseline])
+def test_grad_cam_and_its_peers_agree(part):
+    found = list(part(TINY))
+    assert len({(item.name, item.against) for item in found}) == len(found) >= 3
+    for benchmark in found:
+        agreement = benchmark.agreement(benchmark.ours(), benchmark.peer())
+        assert agreement <= benchmark.tolerance, benchmark.against
+
+
+def test_occlusion_and_its_peers_agree():
+    for benchmark in explain.pneumonia(TINY):
+        ours, peer = benchmark.ours(), benchmark.peer()
+        assert benchmark.agreement(ours, peer) <= benchmark.tolerance
+        wrong = peer + np.linspace(0, 1e-3, len(peer)) * np.abs(peer).max()
+        assert benchmark.agreement(ours, wrong) > benchmark.tolerance
+
+
+@pytest.mark.parametrize("method", memory.METHODS)
+def test_memory_is_measured(method, capsys):
+    memory.main(method, 2, 32)
+    assert float(capsys.readouterr().out) > -1
+
+
+def test_peaks_of_memory_never_fall():
+    first = memory._peak()
+    block = np.ones(2**25)
+    assert memory._peak() - first > 2**26
+    del block
+    assert all(a <= b for a, b in pairwise(memory._peak() for _ in range(3)))
