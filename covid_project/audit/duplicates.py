@@ -14,8 +14,8 @@ cropped by up to 5 % per side, brighter or darker, mirrored) are found in three 
    different patients do not share even where body, ribs and exposure agree.
 
 `NEAR` and the other constants were chosen on one half of the course's radiographs (covid_xray.zip,
-1100 of 2200 images, drawn at random) and measured on the other; `tests/test_audit_duplicates.py`
-repeats the measurement on a part of that other half.
+1100 of 2200 images, drawn at random) and measured on the other, as
+`tests/test_audit_duplicates.py` does: 300 copies of each kind.
 """
 
 import hashlib
