@@ -89,11 +89,11 @@ def pair_set(pairs, columns=("first", "second")):
 
 @pytest.fixture(scope="session")
 def measured_half(course_archive):
-    """360 of the radiographs on which no constant was chosen, in their own size."""
+    """Paths of the radiographs on which no constant was chosen, and these in their own size."""
     opened = data.open_dataset(course_archive)
     paths = sorted(opened.table["path"])
-    kept = np.random.default_rng(1).permutation(len(paths))[1100:][:360]
-    return [data.decode((opened.root / paths[row]).read_bytes(), paths[row]) for row in kept]
+    kept = [paths[row] for row in np.random.default_rng(1).permutation(len(paths))[1100:]]
+    return kept, [data.decode((opened.root / path).read_bytes(), path) for path in kept]
 
 
 # ---- exact copies -------------------------------------------------------------------------------
@@ -141,23 +141,44 @@ def test_exact_pairs_are_those_of_a_naive_loop_and_connect_all_equal_images(cont
 # ---- near copies --------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="of the cropped copies 48 of 50 are found (0.96); 0.98 are asked"
-)
+# Looked at side by side: the same radiograph twice, with its arrows, letters and cables.
+SEEN = {
+    frozenset(f"{split}/COVID/COVID-{number}.png" for split, number in pair)
+    for pair in (
+        (("test", 1177), ("test", 1379)),
+        (("train", 1076), ("train", 369)),
+        (("train", 1237), ("train", 949)),
+        (("train", 1246), ("train", 136)),
+        (("train", 472), ("val", 401)),
+    )
+}
+
+
 def test_every_kind_of_copy_of_a_real_radiograph_is_found_and_no_other_pair(measured_half):
-    rng = np.random.default_rng(6)
-    originals = np.stack([at_size(image) for image in measured_half])
-    each = 50
+    # 1100 radiographs and 300 copies of each kind. Asked: 0.98 of each kind, and one false pair in
+    # 10,000 images, which is none here; what is found beside the copies are copies that the course
+    # set itself holds.
+    paths, images = measured_half
+    rng = np.random.default_rng(2024)
+    each, n = 300, len(images)
     kinds = np.repeat(list(PLANTED), each)
-    copies = [at_size(PLANTED[k](measured_half[row], rng)) for row, k in enumerate(kinds)]
-    pairs = near_pairs(np.concatenate([originals, copies]))
+    sources = np.concatenate([rng.choice(n, each, replace=False) for _ in PLANTED])
+    copies = [
+        at_size(PLANTED[kind](images[row], rng)) for row, kind in zip(sources, kinds, strict=True)
+    ]
+    pairs = near_pairs(np.stack([*map(at_size, images), *copies]))
     found = pair_set(pairs, ("first", "second", "kind"))
-    n = len(originals)
-    for row, kind in enumerate(PLANTED):
+    for kind in PLANTED:
         expected = "mirrored" if kind == "mirrored" else "near"
-        rows = range(row * each, (row + 1) * each)
-        assert np.mean([(i, n + i, expected) in found for i in rows]) >= 0.98, kind
-    assert {(a, b) for a, b, _ in found} <= {(i, n + i) for i in range(len(copies))}
+        rows = np.flatnonzero(kinds == kind)
+        assert np.mean([(sources[k], n + k, expected) in found for k in rows]) >= 0.98, kind
+    original = np.concatenate([np.arange(n), sources])
+    others = {
+        frozenset((paths[original[a]], paths[original[b]]))
+        for a, b, _ in found
+        if original[a] != original[b]
+    }
+    assert others <= SEEN
 
 
 def test_the_candidates_lose_no_pair_that_comparing_all_would_find(rng):

@@ -219,7 +219,7 @@ def _settings(request: Request, data: DataAudit) -> dict:
         if key not in ("out", "write_splits")
     }
     table = data.dataset.table
-    counts = table.groupby(["split", "label"]).size()
+    counts = table.groupby(["split", "label"], sort=False).size()
     return {
         "settings": options,
         "seed": request.seed,

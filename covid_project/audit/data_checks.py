@@ -219,17 +219,19 @@ def _patients(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
     if sizes.max() == 1:
         reason = "no two images name one patient; give --pattern or --metadata where that is known"
         return Finding(AREA, check, "not applicable", reason)
-    several = f"{int((sizes > 1).sum()):,} patients have several images"
+    several = f"patients with several images: {int((sizes > 1).sum()):,}"
     across = groups_across_splits(table)
     finding = _across(
         check, "by their patient", dataset, table["group"].isin(across["group"]).to_numpy()
     )
     if finding.verdict == "not applicable":
-        return replace(finding, found=f"{NO_SPLIT}; {several} that it has to keep together")
+        return replace(
+            finding, found=f"{NO_SPLIT}, which will have to keep patients together; {several}"
+        )
     named = f": {_some(across['group'])}" if len(across) else ""
     shared = int(table["group"].isin(across["group"])[table["split"].isin(HELD_OUT)].sum())
     found = (
-        f"{several}, {len(across):,} in two splits{named}; these have {shared:,} of "
+        f"{several}, of them in two splits: {len(across):,}{named}; these have {shared:,} of the "
         f"{finding.n:,} held-out images"
     )
     return replace(finding, found=found)

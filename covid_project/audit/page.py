@@ -41,7 +41,7 @@ p, ul { max-width: 48rem; }
 .pass { color: #0b5a2a; background: #e3f5e8; }
 .na { color: #4a4a4a; background: #efefef; }
 .tally { display: flex; flex-wrap: wrap; gap: 0.5rem; font-size: 1.1rem; }
-.row { display: grid; grid-template-columns: 9rem 17rem 1fr; gap: 0.1rem 1rem; padding: 0.5rem 0;
+.row { display: grid; grid-template-columns: 10.5rem 17rem 1fr; gap: 0.1rem 1rem; padding: 0.5rem 0;
   border-bottom: 1px solid #ddd; }
 .check { font-weight: 600; }
 .figure { color: #444; font-size: 0.9rem; }
@@ -55,7 +55,7 @@ p, ul { max-width: 48rem; }
   align-items: center; padding: 0.3rem 0; border-bottom: 1px solid #eee; }
 .view svg { width: 100%; height: 1.6rem; display: block; }
 .scale { font-size: 0.8rem; color: #444; display: flex; justify-content: space-between; }
-.item { display: grid; grid-template-columns: 9rem 8rem 1fr; gap: 0.1rem 1rem; padding: 0.4rem 0;
+.item { display: grid; grid-template-columns: 10.5rem 6rem 1fr; gap: 0.1rem 1rem; padding: 0.4rem 0;
   border-bottom: 1px solid #eee; }
 @media (max-width: 50rem) {
   .row, .view, .item { grid-template-columns: 1fr; }
