@@ -186,7 +186,7 @@ def test_children_share_their_group_in_kermanys_set():
 
 def test_border_and_corners_are_where_they_should_be():
     assert border().mean() == pytest.approx(1 - 0.8**2)  # a tenth from each side
-    assert corners().mean() == pytest.approx(4 * 0.2**2)
+    assert corners().mean() == pytest.approx(4 * 0.125**2)
     assert not border()[SIDE // 2, SIDE // 2]
     np.testing.assert_array_equal(corners(), np.rot90(corners()))
 
@@ -196,13 +196,16 @@ def test_views_without_lungs_do_not_see_the_lungs(phantoms, dataset, rng):
     lungs, _ = find_lungs(dataset, images, progress=quiet)
     noisy = np.where(lungs, rng.integers(0, 256, images.shape, np.uint8), images)
     before, after = image_views(images, lungs), image_views(noisy, lungs)
-    changed = {}
-    for view, other in zip(before, after, strict=True):
-        same = (view.features == other.features).all(axis=1)
-        changed[view.name] = 1 - same.mean()
-    assert changed["border"] == changed["corners"] == 0
-    assert changed["lungs removed"] <= 0.05  # a hundredth of the images at each pixel
-    assert changed["whole image"] == changed["lungs only"] == 1
+    changed = {
+        view.name: np.mean(view.features != other.features)
+        for view, other in zip(before, after, strict=True)
+    }
+    assert changed["lungs removed"] < 0.002
+    assert changed["corners"] < 0.002
+    assert changed["border"] < 0.01  # some lungs reach the outer tenth
+    assert changed["whole image"] >= 0.95 * lungs.mean()
+    for view in before[:3]:  # what is said is never more than what a change can reach
+        assert view.lung <= changed[view.name] * 1.05
 
 
 def test_lungs_only_sees_nothing_else(dataset, rng):

@@ -70,7 +70,7 @@ MOST_IMPLAUSIBLE = 0.2  # share of lung masks; beyond, these are not frontal che
 LOADED = 120  # pixels along a side, of the images read
 SIDE = 40  # of the images that the models see
 RING = SIDE // 10  # width of the border
-CORNER = SIDE // 5
+CORNER = SIDE // 8  # of the side of a corner's square; lungs do not reach there
 STRAY_LUNG = 0.01  # share of images that may show lung where the lungs are removed
 
 COLUMNS = (
@@ -103,6 +103,7 @@ class View:
     name: str
     kind: str
     features: np.ndarray | pd.DataFrame  # (N, P)
+    lung: float | None = None  # share of lung in what a view without lungs shows, where known
 
 
 def audit_shortcuts(
@@ -249,7 +250,7 @@ def border() -> np.ndarray:
 
 
 def corners() -> np.ndarray:
-    """Four squares of a fifth of the side, bool (SIDE, SIDE)."""
+    """Four squares of an eighth of the side, bool (SIDE, SIDE)."""
     at_edge = np.minimum(np.arange(SIDE), np.arange(SIDE)[::-1]) < CORNER
     return at_edge[:, None] & at_edge
 
@@ -266,18 +267,26 @@ def image_views(images: np.ndarray, lungs: np.ndarray | None) -> list[View]:
     """
     pixels = _pooled(images, SIDE)  # (N, SIDE, SIDE)
     grey = np.sqrt([np.bincount(image.ravel() // 8, minlength=32) for image in images])
+    free = {"border": border(), "corners": corners()}
+    coverage = None if lungs is None else _pooled(lungs, SIDE)
+    if coverage is not None:
+        free["lungs removed"] = ~common_lungs(coverage > 0)
     views = [
-        View("border", "lung-free", pixels[:, border()]),
-        View("corners", "lung-free", pixels[:, corners()]),
+        View(
+            name,
+            "lung-free",
+            pixels[:, seen],
+            None if coverage is None else float(coverage[:, seen].mean()),
+        )
+        for name, seen in free.items()
+    ]
+    views += [
         View("grey histogram", "whole", grey),
         View("thumbnail 8x8", "whole", _pooled(images, 8).reshape(len(images), -1)),
         View("whole image", "whole", pixels.reshape(len(images), -1)),
     ]
-    if lungs is not None:
-        coverage = _pooled(lungs, SIDE)
-        outside = ~common_lungs(coverage > 0)
+    if coverage is not None:
         alone = fill_with_mean(pixels, coverage >= 0.5)
-        views.insert(2, View("lungs removed", "lung-free", pixels[:, outside]))
         views.append(View("lungs only", "lungs", alone.reshape(len(images), -1)))
     return views
 
@@ -398,6 +407,8 @@ def _view_finding(view: View, found: Prediction, whole: pd.Series, n: int) -> Fi
             f"AUC {_interval(found)}, {found.null_high:.3f} by chance, {whole['auc']:.3f} from the "
             f"whole image ({whole['view']})"
         )
+    if view.lung is not None:
+        said += f"; {view.lung:.1%} of what it shows is lung"
     if view.name == "file size" and verdict != "pass":
         said += "; a compressed file's size also depends on what the image shows"
     return Finding(AREA, CHECKS[view.name], verdict, said, found.auc, found.low, found.high, n)
@@ -504,53 +515,47 @@ def audit_model(
         shown = fill_with_mean(images, np.broadcast_to(kept, images.shape))
         return np.repeat(shown[..., None], channels, axis=-1)
 
-    def measure(kept: np.ndarray) -> Prediction:
+    def measure(kept: np.ndarray) -> tuple[float, float, float, float]:
+        """AUC, its interval, and its quantile under shuffled labels."""
         scores = logits.predict(show(kept), batch_size=32, verbose=0)
-        resampled = macro_auc(labels, scores, weights)
+        low, high = percentile_interval(macro_auc(labels, scores, weights))
         null = [macro_auc(other, scores)[0] for other in shuffled]
-        chosen = scores[:, 0] > 0 if scores.shape[1] == 1 else scores.argmax(axis=1)
-        return Prediction(
-            float(macro_auc(labels, scores)[0]),
-            *percentile_interval(resampled),
-            float(np.quantile(null, NULL_QUANTILE)),
-            float(np.mean(chosen == labels)),
-            resampled,
-        )
+        return macro_auc(labels, scores)[0], low, high, np.quantile(null, NULL_QUANTILE)
 
-    whole = measure(np.ones((side, side), bool))
+    everything = np.ones((side, side), bool)
+    whole, *_ = measure(everything)
     views = {"border": ring}
     if lungs is not None:
-        views["image without lungs"] = ~common_lungs(lungs)
+        views |= {"image without lungs": ~common_lungs(lungs), "lungs": lungs}
     findings = []
     for name, kept in views.items():
-        found = measure(kept)
-        said = f"AUC {_interval(found)}, {whole.auc:.3f} on the whole images"
-        verdict = judge(found.auc, found.low, found.null_high, whole.auc)
-        check = f"the model on the {name} alone"
-        findings.append(
-            Finding(AREA, check, verdict, said, found.auc, found.low, found.high, len(labels))
+        auc, low, high, null_high = measure(kept)
+        if name == "lungs":
+            verdict = "pass" if low > null_high else "warn"
+        else:
+            verdict = judge(auc, low, null_high, whole)
+        said = (
+            f"AUC {auc:.3f} ({low:.3f} to {high:.3f}), {null_high:.3f} by chance, {whole:.3f} on "
+            "the whole images"
         )
-    checks = ("the model on the lungs alone", "share of Grad-CAM inside the lungs")
+        check = f"the model on the {name} alone"
+        findings.append(Finding(AREA, check, verdict, said, auc, low, high, len(labels)))
+    check = "share of Grad-CAM inside the lungs"
     if lungs is None:
-        return findings + [Finding(AREA, check, "not applicable", lungs_from) for check in checks]
-
-    found = measure(lungs)
-    verdict = "pass" if found.low > found.null_high else "warn"
-    said = f"AUC {_interval(found)}, {whole.auc:.3f} on the whole images; {lungs_from}"
-    findings.append(
-        Finding(AREA, checks[0], verdict, said, found.auc, found.low, found.high, len(labels))
-    )
+        return [*findings, Finding(AREA, check, "not applicable", lungs_from)]
     layer = last_spatial_layer(logits)
-    maps = grad_cam(logits, show(np.ones((side, side), bool)), PREDICTED, layer).maps
+    maps = grad_cam(logits, show(everything), PREDICTED, layer).maps
     heat = resize_heatmaps(maps, (side, side))
-    findings.append(_focus(checks[1], heat, lungs, weights, layer))
-    return findings
+    return [*findings, _focus(check, heat, lungs, weights, f"{layer}; {lungs_from}")]
 
 
 def _focus(
-    check: str, heat: np.ndarray, lungs: np.ndarray, weights: np.ndarray, layer: str
+    check: str, heat: np.ndarray, lungs: np.ndarray, weights: np.ndarray, origin: str
 ) -> Finding:
-    """Judge the share of heat (N, S, S) inside the lungs against the share of their area."""
+    """Judge the share of heat (N, S, S) inside the lungs against the share of their area.
+
+    "pass" where it is measurably larger, "fail" where it is measurably smaller, else "warn".
+    """
     total = heat.sum(axis=(1, 2))
     seen = total > 0
     if not seen.any():
@@ -562,8 +567,8 @@ def _focus(
     least, most = percentile_interval(weights @ (inside - area))
     verdict = "pass" if least > 0 else "fail" if most < 0 else "warn"
     said = (
-        f"{inside.mean():.1%} ({low:.1%} to {high:.1%}) of the heat at {layer} lies inside the "
-        f"lungs, which take {area.mean():.1%} of the image; {np.sum(~seen)} of {len(seen)} maps "
-        "are blank"
+        f"{inside.mean():.1%} ({low:.1%} to {high:.1%}) of the heat lies inside the lungs, which "
+        f"take {area.mean():.1%} of the image; {np.sum(~seen)} of {len(seen)} maps are blank; "
+        f"{origin}"
     )
     return Finding(AREA, check, verdict, said, inside.mean(), low, high, int(seen.sum()))
