@@ -54,7 +54,9 @@ def test_the_ledger_keeps_every_look_and_readme_says_why():
     for run in ("first_run", "second_run"):
         earlier = pd.read_csv(RESULTS / run / "metrics.csv")
         accuracy = earlier[(earlier["split"] == "test") & (earlier["metric"] == "accuracy")]
-        said = ", ".join(f"{value:.3f}" for value in accuracy.set_index("stage")["value"][[*STAGES]])
+        said = ", ".join(
+            f"{value:.3f}" for value in accuracy.set_index("stage")["value"][[*STAGES]]
+        )
         assert said in readme
     assert "three times for fine_tuned" in readme
 
