@@ -15,12 +15,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from lime.lime_image import LimeImageExplainer
 from scipy.special import logit
 from tf_keras_vis.gradcam import Gradcam
 
 from benchmarks.runner import Benchmark
 from covid_project.explain.gradcam import heatmap_function, last_spatial_layer
 from covid_project.explain.heatmaps import Heatmaps, normalize_heatmaps
+from covid_project.explain.lime import lime, segment
 from covid_project.explain.occlusion import occlusion_function
 from covid_project.models import available_backbone, baseline_cnn, transfer_model
 from covid_project.normalization import normalization_layer
@@ -46,6 +48,8 @@ class Scale:
     patch: int = 20
     stride: int = 10
     memory_images: int = 16
+    samples: int = 500  # of LIME
+    superpixels: int = 50
     repeats: int = 9
     long_repeats: int = 3  # of the loops that take half a minute
 
@@ -53,12 +57,9 @@ class Scale:
 def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
     """All of them, each built when it is reached, so that no two networks share the memory."""
     scale = scale or Scale()
-    for part in (mobilenet, resnet, baseline, pneumonia, memory):
+    for part in (mobilenet, resnet, baseline, pneumonia, lime_samples, memory):
         yield from part(scale)
         keras.backend.clear_session()
-    # SLOT FOR LIME: a function `lime(scale)`, listed above: 500 samples, MobileNetV2; promised
-    # 1 / 1.25 against the bare forward passes of the same samples, and compared with the lime
-    # library's coefficients on the same segments and seed.
 
 
 def mobilenet(scale: Scale) -> Iterator[Benchmark]:
@@ -101,6 +102,68 @@ def pneumonia(scale: Scale) -> Iterator[Benchmark]:
         model.add(layers.Dropout(0.5))
     model.add(layers.Dense(1))
     yield from _occlusion("pneumonia CNN", 20, model, "random", images, scale)
+
+
+def lime_samples(scale: Scale) -> Iterator[Benchmark]:
+    """LIME on one image, against the forward passes that it cannot do without, and the library.
+
+    All three see the same samples of the same superpixels, drawn with the same seed.
+    """
+    images = _images(1, scale.image_size)
+    backbone, weights = _quietly(available_backbone, "MobileNetV2", images)
+    model = transfer_model(backbone, dropout=0.5)
+    image = images[0].astype(np.float32)
+    segments = segment(image, scale.superpixels)
+    forward = tf.function(
+        lambda images: model(images, training=False),
+        input_signature=[tf.TensorSpec((None, *image.shape), tf.float32)],
+    )
+    samples = []  # those of the library, as it makes them
+
+    def two_columns(pictures: np.ndarray) -> np.ndarray:
+        samples.append(pictures[..., :1].astype(np.float32))
+        logits = forward(samples[-1]).numpy()
+        return np.concatenate([-logits, logits], axis=1)
+
+    def library() -> np.ndarray:
+        samples.clear()
+        found = LimeImageExplainer(random_state=0).explain_instance(
+            np.repeat(image, 3, axis=-1),
+            two_columns,
+            labels=(1,),
+            top_labels=None,
+            num_samples=scale.samples,
+            batch_size=32,
+            segmentation_fn=lambda _: segments,
+            random_seed=0,
+        )
+        return np.array([weight for _, weight in sorted(found.local_exp[1])])[segments]
+
+    def ours() -> np.ndarray:
+        found = lime(model, images, 1, scale.superpixels, scale.samples, runs=1)
+        return found.raw[0]
+
+    library()
+    facts = {
+        "name": f"LIME, {scale.samples} samples, MobileNetV2, {scale.image_size} px, 1 image",
+        "ours": ours,
+        "weights": weights,
+        "repeats": scale.long_repeats,
+    }
+    batches = list(samples)
+    yield Benchmark(
+        against="the forward passes alone, compiled",
+        peer=lambda: [forward(batch).numpy() for batch in batches],
+        promised=1 / 1.25,
+        **facts,
+    )
+    yield Benchmark(
+        against="the lime library, with the compiled forward pass",
+        peer=library,
+        agreement=lambda found, expected: np.abs(found - expected).max() / np.abs(expected).max(),
+        tolerance=1e-3,  # least squares passes the networks' rounding on
+        **facts,
+    )
 
 
 def memory(scale: Scale) -> Iterator[Benchmark]:

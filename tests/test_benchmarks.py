@@ -10,7 +10,15 @@ from benchmarks.runner import Benchmark, differs, line, measure, run, update, wo
 from covid_project.storage import read_csv
 
 TINY = explain.Scale(
-    image_size=96, baseline_size=32, batch=4, patch=24, stride=18, repeats=1, long_repeats=1
+    image_size=96,
+    baseline_size=32,
+    batch=4,
+    patch=24,
+    stride=18,
+    samples=60,
+    superpixels=12,
+    repeats=1,
+    long_repeats=1,
 )
 
 

@@ -36,10 +36,12 @@ from covid_project.explain.class_score import (
     checked_images,
     checked_target,
     class_score,
+    keep_compiled,
     score_function,
 )
 from covid_project.explain.gradcam import remove_final_activation
 from covid_project.explain.heatmaps import PIXELS, Heatmaps
+from covid_project.explain.network import fold_normalization
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +183,10 @@ def _fitted(
     return np.array(weights)[np.argsort(superpixels)], float(explained.score)
 
 
+@keep_compiled
 def _sample_scores(model: keras.Model) -> Callable:
     """Compile (image, fudged (H, W, C), segments (H, W), kept (P, S), target ()) → scores (P,)."""
+    network = fold_normalization(model)
     image = tf.TensorSpec(model.inputs[0].shape[1:], tf.float32)
 
     @tf.function(
@@ -196,7 +200,7 @@ def _sample_scores(model: keras.Model) -> Callable:
     )
     def scores(image, fudged, segments, kept, target):
         shown = tf.gather(kept, segments, axis=1)[..., None] == 1  # (P, H, W, 1)
-        logits = model(tf.where(shown, image, fudged), training=False)
+        logits = network(tf.where(shown, image, fudged), training=False)
         return class_score(logits, tf.fill(tf.shape(kept)[:1], target))[0]
 
     return scores
