@@ -325,3 +325,9 @@ def test_models_that_do_not_fit_are_refused(dataset):
         audit_model(gated_model(ring), dataclasses.replace(dataset, classes=("A", "B", "C")), [0])
     with pytest.raises(ValueError, match=r"\(S, S, 1 or 3\) is needed"):
         audit_model(gated_model(ring[:, :32]), dataset, [0])
+
+
+def test_a_model_is_not_judged_by_one_class(dataset):
+    found = audit_model(gated_model(np.ones((64, 64), bool)), dataset, np.arange(50))
+    assert [finding.verdict for finding in found] == ["not applicable"]
+    assert found[0].found == "no images of COVID"

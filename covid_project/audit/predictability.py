@@ -3,7 +3,8 @@
 The model is ridge regression of the label (0 or 1, one column per class), its penalty chosen by
 leave-one-out in closed form. On radiographs it orders images as well as logistic regression, and
 one decomposition serves every penalty and every set of labels, so that a hundred shuffled labels
-cost little more than the true ones. It is meant to be simple: what it cannot see, a network may.
+cost little more than the true ones. It is meant to be simple and sees no interplay of features: a
+stronger model may find more (gradient boosting on the metadata of COVID-CT: AUC 0.77, here 0.73).
 """
 
 from dataclasses import dataclass

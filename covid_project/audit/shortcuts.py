@@ -409,6 +409,8 @@ def _view_finding(view: View, found: Prediction, whole: pd.Series, n: int) -> Fi
         )
     if view.lung is not None:
         said += f"; {view.lung:.1%} of what it shows is lung"
+    elif view.kind == "lung-free":
+        said += "; how much of what it shows is lung is not known"
     if view.name == "file size" and verdict != "pass":
         said += "; a compressed file's size also depends on what the image shows"
     return Finding(AREA, CHECKS[view.name], verdict, said, found.auc, found.low, found.high, n)
@@ -500,6 +502,10 @@ def audit_model(
             f"model '{model.name}' tells {classes} classes apart, the data have "
             f"{len(dataset.classes)}: {', '.join(dataset.classes)}"
         )
+    absent = set(range(classes)) - set(table["label"])
+    if absent:
+        said = f"no images of {', '.join(dataset.classes[label] for label in sorted(absent))}"
+        return [Finding(AREA, "the model without the lungs", "not applicable", said)]
     images = load_images(dataset, side)[..., 0]
     lungs, lungs_from = find_lungs(dataset, images, masks, progress=lambda line: None)
     ring = np.ones((side, side), bool)
