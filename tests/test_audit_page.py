@@ -12,10 +12,9 @@ from PIL import Image
 
 from covid_project.audit import page as audit_page
 from covid_project.audit.checklists import ITEMS, answers
-from covid_project.audit.command import Report
 from covid_project.audit.data_checks import audit_data, named_pairs
 from covid_project.audit.findings import Finding
-from covid_project.audit.page import page
+from covid_project.audit.page import Report, page
 from covid_project.data import open_dataset
 from covid_project.phantoms import draw_radiograph
 
