@@ -20,7 +20,7 @@ from covid_project.audit.checklists import answers
 from covid_project.audit.data_checks import DataAudit, audit_data, named_pairs
 from covid_project.audit.duplicates import clusters, grouped_split, joined_groups
 from covid_project.audit.findings import Finding, as_table, figure
-from covid_project.audit.page import page
+from covid_project.audit.page import Report, page
 from covid_project.audit.protocol import audit_protocol
 from covid_project.data import CLASSES, DataError, Dataset, open_dataset, write_splits
 from covid_project.storage import write_csv, write_text
@@ -46,20 +46,6 @@ class Request:
 
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(Request))
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """All that an audit found; what the files and the page are made from."""
-
-    name: str
-    findings: list[Finding]
-    data: DataAudit
-    pairs: pd.DataFrame
-    shortcuts: pd.DataFrame
-    controls: pd.DataFrame
-    checklists: pd.DataFrame
-    settings: dict
 
 
 def run(request: Request) -> list[Finding]:

@@ -4,22 +4,18 @@ One file that needs nothing else: no script, no network; styles, images and curv
 comes from file names is escaped. It shows images of the data set and stays local.
 """
 
-from __future__ import annotations
-
 import base64
 import io
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from covid_project.audit.data_checks import DataAudit
 from covid_project.audit.findings import VERDICTS, Finding, figure
 from covid_project.data import DataError, decode
-
-if TYPE_CHECKING:
-    from covid_project.audit.command import Report
 
 SHOWN = 60  # pairs; the others are in duplicates.csv
 SIDE = 256  # pixels of the longer side of an image shown
@@ -61,6 +57,38 @@ p, ul { max-width: 48rem; }
   .row, .view, .item { grid-template-columns: 1fr; }
 }
 """
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """All that an audit found; what the files and the page are made from.
+
+    Attributes
+    ----------
+    name
+        Of the data.
+    findings
+        Of all areas, in the order in which they were made.
+    data
+        The data as they were audited.
+    pairs
+        From ``data_checks.named_pairs``.
+    shortcuts, controls
+        One row per view and per control; empty where none were made.
+    checklists
+        From ``checklists.answers``.
+    settings
+        What ``audit.json`` begins with: settings, seed, versions, data.
+    """
+
+    name: str
+    findings: list[Finding]
+    data: DataAudit
+    pairs: pd.DataFrame
+    shortcuts: pd.DataFrame
+    controls: pd.DataFrame
+    checklists: pd.DataFrame
+    settings: dict
 
 
 def page(report: Report) -> str:
@@ -152,7 +180,8 @@ def _pair(report: Report, pair: pd.Series) -> str:
         for side in ("first", "second")
     )
     across = " across" if pair["split_first"] != pair["split_second"] else ""
-    conflict = f" {_badge('fail')} two labels" if pair["label_conflict"] else ""
+    gravity = "fail" if pair["kind"] == "exact" else "warn"
+    conflict = f" {_badge(gravity)} two labels" if pair["label_conflict"] else ""
     return (
         f'<div class="pair{across}"><div>{_text(pair["kind"])}, similarity '
         f'{pair["similarity"]:.3f}{conflict}</div><div class="sides">{sides}</div></div>'

@@ -1,0 +1,188 @@
+"""The page stands alone, shows what was found, and escapes what comes from file names."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from covid_project.audit import page as audit_page
+from covid_project.audit.checklists import ITEMS, answers
+from covid_project.audit.data_checks import audit_data, named_pairs
+from covid_project.audit.findings import Finding
+from covid_project.audit.page import Report, page
+from covid_project.data import open_dataset
+from covid_project.phantoms import draw_radiograph
+
+NASTY = "<script>alert(1)</script>&\"'.png".replace("/", "∕")  # a slash cannot be in a name
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, the text, and whether every element is closed."""
+
+    EMPTY = ("meta", "img", "br", "rect", "line")
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture
+def report(tmp_path):
+    """Eight images, one of them copied across splits and labels under a nasty name."""
+    for k in range(8):
+        folder = tmp_path / ("train" if k < 6 else "test") / ("NORMAL" if k % 2 else "COVID")
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(draw_radiograph(np.random.default_rng(k), 300).image)
+        image.save(folder / f"{k}.png")
+    copied = (tmp_path / "train" / "COVID" / "0.png").read_bytes()
+    (tmp_path / "test" / "NORMAL" / NASTY).write_bytes(copied)
+    data = audit_data(open_dataset(tmp_path, classes=None, as_found=True))
+    views = pd.DataFrame(
+        {
+            "view": ["outer <border>", "file"],
+            "kind": ["lung-free", "metadata"],
+            "auc": [0.9, np.nan],
+            "low": [0.8, np.nan],
+            "high": [0.95, np.nan],
+            "null_high": [0.6, np.nan],
+        }
+    )
+    findings = [
+        *data.findings,
+        Finding("shortcuts", "the border", "warn", "tells", 0.9, 0.8, 0.95, 9),
+        Finding("protocol", "one look", "pass", "one look each"),
+    ]
+    return Report(
+        name="set.zip",
+        findings=findings,
+        data=data,
+        pairs=named_pairs(data),
+        shortcuts=views,
+        controls=pd.DataFrame({"control": ["x <y>"], "auc": [0.5]}),
+        checklists=answers(findings),
+        settings={
+            "seed": 0,
+            "versions": "python 3.12",
+            "data": {"name": "set.zip", "fingerprint": "0123", "images": {"train/COVID": 3}},
+        },
+    )
+
+
+def test_the_page_is_whole_and_needs_nothing_else(report):
+    elements = Elements(page(report))
+    assert elements.open == []
+    tags = {tag for tag, _ in elements.found}
+    assert not tags & {"script", "link", "iframe", "object", "form", "a"}
+    attributes = {name for _, some in elements.found for name in some}
+    assert not any(name.startswith("on") for name in attributes)
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in elements.all("img"))
+    outside = re.sub(r"data:image/jpeg;base64,[^\"]*", "", page(report))
+    assert "http" not in outside.replace("http-equiv", "")
+    assert "url(" not in outside
+    policy = elements.all("meta")[-1]
+    assert policy["content"].startswith("default-src 'none'")
+
+
+def test_what_comes_from_file_names_is_text(report):
+    elements = Elements(page(report))
+    text = " ".join(elements.text)
+    assert f"test/NORMAL/{NASTY}" in text
+    assert "outer <border>" in text
+    assert "x <y>" in text
+    assert f"test/NORMAL/{NASTY}" in {image["alt"] for image in elements.all("img")}
+
+
+def test_control_characters_in_names_are_written_out():
+    assert audit_page._text("a\nb\x1b<c>") == "&#x27;a\\nb\\x1b&lt;c&gt;&#x27;"
+
+
+def test_verdicts_come_first_and_the_gravest_of_them(report):
+    text = page(report)
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings == ["Verdicts", "Copies", "Shortcuts", "Protocol", "Checklists"]
+    first = text.split("<h2>Copies")[0]
+    order = re.findall(r'class="row"><div><span class="verdict (\w+)"', first)
+    assert order == sorted(order, key=["fail", "warn", "pass", "na"].index)
+    assert len(order) == len(report.findings)
+    for finding in report.findings:
+        assert finding.check in first
+
+
+def test_both_images_of_a_pair_are_shown_as_they_are(report):
+    elements = Elements(page(report))
+    shown = elements.all("img")
+    assert len(shown) == 2 * len(report.pairs) == 2
+    for image in shown:
+        content = base64.b64decode(image["src"].split(",")[1])
+        pixels = np.asarray(Image.open(io.BytesIO(content)), float)
+        assert pixels.shape == (256, 256)
+        drawn = Image.fromarray(draw_radiograph(np.random.default_rng(0), 300).image)
+        assert np.abs(pixels - np.asarray(drawn.resize((256, 256)), float)).mean() < 4
+    text = " ".join(elements.text)
+    assert "test, NORMAL" in text
+    assert "train, COVID" in text
+    assert "two labels" in text
+
+
+def test_of_many_pairs_the_first_are_shown(report, monkeypatch):
+    monkeypatch.setattr(audit_page, "SHOWN", 2)
+    many = pd.concat([report.pairs] * 5, ignore_index=True)
+    object.__setattr__(report, "pairs", many)
+    text = page(report)
+    assert len(Elements(text).all("img")) == 4
+    assert "The first 2 are shown" in text
+
+
+def test_a_file_that_vanished_leaves_a_black_place(report):
+    root = report.data.dataset.root
+    (root / "train" / "COVID" / "0.png").unlink()
+    assert len(Elements(page(report)).all("img")) == 2
+
+
+def test_the_drawing_of_a_view_is_to_scale(report):
+    text = page(report)
+    (drawing,) = re.findall(r"<svg.*?</svg>", text)  # the view without an AUC has none
+    rects = re.findall(r'<rect x="([\d.]+)" y="\d+" width="([\d.]+)"', drawing)
+    (null, interval, dot) = [(float(x), float(width)) for x, width in rects]
+    assert null == pytest.approx((0, 600))
+    assert interval == pytest.approx((800, 150))
+    assert dot[0] + dot[1] / 2 == pytest.approx(900)
+    assert "0.900 (0.800–0.950)" in text
+
+
+def test_every_checklist_item_has_its_answer(report):
+    text = page(report).split("<h2>Checklists")[1]
+    assert text.count('<div class="item">') == len(ITEMS)
+    assert "no image twice, in two splits" in text
+
+
+def test_nothing_found_is_said(report):
+    object.__setattr__(report, "pairs", report.pairs.iloc[:0])
+    findings = [finding for finding in report.findings if finding.area == "data"]
+    object.__setattr__(report, "findings", findings)
+    text = page(report)
+    assert "No image was found twice" in text
+    assert "No run was given" in text
