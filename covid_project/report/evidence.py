@@ -5,6 +5,7 @@ Outcomes are numbers that choose among sentences: ``\choice`` takes 0 (no differ
 or 2 (worse), ``\ifyes`` takes 0 or 1.
 """
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -563,18 +564,27 @@ def _against(own: pd.DataFrame, measure: str, setting: str, baseline: str) -> st
 
 def _audit(run: _Run, values: dict, tables: dict) -> None:
     """What the audit of the data found, where one was made of this run's data."""
-    folder = run.results / "audit"
-    there = (folder / "shortcuts.csv").is_file()
-    views = ("border", "lungs removed", "whole image", "file metadata")
-    values["audit.there"] = yes(there)
-    if there:
-        found = run.table("audit/shortcuts.csv").set_index("view").rename(columns={"auc": "value"})
-        pairs = run.table("audit/duplicates.csv")
-        across = pairs["split_first"] != pairs["split_second"]
-    for view in views:
-        shown = interval(found.loc[view]) if there and view in found.index else "--"
+    folder = _audit_of(run)
+    values["audit.there"] = yes(folder)
+    values["audit.copies"] = "--"
+    if folder:
+        views = run.table(f"{folder}/shortcuts.csv").rename(columns={"auc": "value"})
+        views = views.set_index("view")
+        pairs = run.table(f"{folder}/duplicates.csv")
+        values["audit.copies"] = str(int((pairs["split_first"] != pairs["split_second"]).sum()))
+    for view in ("border", "lungs removed", "whole image", "file metadata"):
+        shown = interval(views.loc[view]) if folder and view in views.index else "--"
         values[f"audit.{view.replace(' ', '.')}.AUC"] = shown
-    values["audit.copies"] = str(int(across.sum())) if there else "--"
+
+
+def _audit_of(run: _Run) -> str | None:
+    """Folder in the results with an audit of the run's data; None where there is none."""
+    data = json.loads((run.results / "run.json").read_text(encoding="utf-8"))["data"]
+    for record in sorted(run.results.glob("audit/**/audit.json")):
+        audited = json.loads(record.read_text(encoding="utf-8"))["data"]["fingerprint"]
+        if audited == data and record.with_name("shortcuts.csv").is_file():
+            return record.parent.relative_to(run.results).as_posix()
+    return None
 
 
 def _best(trials: pd.DataFrame) -> pd.Series:
