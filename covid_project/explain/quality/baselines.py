@@ -10,7 +10,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 from numpy.typing import ArrayLike
-from skimage.filters import sobel
+from scipy.ndimage import sobel
 
 from covid_project.explain.class_score import checked_images, checked_target
 from covid_project.explain.heatmaps import PIXELS, Heatmaps, normalize_heatmaps
@@ -44,7 +44,9 @@ def baseline_maps(images: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
         maps = np.repeat(bell[None], count, axis=0)
     elif kind == "edges":
         grey = np.asarray(images, np.float32).mean(axis=-1)
-        maps = np.array([sobel(image) for image in grey]).reshape(grey.shape)
+        maps = np.empty_like(grey)
+        for shown, image in zip(maps, grey, strict=True):
+            shown[:] = np.hypot(sobel(image, axis=0), sobel(image, axis=1))
     else:
         raise ValueError(f"Unknown baseline '{kind}'; the baselines are {list(BASELINES)}.")
     return normalize_heatmaps(maps.astype(np.float32))
