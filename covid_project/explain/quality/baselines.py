@@ -44,7 +44,9 @@ def baseline_maps(images: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
         maps = np.repeat(bell[None], count, axis=0)
     elif kind == "edges":
         grey = np.asarray(images, np.float32).mean(axis=-1)
-        maps = np.hypot(sobel(grey, axis=1), sobel(grey, axis=2))
+        maps = np.empty_like(grey)
+        for shown, image in zip(maps, grey, strict=True):
+            shown[:] = np.hypot(sobel(image, axis=0), sobel(image, axis=1))
     else:
         raise ValueError(f"Unknown baseline '{kind}'; the baselines are {list(BASELINES)}.")
     return normalize_heatmaps(maps.astype(np.float32))

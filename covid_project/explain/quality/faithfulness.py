@@ -162,7 +162,7 @@ def impute(
         found = _harmonic(images, missing)
     else:
         known = ~missing[..., None]
-        counts, sums = _block_sums(known.astype(np.float32), k), _block_sums(images * known, k)
+        counts, sums = _cell_sums(known, k), _cell_sums(images * known, k)
         means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
         coarse = _harmonic(means, counts[..., 0] == 0)
         enlarged = tf.image.resize(coarse, [k * side for side in coarse.shape[1:3]]).numpy()
@@ -206,6 +206,12 @@ def _harmonic(images: np.ndarray, missing: np.ndarray) -> np.ndarray:
         ratio = np.divide(size, before, out=np.zeros_like(size), where=before > 0)
         direction = residual + ratio * direction
     return u.transpose(0, 2, 3, 1)
+
+
+def _cell_sums(values: np.ndarray, k: int) -> np.ndarray:
+    """Sums (N, ⌈H/k⌉, ⌈W/k⌉, C) float32 over cells of k by k places; the last may be cut off."""
+    sums = np.add.reduceat(values, np.arange(0, values.shape[1], k), axis=1, dtype=np.float32)
+    return np.add.reduceat(sums, np.arange(0, values.shape[2], k), axis=2)
 
 
 def _neighbour_sums(values: np.ndarray) -> np.ndarray:

@@ -262,7 +262,7 @@ def _rows(
         common = {"test": one.test, "measure": one.measure, "setting": one.setting}
         common |= {"blank": one.blank, "reference": one.reference}
         numbers = {"value": value, "low": low, "high": high, "n": n}
-        yield {**common, **numbers, "versus": None, "verdict": _passes(one.test, value, one)}
+        yield {**common, **numbers, "versus": None, "verdict": _passes(one, value)}
         if one.test not in (LOCALISATION, FAITHFULNESS):
             continue
         for kind, values in baselines.items():
@@ -271,10 +271,10 @@ def _rows(
             yield {**common, **numbers, "versus": kind, "verdict": _compared(one, low, high)}
 
 
-def _passes(test: str, value: float, one: _Measurement) -> str | None:
+def _passes(one: _Measurement, value: float) -> str | None:
     if np.isnan(value) or np.isnan(one.reference):
         return None
-    if test == SANITY:
+    if one.test == SANITY:
         return "pass" if value < one.reference - ROUNDING else "fail"
     return "pass" if value > one.reference + ROUNDING else "fail"
 
