@@ -1,6 +1,7 @@
 """Planted copies, patients and faults, and what the real sets are known to hold."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -226,3 +227,24 @@ def test_what_the_courses_set_holds(course_archive):
     for name in ("val/COVID/COVID-401", "test/COVID/COVID-2122", "test/COVID/COVID-430"):
         assert name in across.found
     assert gravest(audit, "fail") == {"no near copy in another split"}
+
+
+@pytest.fixture(scope="session")
+def paediatric_archive():
+    path = Path(__file__).resolve().parents[2] / "shared" / "data" / "chest_xray.zip"
+    if not path.is_file():
+        pytest.skip("chest_xray.zip is not at hand (../shared/data)")
+    return path
+
+
+def test_person_numbers_of_the_paediatric_set_start_anew_for_each_kind(paediatric_archive):
+    table = open_dataset(paediatric_archive, classes=None, as_found=True).table
+    names = table[table["path"].str.contains("person")]
+    parts = names["path"].str.extract(r"(person\d+)_(bacteria|virus)_")
+    number, kind = parts[0], parts[0] + "_" + parts[1]
+    # Read as patients, 170 numbers lie in both splits, and none of them with one kind in both,
+    # which no patient numbered once could do: with their kind, the numbers respect the split.
+    splits = names["split"]
+    assert (splits.groupby(number).nunique() > 1).sum() == 170
+    assert (splits.groupby(kind).nunique() > 1).sum() == 0
+    assert (names["group"] == kind).all()

@@ -340,8 +340,9 @@ def test_patients_and_equal_files_stay_together(tmp_path):
 @pytest.mark.parametrize(
     ("path", "group"),
     [
-        ("train/PNEUMONIA/person1000_bacteria_2931.jpeg", "person1000"),
-        ("Person7_virus_1.png", "person7"),
+        ("train/PNEUMONIA/person1000_bacteria_2931.jpeg", "person1000_bacteria"),
+        ("Person7_virus_1.png", "person7_virus"),
+        ("a/person7_12.png", "person7"),
         ("images_001/00000013_005.png", "00000013"),
         ("a/100000013_005.png", "a/100000013_005.png"),
         ("train/COVID/COVID-100.png", "train/COVID/COVID-100.png"),
