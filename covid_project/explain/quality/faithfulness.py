@@ -171,13 +171,6 @@ def impute(
     return np.where(missing[..., None], np.clip(found, 0, 255), images).astype(np.float32)
 
 
-def _block_sums(images: np.ndarray, k: int) -> np.ndarray:
-    """Sums over blocks of k by k pixels, (N, ⌈H/k⌉, ⌈W/k⌉, C); beyond the image there is zero."""
-    missing = [(0, 0), *((0, -side % k) for side in images.shape[1:3]), (0, 0)]
-    count, height, width, channels = (padded := np.pad(images, missing)).shape
-    return padded.reshape(count, height // k, k, width // k, k, channels).sum(axis=(2, 4))
-
-
 def _harmonic(images: np.ndarray, missing: np.ndarray) -> np.ndarray:
     """Images (N, H, W, C) float64 whose missing pixels are the weighted means of their neighbours.
 

@@ -60,21 +60,6 @@ def iou_at_otsu(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return overlap
 
 
-def otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
-    """Threshold that parts values best in two: largest variance between the classes; Otsu 1979.
-
-    Of a histogram with `bins` equal bins from the least to the largest value, which must differ;
-    the centre of a bin, whose values belong to the lower class.
-    """
-    counts, edges = np.histogram(values, bins)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    moments = np.cumsum(counts * centres)
-    gap = moments[:-1] / below - (moments[-1] - moments[:-1]) / above  # no end bin is empty
-    return float(centres[np.argmax(below * above * gap**2)])
-
-
 def box_masks(boxes: Sequence[ArrayLike], size: tuple[int, int]) -> np.ndarray:
     """Masks (N, H, W) bool of the boxes in each image.
 
