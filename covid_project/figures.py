@@ -280,10 +280,12 @@ def verdict(label: int, score: float, classes: Sequence[str]) -> str:
 def heatmap_panel(
     images: np.ndarray, overlays: np.ndarray, titles: Sequence[str], columns: int = 4
 ) -> plt.Figure:
-    """Each image (H, W, 1) above its Grad-CAM overlay (H, W, 3), with a title over the pair."""
-    columns = min(columns, max(len(images), 1))
-    blocks = -(-len(images) // columns)
-    side = PAGE / 4
+    """Each image (H, W, 1) above its Grad-CAM overlay (H, W, 3), with a title over the pair.
+
+    As wide as a page for a single image, too: set to a page's width it would fill the page.
+    """
+    blocks = max(-(-len(images) // columns), 1)
+    side = PAGE / columns
     figure, axes = plt.subplots(
         2 * blocks,
         columns,
@@ -356,9 +358,12 @@ def explanation_quality(table: pd.DataFrame) -> plt.Figure:
 
 
 def _quality_panels(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Test, measure and setting of each panel: what a reader compares the methods by."""
+    """Test, measure and setting of each panel: what a reader compares the methods by.
+
+    IoU says the same as the energy inside and stays in the table, as the steps of ROAD do.
+    """
     shown = table[
-        table["test"].eq(LOCALISATION)
+        (table["test"].eq(LOCALISATION) & ~table["measure"].str.startswith("IoU"))
         | (table["test"].eq(FAITHFULNESS) & ~table["setting"].str.endswith("first"))
         | table["measure"].eq("SSIM")
     ]

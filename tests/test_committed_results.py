@@ -117,6 +117,31 @@ def test_readme_says_what_the_results_say(metrics):
         assert numbers == expected
 
 
+def test_readme_says_what_the_audits_found():
+    readme = (HOUSE / "README.md").read_text(encoding="utf-8")
+    for name in ("covid_xray", "chest_xray", "covid_ct", "covid_two_sources"):
+        views = pd.read_csv(RESULTS / "audit" / name / "shortcuts.csv").set_index("view")
+        shown = [
+            f"{row.auc:.3f} ({row.low:.3f}–{row.high:.3f})"
+            if (row := views.loc[view] if view in views.index else None) is not None
+            else "–"
+            for view in ("file metadata", "border", "lungs removed", "whole image")
+        ]
+        assert re.search(rf"\(`{name}`\), [\d,]+ \| {re.escape(' | '.join(shown))} \|", readme), (
+            name
+        )
+    caught = pd.read_csv(RESULTS / "audit" / "controls.csv").query("caught")
+    weakest = caught.groupby("control")["strength"].min()
+    words = " ".join(readme.split())
+    assert (
+        f"a marker from {weakest['marker']:g} grey levels, a border from {weakest['border']:g}, "
+        f"a size difference from {weakest['size']:g} % of the side"
+    ) in words
+    audit = pd.read_csv(RESULTS / "audit" / "covid_xray" / "audit.csv").set_index("check")
+    border = audit.loc["fine_tuned: the model on the border alone"]
+    assert f"AUC of {border['value']:.3f} ({border['low']:.3f}–{border['high']:.3f})" in words
+
+
 def test_no_pixels_and_no_paths_of_a_machine_are_committed():
     for path in RESULTS.rglob("*"):
         if "demo" in path.parts or "notebooks" in path.parts or path.name.startswith("images_"):

@@ -141,3 +141,11 @@ def test_quality_has_a_panel_per_measure_and_fills_the_marks_of_those_that_win(q
         white = (marks.get_facecolors()[:, :3] == 1).all(axis=1)
         assert white.tolist() == [False, True, True, True, True]
         assert marks.get_offsets()[:, 0].tolist() == [0.8, 0.3, 0.3, 0.3, 0.3]
+
+
+def test_one_image_is_no_larger_than_its_like_among_four():
+    for count in (1, 4):
+        images = np.zeros((count, 8, 8, 1), np.uint8)
+        overlays = np.zeros((count, 8, 8, 3), np.uint8)
+        figure = figures.heatmap_panel(images, overlays, ["x"] * count)
+        assert figure.get_size_inches()[0] == figures.PAGE
