@@ -42,8 +42,8 @@ MAX_RATIO, RATIO_MATTERS_ABOVE = 200, 50 * 10**6  # of one member; its unpacked 
 
 # What some public sets' file names hold of the patient.
 NAME_PATTERNS = {
-    # Kermany's paediatric pneumonia: person1000_virus_1681.jpeg. The numbers start anew for
-    # bacteria and viruses: of the 170 in training and test alike, none has one kind in both.
+    # Kermany's paediatric pneumonia: person1000_virus_1681.jpeg. Bacteria and viruses are numbered
+    # separately: of the 170 numbers in training and test alike, none has one kind in both.
     "person": r"(?i)(person\d+(?:_(?:bacteria|virus))?)_",
     "nih": r"(\d{8})_\d{3}\.",  # NIH ChestX-ray14: 00000013_005.png
 }
