@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
@@ -110,6 +110,11 @@ class Dataset:
             raise DataError(f"no split {split!r}: there are {', '.join(SPLITS)}")
         return np.flatnonzero(self.table["split"] == split)
 
+    def without(self, paths: Iterable[str]) -> "Dataset":
+        """Return the same data set but for some images; the fingerprint stays that of the whole."""
+        kept = self.table[~self.table["path"].isin(set(paths))]
+        return replace(self, table=kept.reset_index(drop=True))
+
 
 # ---- opening ------------------------------------------------------------------------------------
 
@@ -117,10 +122,11 @@ class Dataset:
 def open_dataset(
     path: str | Path,
     *,
-    classes: tuple[str, ...] = CLASSES,
+    classes: tuple[str, ...] | None = CLASSES,
     splits_file: Path | None = None,
     seed: int = 0,
     allow_shared_files: bool = False,
+    as_found: bool = False,
 ) -> Dataset:
     """Open a folder or a zip archive of images.
 
@@ -135,7 +141,8 @@ def open_dataset(
     path
         The folder or the archive.
     classes
-        Class folders wanted, in the order of their labels.
+        Class folders wanted, in the order of their labels. None, for audits: `CLASSES` where the
+        data have both, or else every folder of images, in the order of their names.
     splits_file
         CSV (path, label, split, fingerprint) of a split dealt here: written where it is
         missing, used where it is there, so that a split is never dealt a second time. Only for
@@ -144,6 +151,10 @@ def open_dataset(
         Of the split, 80 : 10 : 10 in each class, that is dealt where the data come without one.
     allow_shared_files
         Accept the same file in two splits.
+    as_found
+        Accept, for audits, whatever splits there are: the same file in two, a missing split or
+        class in a split, none at all. No split is dealt then: it is "" where there is none, apart
+        from what ``splits_file`` says where that file is there.
 
     Raises
     ------
@@ -154,7 +165,9 @@ def open_dataset(
     """
     path = Path(os.path.expanduser(path))
     root, names = _open_root(path)
-    prefix, table = _arrange(names, classes, path)
+    if classes is None:
+        classes = _found_classes(names) or CLASSES
+    prefix, table = _arrange(names, classes, path, as_found)
     if prefix:
         root = root.joinpath(prefix)
         names = [name.removeprefix(f"{prefix}/") for name in names if name.startswith(f"{prefix}/")]
@@ -163,12 +176,13 @@ def open_dataset(
     table["group"] = table["path"].map(group_of)
     table["mask"] = [_mask_of(name, names) for name in table["path"]]
     contents = _contents(root, table["path"])
-    if (table["split"] == "").all():
+    dealt = splits_file is not None and Path(splits_file).is_file()
+    if (table["split"] == "").all() and (dealt or not as_found):
         table["split"] = _dealt_once(table, contents, splits_file, seed)
-    elif not allow_shared_files:
+    elif not (allow_shared_files or as_found):
         _refuse_shared(table["path"], table["split"], contents)
     identity = _identity(table, contents)
-    order = {split: position for position, split in enumerate(SPLITS)}
+    order = {split: position for position, split in enumerate([*SPLITS, ""])}
     table = table.iloc[np.lexsort((table["path"], table["label"], table["split"].map(order)))]
     columns = ["path", "label", "split", "source", "group", "mask"]
     return Dataset(table[columns].reset_index(drop=True), root, tuple(classes), identity)
@@ -278,30 +292,54 @@ def _escapes(member: zipfile.ZipInfo) -> bool:
     return bool(strange) or not {"", ".", ".."}.isdisjoint(name.removesuffix("/").split("/"))
 
 
-def _arrange(names: list[str], classes: tuple[str, ...], path: Path) -> tuple[str, pd.DataFrame]:
+def _placed(names: list[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Outer folders, name, class folder and split ("" if none) of each image in a folder."""
+    for name in names:
+        if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        *folders, _ = name.split("/")
+        if folders and folders[-1].casefold() == "images":  # class/images, as Kaggle has it
+            folders.pop()
+        if folders:
+            folder = folders.pop()
+            split = SPLIT_FOLDERS.get(folders[-1].casefold(), "") if folders else ""
+            yield "/".join(folders[:-1] if split else folders), name, folder, split
+
+
+def _found_classes(names: list[str]) -> tuple[str, ...]:
+    """Names of the class folders, as far as they lie no deeper than the shallowest of them."""
+    no_class = {"masks", *SPLIT_FOLDERS}
+    found = [(o, folder) for o, _, folder, _ in _placed(names) if folder.casefold() not in no_class]
+    shallowest = min((_depth(outer) for outer, _ in found), default=0)
+    spelled = {folder.casefold(): folder for outer, folder in found if _depth(outer) == shallowest}
+    if all(name.casefold() in spelled for name in CLASSES):
+        return CLASSES
+    return tuple(spelled[name] for name in sorted(spelled))
+
+
+def _depth(outer: str) -> int:
+    return len(outer.split("/")) if outer else 0
+
+
+def _arrange(
+    names: list[str], classes: tuple[str, ...], path: Path, as_found: bool
+) -> tuple[str, pd.DataFrame]:
     """Find the layout: the outer folders, and a table of path, label, split ("" if none), folder.
 
     Of several places that fit, the shallowest counts: archives often hold a second copy of
     themselves further inside, and lung masks lie in the same folders under ``masks/``.
     """
     labels = {name.casefold(): label for label, name in enumerate(classes)}
-    images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-    found = []
-    for name in images:
-        *folders, _ = name.split("/")
-        if folders and folders[-1].casefold() == "images":  # class/images, as Kaggle has it
-            folders.pop()
-        if not folders or folders[-1].casefold() not in labels:
-            continue
-        folder = folders.pop()
-        split = SPLIT_FOLDERS.get(folders[-1].casefold(), "") if folders else ""
-        if split:
-            folders.pop()
-        found.append(("/".join(folders), name, labels[folder.casefold()], split, folder))
+    found = [
+        (outer, name, labels[folder.casefold()], split, folder)
+        for outer, name, folder, split in _placed(names)
+        if folder.casefold() in labels
+    ]
     table = pd.DataFrame(found, columns=["outer", "path", "label", "split", "folder"])
-    depth = table["outer"].map(lambda outer: len(outer.split("/")) if outer else 0)
+    depth = table["outer"].map(_depth)
     table = table[depth == depth.min()]
 
+    images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     tally = Counter(str(PurePosixPath(name).parent) for name in images)
     here = _listed([f"{_printable(folder)} ({n})" for folder, n in tally.items()], limit=12)
     explained = (
@@ -314,7 +352,7 @@ def _arrange(names: list[str], classes: tuple[str, ...], path: Path) -> tuple[st
     missing = [name for label, name in enumerate(classes) if label not in set(table["label"])]
     if missing:
         raise DataError(f"no class folder {' or '.join(missing)} with images. {explained}")
-    if table["split"].any():
+    if table["split"].any() and not as_found:
         _refuse_gaps(table, classes, explained)
     prefix = outer[0]
     table = table.drop(columns="outer").reset_index(drop=True)
@@ -527,6 +565,37 @@ def load_images(
     return images
 
 
+def each_image(
+    dataset: Dataset,
+    work: Callable[[np.ndarray], object],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list, dict[str, str]]:
+    """Decode each image once and work on it; go on past those that cannot be read.
+
+    Parameters
+    ----------
+    dataset
+        The opened data set.
+    work
+        Called in threads with the grey values of one image, uint8 (height, width), see `decode`.
+    progress
+        Called with (images done, images in all) after each image.
+
+    Returns
+    -------
+    What ``work`` returned for each readable image, in the order of the table, and the reason for
+    each path that cannot be read.
+    """
+
+    def decoded(path: str):
+        return work(np.asarray(_grey(_read(dataset.root, path), path)))
+
+    paths = dataset.table["path"]
+    results = [None] * len(paths)
+    unreadable = dict(_attempt_each(paths, decoded, results, progress))
+    return [r for path, r in zip(paths, results, strict=True) if path not in unreadable], unreadable
+
+
 def load_masks(dataset: Dataset, size: int) -> np.ndarray:
     """Load the lung masks: bool (N, size, size); all False in the rows without a mask.
 
@@ -662,10 +731,24 @@ def _for_each(
     into: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list | np.ndarray:
-    """Results of ``work`` on each name, in their order, computed in threads.
+    """Results of ``work`` on each name, in their order; ``UnreadableImages`` names all at once."""
+    names = list(names)
+    results = [None] * len(names) if into is None else into
+    unreadable = _attempt_each(names, work, results, progress)
+    if unreadable:
+        raise UnreadableImages(unreadable)
+    return results
 
-    Decoding and unpacking leave Python's lock. Files that cannot be read are gathered first and
-    raised all at once.
+
+def _attempt_each(
+    names: Iterable[str],
+    work: Callable[[str], object],
+    into: list | np.ndarray,
+    progress: Callable[[int, int], None] | None,
+) -> list[tuple[str, str]]:
+    """Fill ``into`` with the results, computed in threads; return (name, reason) of the others.
+
+    Decoding and unpacking leave Python's lock.
     """
 
     def attempt(name: str):
@@ -675,19 +758,16 @@ def _for_each(
             return error
 
     names = list(names)
-    results = [None] * len(names) if into is None else into
     unreadable = []
     with _quiet(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for row, result in enumerate(pool.map(attempt, names)):
             if isinstance(result, UnreadableImage):
                 unreadable.append((result.name, result.reason))
             else:
-                results[row] = result
+                into[row] = result
             if progress is not None:
                 progress(row + 1, len(names))
-    if unreadable:
-        raise UnreadableImages(unreadable)
-    return results
+    return unreadable
 
 
 # ---- words for messages -------------------------------------------------------------------------

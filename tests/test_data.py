@@ -356,6 +356,90 @@ def test_too_few_to_deal_are_refused(tmp_path):
         open_dataset(as_folder(kaggle_tree(9), tmp_path))
 
 
+# ---- as found, for audits -----------------------------------------------------------------------
+
+
+def test_splits_as_found_are_taken_with_their_gaps_and_shared_files(tmp_path):
+    files = without("val")
+    files["test/COVID/again.png"] = files["train/COVID/COVID-1.png"]
+    path = as_zip(files, tmp_path / "set.zip")
+    with pytest.raises(DataError, match=r"no split val\."):
+        open_dataset(path)
+    table = open_dataset(path, as_found=True).table
+    assert table.groupby(["split", "label"]).size().to_dict() == {
+        ("train", 0): 3, ("train", 1): 3, ("test", 0): 2, ("test", 1): 3,
+    }  # fmt: skip
+    assert list(table["split"].unique()) == ["train", "test"]
+
+
+def test_no_split_is_dealt_where_the_data_are_wanted_as_found(tmp_path):
+    archive, splits = as_zip(kaggle_tree(), tmp_path / "k.zip"), tmp_path / "splits.csv"
+    found = open_dataset(archive, splits_file=splits, as_found=True)
+    assert set(found.table["split"]) == {""}
+    assert not splits.exists()
+    dealt = open_dataset(archive, splits_file=splits)
+    again = open_dataset(archive, splits_file=splits, as_found=True)
+    pd.testing.assert_frame_equal(again.table, dealt.table)
+    assert again.fingerprint == dealt.fingerprint != found.fingerprint
+
+
+def test_a_whole_data_set_is_the_same_as_found(tmp_path):
+    path = as_folder(course_tree(), tmp_path)
+    strict, found = open_dataset(path), open_dataset(path, classes=None, as_found=True)
+    pd.testing.assert_frame_equal(strict.table, found.table)
+    assert (strict.fingerprint, strict.classes) == (found.fingerprint, found.classes)
+
+
+def renamed(files: dict[str, bytes], *names: tuple[str, str]) -> dict[str, bytes]:
+    for old, new in names:
+        files = {name.replace(old, new): content for name, content in files.items()}
+    return files
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        (course_tree("x/", {"NORMAL": "normal"}), ("NORMAL", "COVID")),
+        (kaggle_tree(), ("NORMAL", "COVID")),  # as a run takes it, without the other folders
+        (renamed(course_tree(), ("COVID", "PNEUMONIA")), ("NORMAL", "PNEUMONIA")),
+        (
+            renamed(kaggle_tree(2), ("/COVID/", "/Atelectasis/")),
+            ("Atelectasis", "Lung_Opacity", "Normal", "Viral Pneumonia"),
+        ),
+        ({"a/b/one/1.png": b"x", "a/b/two/1.png": b"x", "a/b/two/three/1.png": b"x"},
+         ("one", "two")),
+        ({"train/1.png": b"x", "masks/1.png": b"x", "only/1.png": b"x"}, ("only",)),
+    ],
+    ids=["course", "Kaggle", "pneumonia", "four", "outer", "one"],
+)  # fmt: skip
+def test_classes_are_found_where_they_are_not_named(tmp_path, files, classes):
+    dataset = open_dataset(as_zip(files, tmp_path / "x.zip"), classes=None, as_found=True)
+    assert dataset.classes == classes
+    assert set(dataset.table["label"]) == set(range(len(classes)))
+
+
+def test_images_without_folders_have_no_classes(tmp_path):
+    with pytest.raises(DataError, match="no class folder NORMAL or COVID"):
+        open_dataset(as_folder({"1.png": b"x"}, tmp_path), classes=None, as_found=True)
+
+
+def test_each_image_goes_on_past_what_cannot_be_read(tmp_path):
+    files = course_tree() | {"train/COVID/bad.png": b"no image", "val/COVID/empty.png": b""}
+    dataset = open_dataset(as_folder(files, tmp_path))
+    seen = []
+    means, unreadable = data.each_image(
+        dataset, lambda pixels: pixels.mean(), lambda *done: seen.append(done)
+    )
+    assert set(unreadable) == {"train/COVID/bad.png", "val/COVID/empty.png"}
+    assert "zero bytes" in unreadable["val/COVID/empty.png"]
+    assert seen[-1] == (16, 16)
+    rest = dataset.without(unreadable)
+    assert rest.fingerprint == dataset.fingerprint
+    assert list(rest.table.index) == list(range(14))
+    expected = [decode(files[path], path).mean() for path in rest.table["path"]]
+    np.testing.assert_array_equal(means, expected)
+
+
 # ---- refusals of a tree -------------------------------------------------------------------------
 
 
