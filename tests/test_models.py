@@ -16,8 +16,10 @@ from covid_project.models import (
     baseline_cnn,
     build_backbone,
     layer_table,
+    mlp,
     model_fingerprint,
     parameter_counts,
+    shift_threshold,
     split_at,
     transfer_head,
     transfer_model,
@@ -242,3 +244,24 @@ def test_layers_and_parameters_are_counted_as_keras_counts_them():
     assert counts["trained_parameters"] == counts["parameters"] - moving
     assert table.set_index("layer").loc["stem_convolution", "kernel"] == 5
     assert table["output"].iloc[-1] == "1"
+
+
+def test_the_perceptron_is_its_matrices(rng):
+    set_seed(0)
+    model = mlp(8, normalization_layer("fixed", np.zeros((1, 1, 1, 1))), units=5, dropout=0.5)
+    images = rng.uniform(0, 255, (3, 8, 8, 1)).astype(np.float32)
+    weights = {layer.name: layer.get_weights() for layer in model.layers}
+    x = (images / 127.5 - 1).reshape(3, -1) @ weights["hidden"][0]
+    scale, offset, mean, variance = weights["hidden_norm"]
+    x = np.maximum((x - mean) / np.sqrt(variance + 1e-3) * scale + offset, 0)
+    x = np.maximum(x @ weights["dense"][0] + weights["dense"][1], 0)
+    expected = x @ weights["logit"][0] + weights["logit"][1]
+    np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shifted_threshold_becomes_zero(rng):
+    model = baseline()
+    images = rng.uniform(0, 255, (4, 32, 32, 1)).astype(np.float32)
+    before = model(images).numpy()
+    shift_threshold(model, 1.5)
+    np.testing.assert_allclose(model(images).numpy(), before - 1.5, atol=1e-5)

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
 from covid_project.augmentation import NONE, augment
 from covid_project.models import baseline_cnn, model_fingerprint
@@ -8,7 +9,9 @@ from covid_project.normalization import normalization_layer
 from covid_project.pipeline import evaluation_batches, feature_batches, training_batches
 from covid_project.settings import Augmentation
 from covid_project.training import (
+    PLATEAU_FACTOR,
     best_epoch,
+    class_weights,
     copied_features,
     cosine_schedule,
     fine_tune,
@@ -168,3 +171,46 @@ def test_when_every_attempt_drops_the_model_is_as_it_was(data):
     assert model_fingerprint(model) == before
     assert history.empty
     assert (log["outcome"] != "kept").all()
+
+
+def test_class_weights_are_those_of_scikit_learn(rng):
+    labels = rng.permutation(np.repeat([0, 1], [30, 90]))
+    expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=labels)
+    np.testing.assert_allclose(list(class_weights(labels).values()), expected)
+    with pytest.raises(ValueError, match="both 0 and 1"):
+        class_weights(np.ones(5))
+
+
+def test_on_a_plateau_the_learning_rate_falls_and_else_it_is_constant(data):
+    # Labels without any relation to the images: validation soon no longer improves.
+    (images, labels), val = data[0], (data[1][0], np.roll(data[1][1], 1))
+    history = fit(
+        new_model(),
+        evaluation_batches(images, labels),
+        learning_rate=0.01,
+        epochs=8,
+        validation=evaluation_batches(*val),
+        plateau=1,
+    )
+    rates = history["learning_rate"].to_numpy()
+    assert rates[0] == pytest.approx(0.01)
+    best, expected = np.inf, 0.01
+    for rate, loss in zip(rates, history["val_loss"], strict=True):
+        # The clock reads the rate of the epoch before the callback that lowers it has its turn.
+        assert rate == pytest.approx(expected, rel=1e-5)
+        expected *= 1 if loss < best else PLATEAU_FACTOR
+        best = min(best, loss)
+    assert rates[-1] < 0.01
+
+
+def test_class_weights_move_the_predictions_towards_the_rarer_class(data):
+    images, labels = data[0]
+    noise = np.random.default_rng(1).integers(0, 256, images.shape, np.uint8)
+    labels = (np.arange(len(labels)) % 4 > 0).astype(int)  # three to one, and nothing to learn
+    means = {}
+    for weights in (None, class_weights(labels)):
+        model = new_model()
+        batches = evaluation_batches(noise, labels)
+        fit(model, batches, learning_rate=0.003, epochs=8, class_weight=weights)
+        means[weights is None] = logits(model, noise).mean()
+    assert means[False] < means[True]
