@@ -1,3 +1,5 @@
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -72,7 +74,7 @@ def test_schedule_is_equation_1():
     assert schedule.sparsity(60) == pytest.approx(0.7625)
     assert schedule.sparsity(110) == schedule.sparsity(10_000) == 0.8
     steps = [schedule.sparsity(step) for step in range(10, 111)]
-    assert all(b > a for a, b in zip(steps, steps[1:], strict=False))
+    assert all(b > a for a, b in itertools.pairwise(steps))
     assert [step for step in range(130) if schedule.prunes_at(step)] == list(range(10, 111, 10))
 
 
