@@ -1,4 +1,5 @@
 # make run [DATA=path] [PROFILE=name] [RESULTS=folder] [SET="key=value ..."]
+# make studies
 # make test
 # make report [RESULTS=folder]
 # make submission GROUP=number [RESULTS=folder] [DRAFT=1]
@@ -7,12 +8,18 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: run test lint report submission clean
+STUDIES := $(basename $(notdir $(wildcard studies/*.ipynb)))
+
+.PHONY: run studies test lint report submission clean
 
 # The run, the report and the hand-in share one results folder.
 run: $(VENV)/ready
 	$(PYTHON) -m covid_project run $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
 		$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
+
+# Every study on drawn phantoms, in small; on real images each is run by itself, with --data.
+studies: $(VENV)/ready
+	@set -e; for study in $(STUDIES); do $(PYTHON) -m covid_project run --study $$study; done
 
 report: $(VENV)/ready
 	$(PYTHON) -m covid_project report $(if $(RESULTS),--results "$(RESULTS)")

@@ -1,12 +1,13 @@
 """Command line: ``python -m covid_project run | explain | report | submission``."""
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
 import yaml
 
-from covid_project.settings import NOTEBOOKS, SettingsError, load_settings
+from covid_project.settings import NOTEBOOKS, STUDIES, SettingsError, load_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,13 +39,15 @@ def _run(options: argparse.Namespace) -> int:
     from covid_project.experiment import begin
     from covid_project.runner import NotebookFailed, run_notebooks
 
+    load, start, notebooks = load_settings, begin, tuple(options.only or NOTEBOOKS)
+    if options.study:
+        study = importlib.import_module(f"covid_project.studies.{options.study}")
+        load, start, notebooks = study.load_settings, study.begin, (f"studies/{options.study}",)
     changes = dict(_assignment(text) for text in options.set)
-    settings = load_settings(
-        options.profile, data=options.data, results=options.results, changes=changes
-    )
+    settings = load(options.profile, data=options.data, results=options.results, changes=changes)
     try:
-        begin(settings)  # data that cannot be used are refused before a notebook is opened
-        run_notebooks(settings, tuple(options.only or NOTEBOOKS))
+        start(settings)  # data that cannot be used are refused before a notebook is opened
+        run_notebooks(settings, notebooks)
     except (DataError, NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -130,11 +133,15 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run the notebooks in order")
     run.set_defaults(command=_run)
     run.add_argument("--data", type=Path, help="zip, folder or Kaggle tree; none: drawn phantoms")
-    run.add_argument("--profile", help="name in profiles/ or path; default: course with --data")
-    run.add_argument("--results", type=Path, help="folder of the results; default: the profile's")
     run.add_argument(
+        "--profile", help="name in profiles/ or path; default: demo, with --data course"
+    )
+    run.add_argument("--results", type=Path, help="folder of the results; default: the profile's")
+    which = run.add_mutually_exclusive_group()
+    which.add_argument(
         "--only", action="append", choices=NOTEBOOKS, help="this notebook alone (may be repeated)"
     )
+    which.add_argument("--study", choices=STUDIES, help="a study, instead of the four notebooks")
     run.add_argument(
         "--set",
         action="append",

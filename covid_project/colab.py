@@ -12,8 +12,15 @@ ARCHIVE = "covid_xray.zip"
 KAGGLE = "tawsifurrahman/covid19-radiography-database"
 
 
-def prepare() -> str | None:
+def prepare(archive: str = ARCHIVE, kaggle: str = KAGGLE) -> str | None:
     """Check for Python 3.12; on Colab, install the requirements and look for the data.
+
+    Parameters
+    ----------
+    archive
+        File name of the data, sought in the usual places.
+    kaggle
+        The set on Kaggle that is downloaded where there is no such file.
 
     Returns
     -------
@@ -36,14 +43,14 @@ def prepare() -> str | None:
         [sys.executable, "-m", "pip", "install", "--quiet", "-r", "requirements.txt"], check=True
     )
     for place in (Path(), Path("/content"), Path("/content/drive/MyDrive")):
-        if (place / ARCHIVE).is_file():
-            return str(place / ARCHIVE)
+        if (place / archive).is_file():
+            return str(place / archive)
     if importlib.util.find_spec("kagglehub"):
         import kagglehub
 
-        return kagglehub.dataset_download(KAGGLE)
+        return kagglehub.dataset_download(kaggle)
     print(
-        f"No data yet, so phantoms are drawn. To use real images, upload {ARCHIVE} with the folder "
+        f"No data yet, so phantoms are drawn. To use real images, upload {archive} with the folder "
         "symbol at the left (to /content) or put it into your Drive, and run this cell again."
     )
     return None

@@ -4,7 +4,7 @@ Label 1 (COVID) is the positive class. Scores are logits: 0 is the threshold, fi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,43 @@ def metrics_table(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.D
             method, n = f"bootstrap, {RESAMPLES} resamples", len(labels)
         rows.append((name, value, low, high, n, method))
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n", "method"])
+
+
+def class_metrics(
+    labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], seed: int = 0
+) -> pd.DataFrame:
+    """Precision, recall and F1 of both classes: class, metric, value, low, high, n, method.
+
+    Intervals as in ``metrics_table``. The first class' figures are those of the task turned round.
+    """
+    labels, scores = checked(labels, scores)
+    predicted = np.where(scores > 0, 1.0, -1.0)
+    tables = []
+    for label, sign in ((0, -1), (1, 1)):
+        table = metrics_table(labels == label, sign * predicted, seed=seed)
+        table["metric"] = table["metric"].replace("sensitivity", "recall")
+        table.insert(0, "class", classes[label])
+        tables.append(table[table["metric"].isin(["precision", "recall", "F1"])])
+    return pd.concat(tables, ignore_index=True)
+
+
+def equal_error_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Score above which sensitivity and specificity come nearest to each other.
+
+    Midway between two neighbouring scores. It does not depend on how frequent the classes are, so
+    that it can be chosen on one set and used on another of a different mix.
+    """
+    labels, scores = checked(labels, scores)
+    if not 0 < labels.sum() < len(labels):
+        raise ValueError("both classes are needed to choose a threshold")
+    values = np.unique(scores)
+    candidates = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
+    positives, negatives = np.sort(scores[labels]), np.sort(scores[~labels])
+    sensitivity = 1 - np.searchsorted(positives, candidates, side="right") / len(positives)
+    specificity = np.searchsorted(negatives, candidates, side="right") / len(negatives)
+    gap = np.abs(sensitivity - specificity)
+    best = gap == gap.min()  # of several, the middle one: the widest margin to either side
+    return float(np.median(candidates[best]))
 
 
 def wilson_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:

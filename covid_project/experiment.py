@@ -7,7 +7,7 @@ Nothing here needs TensorFlow.
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 
 from covid_project import data
 from covid_project.evaluation import metrics_table, record_test_look
-from covid_project.settings import Settings, as_yaml
+from covid_project.settings import RunSettings, Settings, as_yaml
 from covid_project.storage import (
     cached_array,
     fingerprint,
@@ -44,7 +44,7 @@ class MissingInput(RuntimeError):
 class Experiment:
     """Settings, data set and results folder of one run."""
 
-    settings: Settings
+    settings: RunSettings
     dataset: data.Dataset
     results: Path
     cache: Path
@@ -79,7 +79,7 @@ class Experiment:
 
         ``parts`` are the groups of settings that the result depends on beside the common ones.
         """
-        common = (self.settings.normalization, self.settings.augmentation, *parts)
+        common = (*self.settings.common, *parts)
         drawn = "phantoms-" if self.dataset.is_phantom else ""
         return {
             "data": drawn + self.dataset.fingerprint,
@@ -165,29 +165,34 @@ class Experiment:
             )
 
 
-def begin(settings: Settings) -> Experiment:
+def open_course(source: Path, settings: Settings) -> data.Dataset:
+    """The data of the four tasks; where they come without a split, it is dealt once."""
+    return data.open_dataset(
+        source,
+        splits_file=Path(settings.results) / "splits.csv",
+        seed=settings.seed,
+        allow_shared_files=settings.allow_shared_files,
+    )
+
+
+def begin[Kind: RunSettings](
+    settings: Kind, open_data: Callable[[Path, Kind], data.Dataset] = open_course
+) -> Experiment:
     """Open the data, claim the results folder, and report both.
+
+    Parameters
+    ----------
+    open_data
+        Opens a folder or an archive, with the splits that the run uses; a study has its own.
 
     Raises
     ------
     data.DataError
         The data cannot be used, or the results folder belongs to other data.
     """
-    source = settings.data
-    if source is None:
-        phantoms = _phantoms()
-        counts = {split: getattr(settings.phantoms, split) for split in data.SPLITS}
-        size = settings.phantoms.size
-        drawn = {"drawing": phantoms.DRAWING, "size": size, "seed": settings.seed, **counts}
-        name = fingerprint(drawn)
-        source = phantoms.write_dataset(CACHE / f"phantoms-{name}", counts, size, settings.seed)
+    source = _drawn(settings) if settings.data is None else Path(settings.data)
     results = Path(settings.results)
-    dataset = data.open_dataset(
-        source,
-        splits_file=results / "splits.csv",
-        seed=settings.seed,
-        allow_shared_files=settings.allow_shared_files,
-    )
+    dataset = open_data(source, settings)
     record = results / "run.json"
     if record.is_file():
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -218,6 +223,17 @@ def begin(settings: Settings) -> Experiment:
     print(f"data: {run['source']} ({', '.join(f'{k} {v}' for k, v in counts.items())} images)")
     print(f"results: {results}")
     return Experiment(settings, dataset, results, CACHE / f"data-{dataset.fingerprint}")
+
+
+def _drawn(settings: RunSettings) -> Path:
+    """Folder of the phantoms that stand in for data, drawn where they are missing."""
+    phantoms = _phantoms()
+    counts = {split: getattr(settings.phantoms, split) for split in data.SPLITS}
+    size = settings.phantoms.size
+    drawn = {"drawing": phantoms.DRAWING, "size": size, "seed": settings.seed, **counts}
+    return phantoms.write_dataset(
+        CACHE / f"phantoms-{fingerprint(drawn)}", counts, size, settings.seed
+    )
 
 
 def _phantoms():

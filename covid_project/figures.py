@@ -10,7 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from sklearn.metrics import precision_recall_curve, roc_curve
 
+from covid_project.evaluation import confusion
 from covid_project.tuning import OBJECTIVE
 
 COLUMN = 3.5  # inches: one column of a two-column article
@@ -296,4 +298,79 @@ def heatmap_panel(
         axes[row, column].imshow(np.squeeze(images[number]), **GREY)
         axes[row, column].set_title(titles[number], fontsize=8)
         axes[row + 1, column].imshow(overlays[number])
+    return figure
+
+
+def class_shares(table: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
+    """Share of each class per split, one pie each (columns split, label)."""
+    counts = pd.crosstab(table["split"], table["label"]).loc[table["split"].unique()]
+    figure, axes = plt.subplots(1, len(counts), figsize=(COLUMN, 1.5), layout="constrained")
+    for axis, (split, row) in zip(np.atleast_1d(axes), counts.iterrows(), strict=True):
+        wedges, *_ = axis.pie(row, colors=COLOURS[: len(row)], autopct="%.0f%%", startangle=90)
+        axis.set_title(f"{split}: {row.sum()}")
+    figure.legend(wedges, classes, loc="outside lower center", ncols=len(classes))
+    return figure
+
+
+def stored_sizes(sizes: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
+    """Width and height of the files (columns width, height, label): boxes, and one by the other."""
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.0), layout="constrained")
+    groups = [sizes[sizes["label"] == label] for label in range(len(classes))]
+    for axis, side in zip(axes, ("width", "height"), strict=False):
+        axis.boxplot([group[side] for group in groups], tick_labels=classes)
+        axis.set(ylabel=f"{side} (pixels)")
+    for number, (group, name) in enumerate(zip(groups, classes, strict=True)):
+        style = {"color": COLOURS[number], "marker": MARKERS[number], "label": name}
+        axes[2].scatter(group["width"], group["height"], s=12, alpha=0.5, **style)
+    axes[2].set(xlabel="width (pixels)", ylabel="height (pixels)")
+    axes[2].legend()
+    return figure
+
+
+def ranking_curves(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> plt.Figure:
+    """ROC and precision-recall curves of several models, their own thresholds marked.
+
+    ``scores`` maps the name of a model to its logits (N,) for images with these labels (N,).
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), layout="constrained")
+    for number, (name, values) in enumerate(scores.items()):
+        style = {"color": COLOURS[number], "linestyle": DASHES[number]}
+        counts = confusion(labels, values)
+        found = counts[1, 1] / counts[1].sum()
+        false_alarms, sensitivity, _ = roc_curve(labels, values)
+        axes[0].plot(false_alarms, sensitivity, label=name, **style)
+        precision, recall, _ = precision_recall_curve(labels, values)
+        axes[1].plot(recall, precision, label=name, **style)
+        marker = {"marker": MARKERS[number], "color": COLOURS[number], "markersize": 5}
+        axes[0].plot(counts[0, 1] / counts[0].sum(), found, **marker)
+        if counts[:, 1].any():
+            axes[1].plot(found, counts[1, 1] / counts[:, 1].sum(), **marker)
+    axes[0].set(xlabel="1 − specificity", ylabel="sensitivity", title="ROC")
+    axes[1].set(xlabel="recall", ylabel="precision", title="precision and recall")
+    axes[1].axhline(np.mean(labels), color="0.5", linewidth=0.8)
+    axes[0].plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
+    axes[0].legend(loc="lower right")
+    return figure
+
+
+def model_bars(table: pd.DataFrame) -> plt.Figure:
+    """Accuracy and AUC with 95 % intervals, and seconds of training, beside the published ones.
+
+    ``table`` has one row per model: stage, seconds, published_seconds, and for accuracy and AUC
+    the value, ``_low``, ``_high`` and ``published_``.
+    """
+    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.2), layout="constrained")
+    places = np.arange(len(table))
+    for axis, name in zip(axes, ("accuracy", "AUC", "seconds"), strict=True):
+        bars = {"edgecolor": "black", "linewidth": 0.5}
+        axis.bar(
+            places - 0.2, table[f"published_{name}"], 0.4, color="0.8", label="published", **bars
+        )
+        axis.bar(places + 0.2, table[name], 0.4, color=COLOURS[0], label="here", **bars)
+        if f"{name}_low" in table:
+            axis.vlines(places + 0.2, table[f"{name}_low"], table[f"{name}_high"], color="black")
+            axis.set_ylim(0.5, 1)
+        axis.set(xticks=places, xticklabels=table["stage"], ylabel=name)
+    axes[2].set_ylabel("seconds of training")
+    axes[2].legend()
     return figure

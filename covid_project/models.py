@@ -85,6 +85,33 @@ def slice_cnn(
     return keras.Model(images, layers.Dense(1, name="logit")(x), name="slice_cnn")
 
 
+def mlp(image_size: int, normalization: layers.Layer, *, units: int, dropout: float) -> keras.Model:
+    """Multilayer perceptron: every pixel an input, no notion of neighbourhood.
+
+    Parameters
+    ----------
+    normalization
+        Layer from ``normalization.normalization_layer``; it becomes part of the model.
+    units
+        Units of the hidden layer before the classification head.
+    dropout
+        Share of the units left out in training, in both hidden layers, 0 to 1.
+    """
+    images = keras.Input((image_size, image_size, 1), name="images")
+    x = layers.Flatten(name="pixels")(normalization(images))
+    x = layers.Dense(units, use_bias=False, kernel_initializer="he_normal", name="hidden")(x)
+    x = layers.BatchNormalization(momentum=0.95, name="hidden_norm")(x)
+    x = layers.ReLU(name="hidden_relu")(x)
+    x = layers.Dropout(dropout, name="hidden_dropout")(x)
+    return keras.Model(images, classification_head(x, dropout=dropout), name="mlp")
+
+
+def shift_threshold(model: keras.Model, threshold: float) -> None:
+    """Move the logit's offset so that what scored ``threshold`` scores 0, the threshold of all."""
+    bias = model.get_layer("logit").bias
+    bias.assign(bias - threshold)
+
+
 def _convolution(x, filters: int, *, name: str, kernel: int = 3, strides: int = 1):
     """Convolution, BatchNorm, ReLU; the BatchNorm's offset takes the bias' place."""
     x = layers.Conv2D(

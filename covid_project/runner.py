@@ -1,4 +1,4 @@
-"""Run the four notebooks in order, each in a fresh kernel, with progress line by line."""
+"""Run notebooks in order, each in a fresh kernel, with progress line by line."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
 from covid_project.experiment import CACHE
-from covid_project.settings import HOUSE, NOTEBOOKS, SETTINGS_VARIABLE, Settings, as_yaml
+from covid_project.settings import HOUSE, NOTEBOOKS, SETTINGS_VARIABLE, RunSettings, as_yaml
 from covid_project.storage import write_text
 
 EXECUTED = "notebooks"  # folder of the results: they show pixels of the data set and stay local
@@ -20,13 +20,14 @@ class NotebookFailed(RuntimeError):
     """A cell raised an error; the message holds the notebook, the error and where to read on."""
 
 
-def run_notebooks(settings: Settings, names: tuple[str, ...] = NOTEBOOKS) -> None:
+def run_notebooks(settings: RunSettings, names: tuple[str, ...] = NOTEBOOKS) -> None:
     """Execute notebooks and write them, with their outputs, to ``notebooks/`` of the results.
 
-    Each as ``<name>.ipynb`` and, for reading, as ``<name>.html``. The committed notebooks are not
-    changed. What a cell prints appears at once, so that the progress of a long training is seen;
-    after each cell a line says which it was and how much time is left, judged by the profile's
-    expected seconds and the pace so far.
+    ``names`` are paths in the project without their suffix, such as ``studies/pneumonia``. Each is
+    written as ``<name>.ipynb`` and, for reading, as ``<name>.html``. The committed notebooks are
+    not changed. What a cell prints appears at once, so that the progress of a long training is
+    seen; after each cell a line says which it was and how much time is left, judged by the
+    profile's expected seconds and the pace so far.
     """
     results = Path(settings.results)
     profile = CACHE / "run.yaml"  # not among the results: it holds this machine's paths
@@ -47,6 +48,8 @@ def run_notebooks(settings: Settings, names: tuple[str, ...] = NOTEBOOKS) -> Non
 
 def _execute(name: str, results: Path, title: str, expected: float, later: float) -> None:
     notebook = nbformat.read(HOUSE / f"{name}.ipynb", as_version=4)
+    page = results / EXECUTED / f"{Path(name).name}.html"
+    log = CACHE / f"{Path(name).name}.log"
     cells = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     begun = time.perf_counter()
 
@@ -69,7 +72,6 @@ def _execute(name: str, results: Path, title: str, expected: float, later: float
         ),
     )
     client.title = title
-    log, page = CACHE / f"{name}.log", results / EXECUTED / f"{name}.html"
     try:
         with log.open("w") as stderr:  # TensorFlow's start-up notes, but also a crash's last words
             client.execute(stderr=stderr)

@@ -17,6 +17,7 @@ import yaml
 HOUSE = Path(__file__).resolve().parent.parent
 PROFILES = HOUSE / "profiles"
 NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")  # in their order
+STUDIES = ("ct_lesions", "pneumonia")  # notebooks in ``studies/``, modules in ``covid_project.studies``
 SETTINGS_VARIABLE = "COVID_PROJECT_SETTINGS"  # how `python -m covid_project run` reaches notebooks
 
 
@@ -40,12 +41,12 @@ class SettingsError(ValueError):
     """A profile holds something that is not allowed; the message names the key."""
 
 
-def _within(low: float, high: float, **arguments) -> typing.Any:
+def within(low: float, high: float, **arguments) -> typing.Any:
     """Field of a number that must lie in [low, high]."""
     return field(metadata={"low": low, "high": high}, **arguments)
 
 
-def _one_of(*choices: str) -> typing.Any:
+def one_of(*choices: str) -> typing.Any:
     """Field of a word that must be one of the choices."""
     return field(metadata={"choices": choices})
 
@@ -54,10 +55,10 @@ def _one_of(*choices: str) -> typing.Any:
 class Phantoms:
     """The drawn data set that stands in where no real one is given (see ``phantoms``)."""
 
-    size: int = _within(32, 1024)  # pixels
-    train: int = _within(2, 100_000)  # images per class
-    val: int = _within(2, 100_000)
-    test: int = _within(2, 100_000)
+    size: int = within(32, 1024)  # pixels
+    train: int = within(2, 100_000)  # images per class
+    val: int = within(2, 100_000)
+    test: int = within(2, 100_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +66,11 @@ class Augmentation:
     """Largest amount of each random transformation; 0 (or false) switches it off."""
 
     flip: bool  # mirror left and right, with probability one half
-    rotation: float = _within(0, 45)  # degrees, either way
-    zoom: float = _within(0, 0.5)  # 0.1: magnified by up to 1.1 or shrunk by as much
-    shift: float = _within(0, 0.5)  # share of the image's side, in x and in y
-    brightness: float = _within(0, 0.5)  # share of the grey range, added
-    contrast: float = _within(0, 0.9)  # 0.2: contrast times 0.8 to 1.2
+    rotation: float = within(0, 45)  # degrees, either way
+    zoom: float = within(0, 0.5)  # 0.1: magnified by up to 1.1 or shrunk by as much
+    shift: float = within(0, 0.5)  # share of the image's side, in x and in y
+    brightness: float = within(0, 0.5)  # share of the grey range, added
+    contrast: float = within(0, 0.9)  # 0.2: contrast times 0.8 to 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +120,9 @@ def _check_search(start: Mapping, search: Mapping[str, Axis], names: set[str]) -
 class Baseline:
     """Task 2: the network trained from scratch."""
 
-    initial_epochs: int = _within(1, 1000)
-    max_epochs: int = _within(1, 1000)  # length of the learning-rate schedule
-    patience: int = _within(1, 1000)
+    initial_epochs: int = within(1, 1000)
+    max_epochs: int = within(1, 1000)  # length of the learning-rate schedule
+    patience: int = within(1, 1000)
     start: dict[str, float]
     search: dict[str, Axis]
 
@@ -134,26 +135,26 @@ class FineTuning:
     """Task 3, step 6: part of the backbone unfrozen."""
 
     frozen_up_to: str | None  # a layer at the end of a block; none: the backbone's own proposal
-    batch_size: int = _within(1, 1024)
+    batch_size: int = within(1, 1024)
     learning_rate: Axis  # tried with the validation split held out
-    sudden_drop: float = _within(0.01, 0.5)  # of training accuracy: reload, smaller learning rate
-    shrink: float = _within(0.01, 0.9)  # of the learning rate after a sudden drop
-    attempts: int = _within(1, 10)
+    sudden_drop: float = within(0.01, 0.5)  # of training accuracy: reload, smaller learning rate
+    shrink: float = within(0.01, 0.9)  # of the learning rate after a sudden drop
+    attempts: int = within(1, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
     """Task 3: a new head on a pretrained backbone."""
 
-    backbone: str = _one_of("ResNet50V2", "MobileNetV2", "MobileNet")
-    width: float = _within(0.1, 2)  # alpha of MobileNet and MobileNetV2; 1 for ResNet50V2
+    backbone: str = one_of("ResNet50V2", "MobileNetV2", "MobileNet")
+    width: float = within(0.1, 2)  # alpha of MobileNet and MobileNetV2; 1 for ResNet50V2
     weights: str  # "imagenet", "random", or the path of a weights file
-    without_weights: str = _one_of("stop", "random")  # when they cannot be had
-    image_size: int = _within(32, 512)  # pixels
-    augmented_copies: int = _within(0, 100)  # fixed augmented copies of each training image
-    initial_epochs: int = _within(1, 1000)
-    max_epochs: int = _within(1, 1000)
-    patience: int = _within(1, 1000)
+    without_weights: str = one_of("stop", "random")  # when they cannot be had
+    image_size: int = within(32, 512)  # pixels
+    augmented_copies: int = within(0, 100)  # fixed augmented copies of each training image
+    initial_epochs: int = within(1, 1000)
+    max_epochs: int = within(1, 1000)
+    patience: int = within(1, 1000)
     start: dict[str, float]
     search: dict[str, Axis]
     fine_tuning: FineTuning
@@ -163,29 +164,45 @@ class Transfer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that a run of the four tasks depends on."""
+class RunSettings:
+    """What every run has: the four tasks' (`Settings`) and those of the studies."""
 
     profile: str
     data: str | None  # a zip, a folder or a Kaggle tree; none: phantoms are drawn
     results: str
-    seed: int = _within(0, 2**31 - 1)
-    seeds: int = _within(1, 100)  # trainings of a chosen model, to see how far the seed matters
-    allow_shared_files: bool  # go on although a file lies in two splits
+    seed: int = within(0, 2**31 - 1)
     phantoms: Phantoms | None
-    image_size: int = _within(32, 512)  # pixels, of the baseline's input
-    normalization: str = _one_of(*STRATEGIES)
-    augmentation: Augmentation
-    baseline: Baseline
-    transfer: Transfer
     expected_seconds: dict[str, float]  # per notebook, only for the time that is left
 
     def __post_init__(self):
         if self.data is None and self.phantoms is None:
             raise SettingsError(
-                f"profile {self.profile} needs data: give the path of covid_xray.zip, its "
-                "unpacked folder, or the Kaggle tree (--data PATH)"
+                f"profile {self.profile} needs data: give the path of a zip archive of images or "
+                "of its unpacked folder (--data PATH)"
             )
+
+    @property
+    def common(self) -> tuple:
+        """Groups of settings that every result of the run depends on."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RunSettings):
+    """Everything that a run of the four tasks depends on."""
+
+    seeds: int = within(1, 100)  # trainings of a chosen model, to see how far the seed matters
+    allow_shared_files: bool  # go on although a file lies in two splits
+    image_size: int = within(32, 512)  # pixels, of the baseline's input
+    normalization: str = one_of(*STRATEGIES)
+    augmentation: Augmentation
+    baseline: Baseline
+    transfer: Transfer
+
+    @property
+    def common(self) -> tuple:
+        """Normalisation and augmentation."""
+        return (self.normalization, self.augmentation)
 
 
 def load_settings(
@@ -213,7 +230,25 @@ def load_settings(
     SettingsError
         No such profile, unknown or missing key, wrong type, value out of range.
     """
-    profile = profile or os.environ.get(SETTINGS_VARIABLE) or ("course" if data else "demo")
+    return load_profile(
+        Settings, ("course", "demo"), profile, data=data, results=results, changes=changes
+    )
+
+
+def load_profile[Kind: RunSettings](
+    kind: type[Kind],
+    defaults: tuple[str, str],
+    profile: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    results: str | Path | None = None,
+    changes: Mapping[str, typing.Any] | None = None,
+) -> Kind:
+    """Settings of any kind of run; ``defaults`` are its profiles with data and without.
+
+    All else as for `load_settings`.
+    """
+    profile = profile or os.environ.get(SETTINGS_VARIABLE) or defaults[0 if data else 1]
     path = PROFILES / f"{profile}.yaml"
     if not path.is_file():
         path = Path(profile)
@@ -221,7 +256,7 @@ def load_settings(
         known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
         raise SettingsError(
             f"no profile {profile}: give one of {known}, or a path of a YAML file; with data named "
-            "(--data PATH, or load_settings(data=PATH)) it is the profile course"
+            f"(--data PATH, or load_settings(data=PATH)) it is the profile {defaults[0]}"
         )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -235,10 +270,10 @@ def load_settings(
             values[key] = str(Path(value).absolute())
     for key, value in (changes or {}).items():
         _change(values, key, value)
-    return _read(Settings, values, "")
+    return _read(kind, values, "")
 
 
-def as_yaml(settings: Settings) -> str:
+def as_yaml(settings: RunSettings) -> str:
     """Return the settings as the text of a profile that reads back to the same settings."""
     return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
 

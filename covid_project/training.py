@@ -1,7 +1,7 @@
 """Seed, compile, fit, refit, fine-tune. Every fit returns its history as a table."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -17,6 +17,7 @@ from covid_project.storage import cached_array
 tf.get_logger().setLevel("ERROR")
 
 BATCH = 64  # images per call wherever nothing is learned
+PLATEAU_FACTOR = 0.3  # of the learning rate where the validation loss no longer falls
 WARM_UP = 0.05  # share of the steps in which the learning rate rises to its value
 
 
@@ -60,6 +61,17 @@ def cosine_schedule(learning_rate: float, steps: int) -> keras.optimizers.schedu
     )
 
 
+def class_weights(labels: np.ndarray) -> dict[int, float]:
+    """Weight of each label, N / (2 n), with which both classes count alike in the loss.
+
+    King & Zeng 2001. The mean weight of the images is 1, so the learning rate keeps its meaning.
+    """
+    counts = np.bincount(np.asarray(labels, int), minlength=2)
+    if len(counts) != 2 or not counts.all():
+        raise ValueError(f"labels must hold both 0 and 1 and nothing else, found counts {counts}")
+    return {label: float(len(labels) / (2 * count)) for label, count in enumerate(counts)}
+
+
 def fit(
     model: keras.Model,
     batches: tf.data.Dataset,
@@ -69,6 +81,8 @@ def fit(
     schedule_epochs: int | None = None,
     validation: tf.data.Dataset | None = None,
     patience: int | None = None,
+    plateau: int | None = None,
+    class_weight: Mapping[int, float] | None = None,
     least_accuracy: float = 0.0,
     progress: str | None = None,
     **compilation,
@@ -85,6 +99,11 @@ def fit(
     validation, patience
         With both, training stops when the validation loss has not fallen for ``patience`` epochs,
         and the model keeps its weights of the best epoch.
+    plateau
+        Instead of the schedule: a constant learning rate, multiplied by ``PLATEAU_FACTOR`` whenever
+        the validation loss has not fallen for so many epochs.
+    class_weight
+        Weight of the images of each label in the training loss, as from ``class_weights``.
     least_accuracy
         Training accuracy below which an epoch counts as a sudden drop.
     progress
@@ -105,7 +124,8 @@ def fit(
         The training accuracy fell below ``least_accuracy``.
     """
     steps = len(batches) * (schedule_epochs or epochs)
-    compile_classifier(model, cosine_schedule(learning_rate, steps), **compilation)
+    rate = learning_rate if plateau else cosine_schedule(learning_rate, steps)
+    compile_classifier(model, rate, **compilation)
     clock = _Clock(progress, epochs)
     callbacks = [keras.callbacks.TerminateOnNaN(), clock, _Watch(least_accuracy)]
     if patience is not None:
@@ -114,10 +134,17 @@ def fit(
                 monitor="val_loss", patience=patience, restore_best_weights=True
             )
         )
+    if plateau is not None:
+        callbacks.append(
+            keras.callbacks.ReduceLROnPlateau(
+                monitor="val_loss", factor=PLATEAU_FACTOR, patience=plateau, min_delta=0
+            )
+        )
     run = model.fit(
         batches,
         epochs=epochs,
         validation_data=validation,
+        class_weight=class_weight and dict(class_weight),
         callbacks=callbacks,
         verbose=0,
         shuffle=False,

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from covid_project import phantoms, storage
-from covid_project.data import DataError
+from covid_project.data import DataError, open_dataset
 from covid_project.experiment import CACHE, MissingInput, begin
 from covid_project.settings import load_settings
 from covid_project.storage import read_csv, write_csv
@@ -147,3 +147,15 @@ def test_a_replayed_stage_keeps_its_place_in_the_metrics(experiment, rng):
         experiment.record_metrics(stage, "test", scores, {})
     stages = pd.read_csv(experiment.results / "metrics.csv")["stage"]
     assert list(dict.fromkeys(stages)) == ["baseline", "transfer"]
+
+
+def test_a_study_opens_its_data_in_its_own_way(settings):
+    opened = []
+
+    def open_data(source, given):
+        opened.append(given)
+        return open_dataset(source)
+
+    experiment = begin(settings, open_data)
+    assert opened == [settings]
+    assert experiment.dataset.is_phantom

@@ -13,7 +13,7 @@ from covid_project.__main__ import main
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--profile", "none"], 2, "no profile none: give one of course, demo"),
+        (["--profile", "none"], 2, "no profile none: give one of course"),
         (["--profile", "course"], 2, "needs data"),
         (["--set", "seed"], 2, "KEY=VALUE"),
         (["--set", "seed=x"], 2, "seed must be a int, found 'x'"),

@@ -1,0 +1,124 @@
+"""Paediatric pneumonia (Kermany et al. 2018): its settings and its splits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from covid_project import experiment
+from covid_project.audit.duplicates import groups_from_names
+from covid_project.data import CLASSES as PHANTOM_CLASSES
+from covid_project.data import Dataset, open_dataset
+from covid_project.settings import (
+    STRATEGIES,
+    Augmentation,
+    RunSettings,
+    load_profile,
+    one_of,
+    within,
+)
+from covid_project.studies.splits import dealt_once
+
+CLASSES = ("NORMAL", "PNEUMONIA")  # PNEUMONIA = 1 is the positive class
+ARCHIVE = "chest_xray.zip"
+KAGGLE = "paultimothymooney/chest-xray-pneumonia"
+# Accuracy, AUC and seconds of training that are published for these 624 test images.
+PUBLISHED = {
+    "mlp": (0.763, 0.832, 1101),
+    "cnn": (0.872, 0.936, 3534),
+    "transfer": (0.867, 0.936, 2450),
+}
+# person1000_virus_1681.jpeg, IM-0433-0001-0002.jpeg, NORMAL2-IM-0374-0001-0001.jpeg: the first
+# number is the patient's, or at least the examination's.
+PATIENT = r"(?i)/(person\d+|(?:NORMAL2-)?IM-\d+)[-_]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """How one network is trained; early stopping and the learning rate watch validation."""
+
+    image_size: int = within(32, 512)  # pixels
+    epochs: int = within(1, 1000)  # at most
+    patience: int = within(1, 1000)
+    learning_rate: float = within(1e-8, 1)
+    batch_size: int = within(1, 4096)
+    dropout: float = within(0, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """The backbone, and how its last layers are fine-tuned after the head."""
+
+    backbone: str = one_of("ResNet50V2", "MobileNetV2", "MobileNet")
+    width: float = within(0.1, 2)  # alpha of the MobileNets
+    weights: str  # "imagenet", "random", or the path of a weights file
+    without_weights: str = one_of("stop", "random")  # when they cannot be had
+    augmented_copies: int = within(0, 100)
+    head: Network
+    tuned_epochs: int = within(1, 1000)
+    tuned_learning_rate: float = within(1e-8, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RunSettings):
+    """Everything that the study depends on."""
+
+    validation_share: float = within(0.01, 0.5)  # of the training images
+    normalization: str = one_of(*STRATEGIES)
+    augmentation: Augmentation
+    plateau: int = within(1, 100)  # epochs without a lower validation loss: smaller steps
+    mlp: Network
+    mlp_units: int = within(1, 4096)
+    cnn: Network
+    cnn_filters: int = within(1, 512)
+    transfer: Pretrained
+    occlusion_patch: int = within(1, 512)  # pixels at the pretrained network's size
+    occlusion_stride: int = within(1, 512)
+    explained: int = within(1, 100)  # images per row of the occlusion figures
+
+    @property
+    def common(self) -> tuple:
+        """Normalisation and augmentation."""
+        return (self.normalization, self.augmentation, self.validation_share)
+
+
+def load_settings(
+    profile: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    results: str | Path | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> Settings:
+    """Settings of a profile: ``pneumonia``, or without data ``pneumonia_demo``."""
+    defaults = ("pneumonia", "pneumonia_demo")
+    return load_profile(Settings, defaults, profile, data=data, results=results, changes=changes)
+
+
+def begin(settings: Settings) -> experiment.Experiment:
+    """Open the data and claim the results folder (see ``experiment.begin``)."""
+    return experiment.begin(settings, open_data)
+
+
+def open_data(source: Path, settings: Settings) -> Dataset:
+    """NORMAL and PNEUMONIA, the test split as it comes, validation dealt from the rest by patient.
+
+    The archive's own validation split, if it has one (16 images, too few to choose by), is dealt
+    again with the training images. Phantoms keep the names of their own classes.
+    """
+    drawn = Path(source, "phantoms.json").is_file()
+    dataset = open_dataset(source, classes=PHANTOM_CLASSES if drawn else CLASSES, as_found=True)
+    share = settings.validation_share
+    return dealt_once(
+        dataset,
+        Path(settings.results) / "splits.csv",
+        patients,
+        {"train": 1 - share, "val": share},
+        settings.seed,
+        kept=("test",),
+    )
+
+
+def patients(dataset: Dataset) -> np.ndarray:
+    """Patient of each image as its file's name tells, str (N,); else a patient of its own."""
+    return groups_from_names(dataset.table["path"], PATIENT)

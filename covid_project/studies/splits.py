@@ -1,0 +1,89 @@
+"""Splits of data that come without one, or without a validation split: dealt once, by group."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from covid_project.audit.duplicates import grouped_split
+from covid_project.data import SPLITS, DataError, Dataset
+from covid_project.storage import fingerprint, write_csv
+
+COLUMNS = ["path", "label", "split", "group", "fingerprint"]
+
+
+def dealt_once(
+    dataset: Dataset,
+    splits_file: Path,
+    groups: Callable[[Dataset], np.ndarray],
+    shares: Mapping[str, float],
+    seed: int,
+    *,
+    kept: Collection[str] = (),
+) -> Dataset:
+    """Deal the images into splits that part no group and hold every class alike.
+
+    Parameters
+    ----------
+    dataset
+        Opened ``as_found``.
+    splits_file
+        CSV (path, label, split, group, fingerprint): written where it is missing, read where it
+        is there, so that a split is never dealt a second time.
+    groups
+        Gives the group of each image (N,): what must not be parted, such as a patient. Called
+        only where there is no splits file.
+    shares
+        Share of the dealt images by the name of the split, adding up to 1.
+    seed
+        Of the deal (see ``audit.duplicates.grouped_split``).
+    kept
+        Splits whose images stay where they are; all others are dealt.
+
+    Returns
+    -------
+    The data set with the new splits and groups, sorted by split, label and path, under a
+    fingerprint of its own.
+
+    Raises
+    ------
+    DataError
+        The splits file is of other data or was changed; groups too few or too large.
+    """
+    table, splits_file = dataset.table, Path(splits_file)
+    if splits_file.is_file():
+        table = _as_written(dataset, splits_file)
+    else:
+        table = table.assign(group=[str(group) for group in groups(dataset)])
+        dealt = ~table["split"].isin(kept)
+        chosen = table[dealt]
+        table.loc[dealt, "split"] = grouped_split(chosen["label"], chosen["group"], shares, seed)
+    identity = _identity(dataset, table)
+    if not splits_file.is_file():
+        write_csv(splits_file, table.assign(fingerprint=identity)[COLUMNS])
+    order = table["split"].map(SPLITS.index)
+    table = table.iloc[np.lexsort((table["path"], table["label"], order))]
+    return replace(dataset, table=table.reset_index(drop=True), fingerprint=identity)
+
+
+def _as_written(dataset: Dataset, splits_file: Path) -> pd.DataFrame:
+    try:
+        written = pd.read_csv(splits_file, dtype=str, keep_default_na=False).set_index("path")
+        wanted = written.loc[dataset.table["path"], ["split", "group"]].to_numpy()
+        table = dataset.table.assign(split=wanted[:, 0], group=wanted[:, 1])
+        fits = list(written["fingerprint"].unique()) == [_identity(dataset, table)]
+    except (ValueError, KeyError):  # not a CSV, or another one
+        fits = False
+    if not fits:
+        raise DataError(
+            f"{splits_file} is the split of other data, or was changed: give the data that it was "
+            "dealt for, another results folder, or take it away to have a new split dealt"
+        )
+    return table
+
+
+def _identity(dataset: Dataset, table: pd.DataFrame) -> str:
+    rows = table[["path", "split", "group"]].itertuples(index=False)
+    return fingerprint(dataset.fingerprint, *(value for row in rows for value in row))

@@ -1,0 +1,65 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from covid_project.data import DataError, open_dataset
+from covid_project.studies.splits import dealt_once
+
+SHARES = {"train": 0.7, "val": 0.3}
+
+
+@pytest.fixture
+def dataset(tmp_path, rng):
+    """Two classes, twenty patients of two images each to deal, and a test split."""
+    names = [f"train/{c}/p{p}_{i}.png" for c in "AB" for p in range(10) for i in range(2)]
+    for name in [*names, "test/A/t.png", "test/B/t.png"]:
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
+    return open_dataset(tmp_path / "data", classes=("A", "B"), as_found=True)
+
+
+def patients(dataset):
+    return dataset.table["path"].str.replace(r"_\d.png", "", regex=True)
+
+
+def deal(dataset, file, seed=1):
+    return dealt_once(dataset, file, patients, SHARES, seed, kept=("test",))
+
+
+def test_no_patient_is_parted_and_the_test_split_stays(dataset, tmp_path):
+    table = deal(dataset, tmp_path / "splits.csv").table
+    assert (table.groupby("group")["split"].nunique() < 2).all()
+    assert set(table.loc[table["split"] == "test", "path"]) == {"test/A/t.png", "test/B/t.png"}
+    counts = pd.crosstab(table["split"], table["label"])
+    assert counts.loc["val"].tolist() == [6, 6]
+    assert counts.loc["train"].tolist() == [14, 14]
+    assert list(dict.fromkeys(table["split"])) == ["train", "val", "test"]
+
+
+def test_a_second_start_reads_the_deal_whatever_the_seed(dataset, tmp_path):
+    file = tmp_path / "splits.csv"
+    first = deal(dataset, file)
+    written = file.read_bytes()
+    again = dealt_once(
+        dataset, file, lambda _: pytest.fail("grouped again"), SHARES, 99, kept=("test",)
+    )
+    pd.testing.assert_frame_equal(again.table, first.table)
+    assert again.fingerprint == first.fingerprint != dataset.fingerprint
+    assert file.read_bytes() == written
+
+
+def test_another_deal_is_another_data_set(dataset, tmp_path):
+    one, two = (deal(dataset, tmp_path / f"{seed}.csv", seed) for seed in (1, 2))
+    assert one.fingerprint != two.fingerprint
+
+
+@pytest.mark.parametrize("change", ["val,", "nonsense"])
+def test_a_changed_splits_file_is_refused(dataset, tmp_path, change):
+    file = tmp_path / "splits.csv"
+    deal(dataset, file)
+    text = file.read_text().replace("val,", "train,", 1) if change == "val," else change
+    file.write_text(text)
+    with pytest.raises(DataError, match="was changed"):
+        deal(dataset, file)

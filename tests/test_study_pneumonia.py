@@ -1,0 +1,170 @@
+"""The pneumonia study: its splits, and its notebook on a few drawn images."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from covid_project import phantoms
+from covid_project.data import DataError
+from covid_project.evaluation import metrics_table
+from covid_project.settings import HOUSE, PROFILES, SettingsError
+from covid_project.studies.pneumonia import CLASSES, begin, load_settings, patients
+
+SHARED = HOUSE.parent / "shared"
+
+
+def drawn_set(folder):
+    """Drawn images under the names and in the folders of the paediatric set."""
+    drawn = phantoms.write_dataset(folder / "drawn", {"train": 24, "val": 2, "test": 10}, 48, 5)
+    for split in ("train", "test"):
+        for made, name in (("NORMAL", "NORMAL"), ("COVID", "PNEUMONIA")):
+            for number, file in enumerate(sorted((drawn / split / made).glob("*.png"))):
+                stem = {
+                    "NORMAL": f"IM-{number // 2:04}-{number % 2:04}",
+                    "PNEUMONIA": f"person{number // 2}_virus_{number}",
+                }[name]
+                path = folder / "chest_xray" / split / name / f"{stem}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, path)
+    return folder / "chest_xray"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Results folder of the notebook on drawn images that look like the real set's files."""
+    folder = tmp_path_factory.mktemp("study")
+    values = yaml.safe_load((PROFILES / "pneumonia_demo.yaml").read_text())
+    network = {"epochs": 1, "patience": 1, "batch_size": 16, "image_size": 32}
+    values["mlp"] |= network
+    values["cnn"] |= network
+    values["cnn_filters"] = 4
+    values["transfer"] |= {"weights": "random", "tuned_epochs": 1, "augmented_copies": 0}
+    values["transfer"]["head"] |= network
+    values["explained"] = 1
+    profile = folder / "small.yaml"
+    profile.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "covid_project", "run", "--study", "pneumonia"]
+    command += ["--profile", str(profile), "--data", str(drawn_set(folder)), "--results", "made"]
+    where = {**os.environ, "PYTHONPATH": str(HOUSE)}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=where)
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    return folder / "made"
+
+
+def test_the_notebook_writes_every_table_and_page(finished):
+    for name in ("counts", "near_copies", "model_comparison", "class_metrics", "comparisons",
+                 "occlusion", "history_mlp", "history_cnn", "history_transfer",
+                 "metrics", "test_ledger"):  # fmt: skip
+        assert (finished / f"{name}.csv").is_file(), name
+    for name in ("class_shares", "stored_sizes", "ranking_curves", "model_comparison",
+                 "confusion_transfer", "images_samples"):  # fmt: skip
+        assert (finished / "figures" / f"{name}.pdf").is_file(), name
+    assert (finished / "notebooks" / "pneumonia.html").is_file()
+
+
+def test_every_model_saw_the_test_set_once_and_is_in_the_comparison(finished):
+    ledger = pd.read_csv(finished / "test_ledger.csv")
+    assert ledger["stage"].tolist() == ["mlp", "cnn", "transfer"]
+    assert (ledger["look"] == 1).all()
+    comparison = pd.read_csv(finished / "model_comparison.csv").set_index("stage")
+    assert comparison["published_accuracy"].to_dict() == {
+        "mlp": 0.763,
+        "cnn": 0.872,
+        "transfer": 0.867,
+    }
+    assert (comparison["seconds"] > 0).all()
+
+
+def test_pneumonia_is_the_positive_class_everywhere(finished):
+    scores = pd.read_csv(finished / "scores_cnn_test.csv")
+    assert (scores["label"] == scores["path"].str.contains("/PNEUMONIA/").astype(int)).all()
+    per_class = pd.read_csv(finished / "class_metrics.csv")
+    metrics = metrics_table(scores["label"], scores["score"]).set_index("metric")["value"]
+    own = per_class[per_class["stage"] == "cnn"].set_index(["class", "metric"])["value"]
+    assert own["PNEUMONIA", "recall"] == metrics["sensitivity"]
+    assert own["NORMAL", "recall"] == metrics["specificity"]
+    comparison = pd.read_csv(finished / "model_comparison.csv").set_index("stage")
+    assert comparison.loc["cnn", "recall (PNEUMONIA)"] == metrics["sensitivity"]
+
+
+def test_no_patient_is_in_training_and_validation(finished):
+    splits = pd.read_csv(finished / "splits.csv")
+    learning = splits[splits["split"] != "test"]
+    assert set(learning["split"]) == {"train", "val"}
+    assert learning.groupby("group")["split"].nunique().max() == 1
+    assert learning.groupby("group").size().max() == 2
+
+
+def test_the_saved_threshold_has_equal_errors_on_validation(finished):
+    scores = pd.read_csv(finished / "scores_mlp_val.csv")
+    positive = scores["label"] == 1
+    sensitivity = (scores["score"][positive] > 0).mean()
+    specificity = (scores["score"][~positive] <= 0).mean()
+    # One image of a class is the finest step that there is.
+    assert abs(sensitivity - specificity) <= 1 / positive.value_counts().min()
+
+
+def test_patients_are_read_from_the_names():
+    class Named:
+        table = pd.DataFrame(
+            {
+                "path": [
+                    "train/PNEUMONIA/person10_virus_3.jpeg",
+                    "train/PNEUMONIA/person10_bacteria_4.jpeg",
+                    "train/PNEUMONIA/person100_virus_5.jpeg",
+                    "train/NORMAL/IM-0433-0001.jpeg",
+                    "train/NORMAL/IM-0433-0001-0002.jpeg",
+                    "train/NORMAL/NORMAL2-IM-0433-0001.jpeg",
+                    "train/NORMAL/other.jpeg",
+                ]
+            }
+        )
+
+    assert patients(Named).tolist() == [
+        "person10", "person10", "person100", "im-0433", "im-0433", "normal2-im-0433",
+        "train/NORMAL/other.jpeg",
+    ]  # fmt: skip
+
+
+def test_unknown_settings_and_missing_data_are_refused():
+    with pytest.raises(SettingsError, match=r"cnn\.depth"):
+        load_settings("pneumonia_demo", changes={"cnn.depth": 3})
+    with pytest.raises(SettingsError, match="needs data"):
+        load_settings("pneumonia")
+
+
+def test_data_of_another_kind_are_refused(tmp_path, course_archive):
+    settings = load_settings(data=course_archive, results=tmp_path / "made")
+    with pytest.raises(DataError, match="PNEUMONIA"):
+        begin(settings)
+
+
+def test_the_real_set_is_dealt_by_patient(tmp_path, monkeypatch):
+    archive = SHARED / "data" / "chest_xray.zip"
+    if not archive.is_file():
+        pytest.skip("chest_xray.zip is not at hand (../shared/data)")
+    monkeypatch.chdir(tmp_path)
+    dataset = begin(load_settings(data=archive, results=tmp_path / "made")).dataset
+    assert dataset.classes == CLASSES
+    counts = pd.crosstab(dataset.table["split"], dataset.table["label"])
+    assert counts.loc["test"].tolist() == [234, 390]
+    shares = counts.loc["val"] / (counts.loc["train"] + counts.loc["val"])
+    np.testing.assert_allclose(shares, 0.15, atol=0.005)
+    learning = dataset.table[dataset.table["split"] != "test"]
+    assert learning.groupby("group")["split"].nunique().max() == 1
+
+
+def test_the_committed_notebook_is_short_and_carries_no_outputs():
+    cells = nbformat.read(Path(HOUSE, "studies", "pneumonia.ipynb"), as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    lengths = [cell.source.count("\n") + 1 for cell in code]
+    assert sorted(lengths)[-2] <= 30  # all but the imports
