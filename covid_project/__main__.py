@@ -1,4 +1,4 @@
-"""Command line: ``python -m covid_project run | explain | report | submission``."""
+"""Command line: ``python -m covid_project run | audit | explain | report | submission``."""
 
 import argparse
 import importlib
@@ -81,6 +81,20 @@ def _explain(options: argparse.Namespace) -> int:
             kinds = ", ".join(f"{n} {kind}" for kind, n in reasons["status"].value_counts().items())
             print(f"warning: without a map: {kinds}", file=sys.stderr)
     return 1 if len(unreadable) else 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from covid_project.audit import command
+    from covid_project.audit.findings import worst
+    from covid_project.data import DataError
+
+    chosen = {name: getattr(options, name) for name in command.OPTIONS}
+    try:
+        findings = command.run(command.Request(**chosen))
+    except (DataError, FileNotFoundError) as error:  # 1 is kept for what the audit itself finds
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if worst(findings) == "fail" else 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -184,6 +198,38 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--feature-maps", action="store_true", help="draw the layer's strongest feature maps too"
     )
+    audit = commands.add_parser(
+        "audit", help="check data, shortcuts and a run; exit status 1 where a check fails"
+    )
+    audit.set_defaults(command=_audit)
+    audit.add_argument("--data", type=Path, required=True, help="zip, folder or Kaggle tree")
+    audit.add_argument("--results", type=Path, help="folder of a finished run on these data")
+    audit.add_argument(
+        "--out",
+        type=Path,
+        help="folder to write; default: audit/ in the results, or results/audit/<name of the data>",
+    )
+    audit.add_argument("--masks", type=Path, help="lung masks, where the data bring none")
+    audit.add_argument(
+        "--classes",
+        type=_names,
+        metavar="A,B",
+        help="class folders in the order of their labels; default: NORMAL,COVID, or all found",
+    )
+    audit.add_argument(
+        "--pattern", help="regular expression whose parentheses hold the patient in a path"
+    )
+    audit.add_argument("--metadata", type=Path, help="CSV with the columns image and patient")
+    audit.add_argument(
+        "--write-splits",
+        type=Path,
+        metavar="FILE",
+        help="write a split that keeps patients and copies together",
+    )
+    audit.add_argument(
+        "--controls", action="store_true", help="try the shortcut audit on data of known answer"
+    )
+    audit.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
     report = commands.add_parser("report", help="check and set the report on a finished run")
     report.set_defaults(command=_report)
     hand_in = commands.add_parser("submission", help="make the two files to hand in")
@@ -204,6 +250,13 @@ def _group(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"the group is a number from 1, found {text!r}")
     return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if len(set(names)) != len(names) or not all(names):
+        raise argparse.ArgumentTypeError(f"give names with commas between, found {text!r}")
+    return names
 
 
 def _assignment(text: str) -> tuple[str, object]:

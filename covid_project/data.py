@@ -40,6 +40,12 @@ MAX_MEMBERS = 500_000
 MAX_UNPACKED_BYTES = 20 * 10**9  # of a whole archive, by its own declaration
 MAX_RATIO, RATIO_MATTERS_ABOVE = 200, 50 * 10**6  # of one member; its unpacked bytes
 
+# What some public sets' file names hold of the patient.
+NAME_PATTERNS = {
+    "person": r"(?i)(person\d+)_",  # Kermany's paediatric pneumonia: person1000_virus_1681.jpeg
+    "nih": r"(\d{8})_\d{3}\.",  # NIH ChestX-ray14: 00000013_005.png
+}
+
 MIN_DEALT = 10  # images (or patients) of a class from which every split gets one
 LISTED = 50  # names in a message
 
@@ -189,12 +195,13 @@ def open_dataset(
 
 
 def group_of(path: str) -> str:
-    """Return the patient that a file's name carries (``person1000_…``), or else the path itself.
+    """Return the patient that a file's name begins with, or else the path itself.
 
-    Not the bare name: ``COVID/1.png`` and ``NORMAL/1.png`` are two patients.
+    See `NAME_PATTERNS`. Not the bare name: ``COVID/1.png`` and ``NORMAL/1.png`` are two patients.
     """
-    patient = re.match(r"person\d+(?=_)", PurePosixPath(path).name, re.IGNORECASE)
-    return patient.group().lower() if patient else path
+    name = PurePosixPath(path).name
+    matches = (re.match(pattern, name) for pattern in NAME_PATTERNS.values())
+    return next((match.group(1).lower() for match in matches if match), path)
 
 
 def _open_root(path: Path) -> tuple[Root, list[str]]:
@@ -463,10 +470,7 @@ def _dealt_once(
     if splits_file is None or not Path(splits_file).is_file():
         splits = _deal(table, contents, seed)
         if splits_file is not None:
-            written = table.assign(split=splits)
-            written["fingerprint"] = _identity(written, contents)
-            columns = ["path", "label", "split", "fingerprint"]
-            write_csv(Path(splits_file), written[columns])
+            _write_splits(splits_file, table.assign(split=splits), contents)
         return splits
     try:
         written = pd.read_csv(splits_file, dtype=str, keep_default_na=False)
@@ -481,6 +485,20 @@ def _dealt_once(
             "dealt for, another results folder, or take it away to have a new split dealt"
         )
     return splits
+
+
+def write_splits(path: Path, dataset: Dataset, splits: np.ndarray) -> None:
+    """Write a split (N,) of a data set's images as a splits file, see `open_dataset`.
+
+    Where the data come without a split, they can be opened with it.
+    """
+    table = dataset.table.assign(split=splits).sort_values("path").reset_index(drop=True)
+    _write_splits(path, table, _contents(dataset.root, table["path"]))
+
+
+def _write_splits(path: Path, table: pd.DataFrame, contents: pd.Series) -> None:
+    written = table[["path", "label", "split"]].assign(fingerprint=_identity(table, contents))
+    write_csv(Path(path), written)
 
 
 def _deal(table: pd.DataFrame, contents: pd.Series, seed: int) -> pd.Series:

@@ -198,6 +198,7 @@ class Settings(RunSettings):
     augmentation: Augmentation
     baseline: Baseline
     transfer: Transfer
+    tested_explanations: int = within(4, 10_000)  # test images on which explanations are tested
 
     @property
     def common(self) -> tuple:

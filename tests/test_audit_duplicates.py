@@ -16,7 +16,6 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from covid_project import data
 from covid_project.audit import duplicates
 from covid_project.audit.duplicates import (
-    NAME_PATTERNS,
     NEAR,
     NEIGHBOURS,
     class_balance,
@@ -32,7 +31,7 @@ from covid_project.audit.duplicates import (
     near_pairs,
     split_balance,
 )
-from covid_project.data import DataError
+from covid_project.data import NAME_PATTERNS, DataError
 from covid_project.phantoms import draw_radiograph
 
 SIZE = 128

@@ -1,13 +1,20 @@
 """Each rule of the protocol passes on a run of ours, and fails on a planted breach."""
 
+import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from covid_project.audit.findings import Finding, as_table, worst
-from covid_project.audit.protocol import RULES, audit_protocol
+from covid_project.audit.protocol import DATA_RULES, RULES, audit_protocol
+from covid_project.data import load_images, open_dataset
+from covid_project.models import baseline_cnn
+from covid_project.normalization import normalization_layer
+from covid_project.phantoms import write_dataset
+from covid_project.settings import PROFILES
 
 
 @pytest.fixture
@@ -27,7 +34,8 @@ def change(folder, name, edit):
 
 def test_a_run_of_ours_breaks_no_rule(results):
     found = verdicts(results)
-    assert set(found) == set(RULES)
+    assert set(found) == {*RULES, *DATA_RULES}
+    assert {found[check].verdict for check in DATA_RULES} == {"not applicable"}
     assert {finding.verdict for finding in found.values()} <= {"pass", "not applicable"}
     assert sum(finding.verdict == "pass" for finding in found.values()) >= 9
 
@@ -72,6 +80,10 @@ def too_few_epochs(folder):
     change(folder, "tuning_baseline.csv", lambda table: table.assign(best_epoch=99))
 
 
+def too_many_epochs(folder):
+    change(folder, "history_baseline.csv", lambda table: pd.concat([table, table.tail(1)]))
+
+
 def watched_final_fit(folder):
     change(folder, "history_baseline.csv", lambda table: table.assign(val_loss=0.5))
 
@@ -109,6 +121,30 @@ def scored_synthetic_images(folder):
     change(folder, "scores_baseline_test.csv", lambda table: table.assign(synthetic=True))
 
 
+def another_test_image(folder):
+    def edit(table):
+        table.loc[0, "path"] = "test/NORMAL/other.png"
+        return table
+
+    change(folder, "scores_transfer_test.csv", edit)
+
+
+def validation_image_in_test(folder):
+    paths = pd.read_csv(folder / "scores_baseline_val.csv")["path"]
+    for stage in ("baseline", "transfer", "fine_tuned"):
+        change(
+            folder,
+            f"scores_{stage}_test.csv",
+            lambda table: table.assign(path=[paths[0], *table["path"][1:]]),
+        )
+
+
+def dealt_anew(folder):
+    scored = pd.read_csv(folder / "scores_baseline_test.csv")
+    dealt = scored[["path", "label"]].assign(split="test", fingerprint="x")
+    dealt.iloc[:-1].to_csv(folder / "splits.csv", index=False)
+
+
 @pytest.mark.parametrize(
     ("breach", "check"),
     [
@@ -118,7 +154,11 @@ def scored_synthetic_images(folder):
         (shared_model, "a new model for every trial"),
         (unknown_beginning, "a new model for every trial"),
         (too_few_epochs, "final fits: right epochs, no early stopping"),
+        (too_many_epochs, "final fits: right epochs, no early stopping"),
         (watched_final_fit, "final fits: right epochs, no early stopping"),
+        (another_test_image, "splits unchanged between the stages"),
+        (validation_image_in_test, "splits unchanged between the stages"),
+        (dealt_anew, "splits unchanged between the stages"),
         (other_data, "one data set and split throughout"),
         (lost_seed, "versions, seed and weights recorded"),
         (improved_metric, "metrics follow from the saved scores"),
@@ -135,6 +175,68 @@ def test_a_planted_breach_fails_its_rule_and_no_other(results, breach, check):
     assert check in failed
     related = {"metrics follow from the saved scores"}  # changing a metric breaks this one as well
     assert failed - related <= {check}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "phantoms"
+    counts = {"train": 6, "val": 3, "test": 3}
+    return open_dataset(write_dataset(folder, counts, size=32, seed=1), as_found=True)
+
+
+def run_of(folder, dataset, strategy="sample"):
+    """Write what the rules that need the data read."""
+    folder.mkdir(parents=True)
+    settings = yaml.safe_load((PROFILES / "demo.yaml").read_text())
+    settings |= {"profile": "x", "image_size": 32, "normalization": strategy}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "run.json").write_text(json.dumps({"data": dataset.fingerprint}))
+    return folder
+
+
+def test_data_that_changed_since_training_are_a_breach(drawn, tmp_path):
+    check = "data and splits unchanged since training"
+    results = run_of(tmp_path / "r", drawn)
+    assert {f.check: f for f in audit_protocol(results, drawn)}[check].verdict == "pass"
+    copied = tmp_path / "copied"
+    shutil.copytree(drawn.root, copied)
+    moved = next((copied / "train" / "COVID").iterdir())
+    moved.rename(copied / "test" / "COVID" / moved.name)
+    changed = open_dataset(copied, as_found=True)
+    found = {f.check: f for f in audit_protocol(results, changed)}[check]
+    assert found.verdict == "fail"
+    assert drawn.fingerprint in found.found
+    assert changed.fingerprint in found.found
+
+
+@pytest.mark.parametrize("strategy", ["dataset", "pixel"])
+@pytest.mark.parametrize(
+    ("stage", "splits", "verdict"),
+    [
+        ("baseline_tuned", ("train",), "pass"),
+        ("baseline", ("train", "val"), "pass"),
+        ("baseline_tuned", ("train", "val"), "fail"),
+        ("baseline", ("train", "val", "test"), "fail"),
+        ("baseline_tuned", ("train", "test"), "fail"),
+    ],
+)
+def test_statistics_of_other_images_than_the_trained_ones_are_a_breach(
+    drawn, tmp_path, strategy, stage, splits, verdict
+):
+    results = run_of(tmp_path / "r", drawn, strategy)
+    images = load_images(drawn, 32)[np.isin(drawn.table["split"], splits)]
+    model = baseline_cnn(32, normalization_layer(strategy, images), filters=2, dropout=0.1)
+    (results / "models").mkdir()
+    model.save(results / "models" / f"{stage}.keras")
+    check = "normalisation statistics from training alone"
+    assert {f.check: f for f in audit_protocol(results, drawn)}[check].verdict == verdict
+
+
+def test_strategies_without_statistics_pass_and_lost_models_are_not_judged(drawn, tmp_path):
+    check = "normalisation statistics from training alone"
+    for strategy, verdict in [("fixed", "pass"), ("sample", "pass"), ("pixel", "not applicable")]:
+        results = run_of(tmp_path / strategy, drawn, strategy)
+        assert {f.check: f for f in audit_protocol(results, drawn)}[check].verdict == verdict
 
 
 def test_an_empty_folder_passes_nothing(tmp_path):

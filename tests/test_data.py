@@ -342,6 +342,8 @@ def test_patients_and_equal_files_stay_together(tmp_path):
     [
         ("train/PNEUMONIA/person1000_bacteria_2931.jpeg", "person1000"),
         ("Person7_virus_1.png", "person7"),
+        ("images_001/00000013_005.png", "00000013"),
+        ("a/100000013_005.png", "a/100000013_005.png"),
         ("train/COVID/COVID-100.png", "train/COVID/COVID-100.png"),
         ("COVID/person.png", "COVID/person.png"),
         ("person1_x/IM-0001.png", "person1_x/IM-0001.png"),

@@ -19,8 +19,10 @@ repeats the measurement on a part of that other half.
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,17 +43,13 @@ CROP = 0.05  # share of each side that a copy may lack
 
 PAIR_COLUMNS = ["first", "second", "kind", "similarity"]
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
-# What some public sets' file names hold of the patient; for `groups_from_names`.
-NAME_PATTERNS = {
-    "person": r"(?i)(person\d+)_",  # Kermany's paediatric pneumonia: person1000_virus_1681.jpeg
-    "nih": r"(\d{8})_\d{3}\.",  # NIH ChestX-ray14: 00000013_005.png
-}
 
 _FORM = 12  # pixels along a side of what the descriptor sees
 _DIRECTIONS = 24  # length of a descriptor
 _PLANTED = 2000  # copies from which the directions are learned
 _REACH = 1.5  # how much farther than the farthest planted copy a candidate may lie
 _BATCH = 2**18  # pixels aligned at once; more than the processor's caches hold would be slower
+_KEPT = 2**26  # pixels whose details are kept, as an image is compared with many others
 _MARGIN = 0.08  # in half-widths
 _FARTHEST = 0.15  # largest scale and shift, in half-widths; a crop by 5 % needs 0.11
 
@@ -75,10 +73,11 @@ def hashes(images: Iterable[np.ndarray]) -> np.ndarray:
     DataError
         An image that is not uint8.
     """
-    return np.array([_hash(np.asarray(image)) for image in images], dtype="U64")
+    return np.array([pixel_hash(np.asarray(image)) for image in images], dtype="U64")
 
 
-def _hash(image: np.ndarray) -> str:
+def pixel_hash(image: np.ndarray) -> str:
+    """SHA-256 of one image's decoded pixels, uint8 (H, W) or (H, W, 1); see `hashes`."""
     if image.dtype != np.uint8:
         raise DataError(f"images must be uint8, not {image.dtype}")
     pixels = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
@@ -111,7 +110,13 @@ def exact_pairs(contents: np.ndarray) -> pd.DataFrame:
     return _pair_table(first[later], second[later], "exact", 1.0)
 
 
-def near_pairs(images: np.ndarray, *, threshold: float = NEAR, seed: int = 0) -> pd.DataFrame:
+def near_pairs(
+    images: np.ndarray,
+    *,
+    threshold: float = NEAR,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> pd.DataFrame:
     """Find images that show the same picture although their pixels differ.
 
     See the module's description for how. Equal images are near as well. An image without any
@@ -125,6 +130,8 @@ def near_pairs(images: np.ndarray, *, threshold: float = NEAR, seed: int = 0) ->
         Least similarity of a pair, -1 to 1.
     seed
         Of the copies from which the descriptor is learned.
+    progress
+        Called with (pairs compared, pairs in all) now and then.
 
     Returns
     -------
@@ -143,8 +150,14 @@ def near_pairs(images: np.ndarray, *, threshold: float = NEAR, seed: int = 0) ->
         return _pair_table([], [], [], [])
     found = []
     upright, mirrored = _candidates(images[rows], np.random.default_rng(seed))
-    for kind, candidates in (("near", upright), ("mirrored", mirrored)):
-        similarity = _similarities(images, rows[candidates], kind == "mirrored")
+    total = len(upright) + len(mirrored)
+    for kind, candidates, before in (("near", upright, 0), ("mirrored", mirrored, len(upright))):
+        similarity = _similarities(
+            images,
+            rows[candidates],
+            kind == "mirrored",
+            lambda done, before=before: progress(before + done, total),
+        )
         near = similarity >= threshold
         first, second = rows[candidates[near]].T
         found.append(_pair_table(first, second, kind, similarity[near]))
@@ -160,6 +173,7 @@ def duplicate_pairs(
     contents: np.ndarray | None = None,
     threshold: float = NEAR,
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> pd.DataFrame:
     """Exact and near copies, with the splits in which they lie and whether their labels agree.
 
@@ -175,7 +189,7 @@ def duplicate_pairs(
     contents
         (N,), `hashes` of the images in their own size; None: of ``images``, which may have
         become equal by resizing.
-    threshold, seed
+    threshold, seed, progress
         See `near_pairs`.
 
     Returns
@@ -199,7 +213,7 @@ def duplicate_pairs(
         )
     exact = exact_pairs(contents)
     distinct = np.setdiff1d(np.arange(len(images)), exact["second"])
-    near = near_pairs(images[distinct], threshold=threshold, seed=seed)
+    near = near_pairs(images[distinct], threshold=threshold, seed=seed, progress=progress)
     near[["first", "second"]] = distinct[near[["first", "second"]].to_numpy()]
     pairs = pd.concat([exact, near]).sort_values(["first", "second"]).reset_index(drop=True)
     splits, labels = table["split"].to_numpy(), table["label"].to_numpy()
@@ -329,27 +343,67 @@ _LEVELS = (
 )
 
 
-def _similarities(images: np.ndarray, pairs: np.ndarray, mirrored: bool) -> np.ndarray:
-    """Correlation of the aligned details of each pair, float32 (M,); -1 where it is hopeless."""
+def _similarities(
+    images: np.ndarray,
+    pairs: np.ndarray,
+    mirrored: bool,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Correlation of the aligned details of each pair, float32 (M,); -1 where it is hopeless.
+
+    ``progress`` is called with the number of pairs that are through the first, coarsest level,
+    where most of the time goes.
+    """
     similarities = np.full(len(pairs), -1, np.float32)
     moved = np.zeros((len(pairs), 4), np.float32)
     going_on = np.arange(len(pairs))
-    for level in _LEVELS:
-        found = np.empty(len(going_on), np.float32)
-        size = _BATCH // level.side**2
-        for start in range(0, len(going_on), size):
-            rows = going_on[start : start + size]
-            first, second = (
-                _details(_resized(images[side], level.side), level) for side in pairs[rows].T
-            )
-            if mirrored:
-                second = second[:, :, ::-1]
-            moved[rows] = _aligned(first, second, moved[rows], level.steps)
-            found[start : start + size] = _correlation(first, second, moved[rows])
-        similarities[going_on] = -1
-        going_on, found = going_on[found >= level.least], found[found >= level.least]
-        similarities[going_on] = found
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for number, level in enumerate(_LEVELS):
+            found = np.empty(len(going_on), np.float32)
+            size = _KEPT // level.side**2 // 2
+            for start in range(0, len(going_on), size):
+                rows = going_on[start : start + size]
+                found[start : start + size], moved[rows] = _compared(
+                    images, pairs[rows], moved[rows], level, mirrored, pool
+                )
+                if number == 0:
+                    progress(start + len(rows))
+            similarities[going_on] = -1
+            going_on, found = going_on[found >= level.least], found[found >= level.least]
+            similarities[going_on] = found
     return similarities
+
+
+def _compared(
+    images: np.ndarray,
+    pairs: np.ndarray,
+    moved: np.ndarray,
+    level: _Level,
+    mirrored: bool,
+    pool: ThreadPoolExecutor,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlations (M,) and motions (M, 4) of pairs after one level, batch by batch."""
+    used, places = np.unique(pairs, return_inverse=True)
+    places = places.reshape(pairs.shape)
+    size = _BATCH // level.side**2
+
+    def batches(n: int) -> list[slice]:
+        return [slice(start, start + size) for start in range(0, n, size)]
+
+    def detailed(batch: slice) -> np.ndarray:
+        return _details(_resized(images[used[batch]], level.side), level)
+
+    details = np.concatenate(list(pool.map(detailed, batches(len(used)))))
+
+    def aligned(batch: slice) -> tuple[np.ndarray, np.ndarray]:
+        first, second = (details[side] for side in places[batch].T)
+        if mirrored:
+            second = second[:, :, ::-1]
+        motion = _aligned(first, second, moved[batch], level.steps)
+        return _correlation(first, second, motion), motion
+
+    correlations, motions = zip(*pool.map(aligned, batches(len(pairs))), strict=True)
+    return np.concatenate(correlations), np.concatenate(motions)
 
 
 def _details(images: np.ndarray, level: _Level) -> np.ndarray:
@@ -500,7 +554,7 @@ def groups_from_names(paths: Iterable[str], pattern: str | None = None) -> np.nd
     pattern
         Regular expression, searched in the path; what its groups (parentheses) hold, or the whole
         match where it has none, is the patient, in lower case. An image without a match has its
-        path, so that it is a patient of its own. See `NAME_PATTERNS`. None: `data.group_of`.
+        path, so that it is a patient of its own. None: `data.group_of`.
 
     Raises
     ------

@@ -50,3 +50,13 @@ def worst(findings: Iterable[Finding]) -> str:
     """The gravest verdict among some findings; "not applicable" where there are none."""
     found = {finding.verdict for finding in findings}
     return next((verdict for verdict in VERDICTS if verdict in found), "not applicable")
+
+
+def figure(finding: Finding) -> str:
+    """Return the figure of a finding with its interval and number, as text; "" without one."""
+    if finding.value is None:
+        return ""
+    number = "" if finding.n is None else f", n = {finding.n:,}"
+    if finding.low is None:
+        return f"{finding.value:.3f}{number}"
+    return f"{finding.value:.3f} ({finding.low:.3f}–{finding.high:.3f}){number}"

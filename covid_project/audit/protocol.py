@@ -1,9 +1,11 @@
-"""Was a run conducted as it must be? Judged from what it left in its results folder alone.
+"""Was a run conducted as it must be? Judged from what it left in its results folder.
 
-Every rule is a function of the folder that returns one finding. What a rule needs and does not find
-makes it "not applicable", never "pass".
+Every rule is a function of the folder, and of the data where these are at hand, that returns one
+finding. What a rule needs and does not find makes it "not applicable", never "pass".
 """
 
+import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from covid_project.audit.findings import Finding
+from covid_project.data import SPLITS, Dataset, load_images
 from covid_project.evaluation import metrics_table
 from covid_project.settings import Axis, Settings, SettingsError, load_settings
 from covid_project.storage import read_csv
@@ -18,24 +21,31 @@ from covid_project.storage import read_csv
 # Final models, and the search from which each took its hyperparameters and epochs.
 SEARCHES = {"baseline": "baseline", "transfer": "transfer"}
 AREA = "protocol"
+FLOOR = 1.0  # grey level; smaller standard deviations count as this (see ``normalization``)
 
 
 class _NotApplicable(Exception):
     """The rule cannot be judged; the message says why."""
 
 
-def audit_protocol(results: Path) -> list[Finding]:
+def audit_protocol(results: Path, dataset: Dataset | None = None) -> list[Finding]:
     """Judge a finished run by every rule.
 
     Parameters
     ----------
     results
         A results folder, as ``python -m covid_project run`` writes it.
+    dataset
+        The run's data as they are now, opened with ``splits.csv`` of the results folder. Without
+        them, what needs them is not applicable.
     """
     findings = []
-    for check, rule in RULES.items():
+    for check, rule in {**RULES, **DATA_RULES}.items():
         try:
-            breaches, otherwise = rule(Path(results))
+            if check in DATA_RULES and dataset is None:
+                raise _NotApplicable("the data are needed for it (--data)")
+            known = (dataset,) if check in DATA_RULES else ()
+            breaches, otherwise = rule(Path(results), *known)
         except _NotApplicable as reason:
             findings.append(Finding(AREA, check, "not applicable", str(reason)))
             continue
@@ -124,7 +134,7 @@ def _final_fits_are_as_long_as_found_and_without_early_stopping(results: Path) -
         history, trials = read_csv(path), read_csv(results / f"tuning_{name}.csv")
         expected = int(trials.loc[trials["val_loss"].idxmin(), "best_epoch"])
         lengths.append(f"{stage} {len(history)}")
-        if len(history) < expected:
+        if len(history) != expected:
             breaches.append(f"{stage} was trained for {len(history)} epochs, not {expected}")
         watched = [column for column in history if column.startswith("val_")]
         if watched:
@@ -210,13 +220,94 @@ def _test_and_validation_agree(results: Path) -> Judgement:
     return breaches, f"the intervals of accuracy meet for {', '.join(stages)}"
 
 
-def _normalisation_knows_training_alone(results: Path) -> Judgement:
-    strategy = _settings(results).normalization
+def _normalisation_knows_training_alone(results: Path, dataset: Dataset) -> Judgement:
+    """Final models learn from training and validation data, all others from training data alone."""
+    settings = _settings(results)
+    strategy = settings.normalization
     if strategy in ("fixed", "sample"):
         return [], f"normalisation is by {strategy} values: nothing is learned from any split"
-    raise _NotApplicable(
-        f"the statistics of strategy {strategy} lie in the models, not in the tables"
-    )
+    models = {path.stem: path for path in sorted((results / "models").glob("*.keras"))}
+    held = {stage: _normalisation(path) for stage, path in models.items()}
+    held = {stage: statistics for stage, statistics in held.items() if statistics}
+    if not held:
+        raise _NotApplicable(f"no model is left that holds the statistics of strategy {strategy}")
+    expected = {
+        splits: _statistics(dataset, splits, settings.image_size, strategy)
+        for splits in (("train",), ("train", "val"))
+    }
+    breaches = []
+    for stage, (mean, variance) in held.items():
+        splits = ("train", "val") if stage in SEARCHES else ("train",)
+        right = all(
+            np.allclose(np.squeeze(found), np.squeeze(wanted), rtol=1e-3, atol=1e-3)
+            for found, wanted in zip((mean, variance), expected[splits], strict=True)
+        )
+        if not right:
+            breaches.append(f"{stage} does not normalise by the statistics of {' + '.join(splits)}")
+    return breaches, f"those of {', '.join(held)} are those of what each was trained on"
+
+
+def _normalisation(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Mean and variance that a saved model normalises by; None where it has none."""
+    with zipfile.ZipFile(path) as archive:
+        layers = json.loads(archive.read("config.json"))["config"]["layers"]
+    for layer in layers:
+        if layer["class_name"] == "Normalization":
+            return np.array(layer["config"]["mean"]), np.array(layer["config"]["variance"])
+    return None
+
+
+def _statistics(
+    dataset: Dataset, splits: tuple[str, ...], size: int, strategy: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance over all images of some splits, or of each pixel, in grey levels."""
+    others = dataset.table["path"][~dataset.table["split"].isin(splits)]
+    images = load_images(dataset.without(others), size)
+    axes = None if strategy == "dataset" else 0
+    deviation = images.std(axes, dtype=np.float64)
+    return images.mean(axes, dtype=np.float64), np.maximum(deviation, FLOOR) ** 2
+
+
+def _splits_are_unchanged(results: Path) -> Judgement:
+    """Every stage was scored on the same images of a split, and these are what splits.csv says."""
+    scored: dict[str, dict[str, frozenset]] = {}
+    for path in sorted(results.glob("scores_*.csv")):
+        stage, _, split = path.stem.removeprefix("scores_").rpartition("_")
+        if split not in SPLITS:
+            continue
+        images = frozenset(read_csv(path)[["path", "label"]].itertuples(index=False, name=None))
+        scored.setdefault(split, {})[stage] = images
+    if not scored:
+        raise _NotApplicable("no scores were saved")
+    breaches = [
+        f"{split}: {', '.join(stages)} were not scored on the same images"
+        for split, stages in scored.items()
+        if len(set(stages.values())) > 1
+    ]
+    of_split = {split: frozenset().union(*stages.values()) for split, stages in scored.items()}
+    shared = of_split.get("val", frozenset()) & of_split.get("test", frozenset())
+    if shared:
+        breaches.append(f"{len(shared)} images were scored for val as well as for test")
+    dealt = read_csv(results / "splits.csv")
+    for split, images in of_split.items() if len(dealt) else ():
+        rows = dealt.loc[dealt["split"] == split, ["path", "label"]]
+        if images != frozenset(rows.itertuples(index=False, name=None)):
+            breaches.append(f"the images scored for {split} are not those of splits.csv")
+    counts = ", ".join(f"{split} {len(images)}" for split, images in of_split.items())
+    return breaches, f"every stage was scored on the same images: {counts}"
+
+
+def _data_are_those_of_the_run(results: Path, dataset: Dataset) -> Judgement:
+    path = results / "run.json"
+    if not path.is_file():
+        raise _NotApplicable("run.json is missing")
+    trained = json.loads(path.read_text(encoding="utf-8"))["data"]
+    if trained != dataset.fingerprint:
+        return [
+            f"the run was made with {trained}, this is {dataset.fingerprint}: a file, a label or a "
+            "split is another"
+        ], ""
+    return [], f"every file, label and split is as it was ({trained})"
 
 
 def _synthetic_samples_only_in_training(results: Path) -> Judgement:
@@ -235,12 +326,16 @@ RULES: dict[str, Callable[[Path], Judgement]] = {
     "final fits: right epochs, no early stopping": (
         _final_fits_are_as_long_as_found_and_without_early_stopping
     ),
-    "normalisation statistics from training alone": _normalisation_knows_training_alone,
     "synthetic samples only in training": _synthetic_samples_only_in_training,
     "one data set and split throughout": _one_data_set_throughout,
+    "splits unchanged between the stages": _splits_are_unchanged,
     "versions, seed and weights recorded": _provenance_is_recorded,
     "metrics follow from the saved scores": _metrics_follow_from_the_scores,
     "validation and test agree": _test_and_validation_agree,
+}
+DATA_RULES: dict[str, Callable[[Path, Dataset], Judgement]] = {
+    "data and splits unchanged since training": _data_are_those_of_the_run,
+    "normalisation statistics from training alone": _normalisation_knows_training_alone,
 }
 
 

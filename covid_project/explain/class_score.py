@@ -5,15 +5,22 @@ class 0 is -z, so the evidence for one class is exactly the evidence against the
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from covid_project.explain.network import fold_normalization
+
 PREDICTED = "predicted"
 ROUNDING = 1e-6  # of a score in float32, with some room
 _ANY = -1  # stands for the predicted class among class indices
+
+# Keeps what was compiled for the last models: tracing a large backbone takes seconds, and weights
+# are read at each call, so that a model explained again, with whatever weights, is not traced anew.
+keep_compiled = lru_cache(maxsize=8)
 
 
 def class_score(logits: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -32,15 +39,17 @@ def class_score(logits: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
     return tf.gather(logits, target, batch_dims=1), target
 
 
+@keep_compiled
 def score_function(model: keras.Model) -> Callable:
     """Compile (images (N, H, W, C) float32, target (N,)) → scores (N,), target (N,).
 
     The model ends in logits; dropout is off and batch normalisation at its moving statistics.
     """
+    network = fold_normalization(model)
 
     @tf.function(input_signature=batch_signature(model))
     def score(images, target):
-        return class_score(model(images, training=False), target)
+        return class_score(network(images, training=False), target)
 
     return score
 

@@ -36,8 +36,10 @@ from covid_project.explain.class_score import (
     checked_images,
     checked_target,
     class_score,
+    keep_compiled,
 )
 from covid_project.explain.heatmaps import Heatmaps
+from covid_project.explain.network import fold_normalization, graph_nodes
 
 OVERLAY_WEIGHT = 0.4  # of the coloured heatmap, as the task sheet asks
 
@@ -77,7 +79,7 @@ def remove_final_activation(model: keras.Model) -> keras.Model:
             f"{[tuple(x.shape) for x in model.outputs]}; expected one input of images and one "
             "output (N, 1) or (N, K)."
         )
-    last = _nodes(model)[-1]
+    last = graph_nodes(model)[-1]
     layer, features = last.operation, last.input_tensors[0]
     if isinstance(layer, keras.Model) and len(last.input_tensors) == 1:
         logits = remove_final_activation(layer)
@@ -126,19 +128,11 @@ def last_spatial_layer(model: keras.Model) -> str:
     return candidates[-1]
 
 
-def _nodes(model: keras.Model) -> list:
-    """Every call of an operation in the model's graph, from the input to the output."""
-    # Not `layer.output`: that is the layer's first call ever, which may belong to another model
-    # or, for a nested model, lie inside it. Keras offers no public list of a model's calls.
-    by_depth = keras.Function(model.inputs, model.outputs)._nodes_by_depth
-    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
-
-
 def _spatial_nodes(model: keras.Model) -> dict:
     """Layer name → its call, for outputs (N, height, width, channels) with height·width > 1."""
     return {
         node.operation.name: node
-        for node in _nodes(model)
+        for node in graph_nodes(model)
         if not node.is_input
         and len(node.outputs) == 1
         and len(node.outputs[0].shape) == 4
@@ -186,8 +180,8 @@ def grad_cam(
 
     Notes
     -----
-    Compiles the model for this one call, which takes a second or two for a large backbone. For
-    many calls, or several layers in one pass, keep the function that `heatmap_function` returns.
+    Compiles the model at the first call, which takes a second or two for a large backbone, and
+    keeps that for the next. For several layers in one pass take `heatmap_function`.
     """
     layer = layer or last_spatial_layer(model)
     return heatmap_function(model, [layer], method)(images, target, batch_size)[layer]
@@ -206,7 +200,7 @@ def heatmap_function(
     if method not in METHODS:
         raise ValueError(f"Unknown method '{method}'; the methods are {sorted(METHODS)}.")
     model = remove_final_activation(model)
-    explain_batch = _compiled(features_and_logits(model, layers), layers, METHODS[method])
+    explain_batch = _compiled(model, tuple(layers), METHODS[method])
 
     def heatmaps(images: ArrayLike, target: ArrayLike, batch_size: int = 32) -> dict[str, Heatmaps]:
         images = checked_images(model, images)
@@ -237,11 +231,13 @@ def features_and_logits(model: keras.Model, layers: Sequence[str]) -> keras.Mode
     )
 
 
-def _compiled(network: keras.Model, layers: Sequence[str], weigh: Callable) -> Callable:
+@keep_compiled
+def _compiled(model: keras.Model, layers: tuple[str, ...], weigh: Callable) -> Callable:
     """Compile (images, target) → scores (N,), target (N,), one (raw (N, h, w), reasons) per layer.
 
     The reasons say for each image why its map may be blank; see `Heatmaps`.
     """
+    network = fold_normalization(features_and_logits(model, layers))
 
     @tf.function(input_signature=batch_signature(network))
     def explain_batch(images, target):

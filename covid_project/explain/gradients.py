@@ -27,6 +27,7 @@ from covid_project.explain.class_score import (
     checked_target,
     class_score,
     image_variant_pairs,
+    keep_compiled,
     score_function,
 )
 from covid_project.explain.gradcam import remove_final_activation
@@ -198,6 +199,7 @@ def integrated_gradients(
     return IntegratedGradients.from_raw(PIXELS, *results, baseline_scores=baseline_scores)
 
 
+@keep_compiled
 def _gradient_function(model: keras.Model) -> Callable:
     """Compile (images, target) → scores (N,), target (N,), gradients (N, H, W, C)."""
 

@@ -36,6 +36,7 @@ from covid_project.explain.gradcam import (
     remove_final_activation,
 )
 from covid_project.explain.heatmaps import Heatmaps
+from covid_project.explain.network import fold_normalization
 
 
 def score_cam(
@@ -76,7 +77,7 @@ def score_cam_function(
     map a mean of the features that says nothing about the class: it is blank, "no change".
     """
     model = remove_final_activation(model)
-    network = features_and_logits(model, layers)
+    network = fold_normalization(features_and_logits(model, layers))
     score = score_function(model)
 
     @tf.function(input_signature=batch_signature(model))

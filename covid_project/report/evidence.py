@@ -22,6 +22,7 @@ from covid_project.storage import fingerprint, read_csv
 STAGES = {"baseline": "baseline", "transfer": "transfer", "fine_tuned": "finetuned"}  # and in keys
 NAMES = {"baseline": "baseline", "transfer": "transfer", "fine_tuned": "fine-tuned"}  # in the text
 OUTCOMES = {"no difference": "0", "better": "1", "worse": "2"}
+HEAT = ["central_heat", "low", "high"]  # columns of gradcam_groups.csv
 FALLS = 1.1  # validation loss over training loss from which the gap is called overfitting
 
 
@@ -73,7 +74,7 @@ def collect(results: Path) -> Evidence:
     run = _Run(results)
     values: dict[str, str] = {}
     tables: dict[str, str] = {}
-    for task in (_introduction, _task1, _task2, _task3, _task4):
+    for task in (_introduction, _task1, _task2, _task3, _task4, _explanations, _audit):
         task(run, values, tables)
     return Evidence(values, tables, dict(sorted(run.sources.items())))
 
@@ -486,8 +487,8 @@ def _task4(run: _Run, values: dict, tables: dict) -> None:
         "overlay.weight": f"{groups['overlay_weight'].iloc[0]:g}",
         "cam.blank": str(int((maps["status"] != "ok").sum())),
         "cam.area": percent(groups["area"].iloc[0]),
-        "cam.covid.correct": percent_bounds(covid),
-        "cam.normal.correct": percent_bounds(normal),
+        "cam.covid.correct": percent_bounds(*covid[HEAT]),
+        "cam.normal.correct": percent_bounds(*normal[HEAT]),
         "cam.covid.centred": yes(covid["low"] > covid["area"]),
         "cam.covid.border": percent(1 - covid["central_heat"]),
         "cam.normal.border": percent(1 - normal["central_heat"]),
@@ -503,12 +504,77 @@ def _task4(run: _Run, values: dict, tables: dict) -> None:
                 row["label"],
                 row["verdict"],
                 str(row["n"]),
-                percent_bounds(row),
+                percent_bounds(*row[HEAT]),
                 p_value(row["p_value"], bare=True),
             ]
             for _, row in groups.iterrows()
         ],
     )
+
+
+def _explanations(run: _Run, values: dict, tables: dict) -> None:
+    """What the tests of the explanations say of Grad-CAM."""
+    tested = run.table("explanations.csv")
+    own = tested[tested["method"] == "grad-cam"]
+    final = own[own["stage"] != "baseline_tuned"]
+    lungs = _tested(own, "energy inside", "lungs")
+    deletion = _tested(own, "deletion", "to the mean")
+    road = _tested(own, "ROAD", "least less most")
+    cascade = final[final["setting"].str.startswith("cascading") & (final["measure"] == "SSIM")]
+    random, noise = cascade.iloc[-1], _tested(own, "SSIM", "noise", starts=True)
+    twins = _tested(own, "SSIM", "another seed")
+    centred = tested[(tested["method"] == "centred Gaussian") & tested["versus"].isna()]
+    centred = centred[(centred["measure"] == "energy inside") & (centred["setting"] == "lungs")]
+    values |= {
+        "explain.n": str(int(deletion["n"])),
+        "explain.methods": str(
+            tested["method"].nunique() - len(tested["versus"].dropna().unique())
+        ),
+        "explain.lungs.known": yes((tested["lungs"] == "known").all()),
+        "explain.lungs.share": percent_bounds(*lungs[["value", "low", "high"]]),
+        "explain.lungs.centred": percent(centred["value"].iloc[0]),
+        "explain.lungs.n": str(int(lungs["n"])),
+        "explain.lungs.outcome": _against(own, "energy inside", "lungs", "centred Gaussian"),
+        "explain.deletion": number(deletion["value"], 2),
+        "explain.deletion.outcome": _against(own, "deletion", "to the mean", "random"),
+        "explain.road": bounds(road["value"], road["low"], road["high"], digits=2),
+        "explain.road.outcome": _against(own, "ROAD", "least less most", "centred Gaussian"),
+        "explain.random": number(random["value"], 2),
+        "explain.pairs": number(random["reference"], 2),
+        "explain.random.passes": yes(random["verdict"] == "pass"),
+        "explain.noise": number(noise["value"], 2),
+        "explain.noise.passes": yes(noise["verdict"] == "pass"),
+        "explain.twins": bounds(twins["value"], twins["low"], twins["high"], digits=2),
+        "explain.twins.pairs": number(twins["reference"], 2),
+        "explain.twins.passes": yes(twins["verdict"] == "pass"),
+    }
+
+
+def _tested(own: pd.DataFrame, measure: str, setting: str, starts: bool = False) -> pd.Series:
+    """The mean of one measure over the images, as a row."""
+    settings = own["setting"].str.startswith(setting) if starts else own["setting"] == setting
+    return own[(own["measure"] == measure) & settings & own["versus"].isna()].iloc[0]
+
+
+def _against(own: pd.DataFrame, measure: str, setting: str, baseline: str) -> str:
+    here = (own["measure"] == measure) & (own["setting"] == setting) & (own["versus"] == baseline)
+    return OUTCOMES.get(own.loc[here, "verdict"].iloc[0], OUTCOMES["no difference"])
+
+
+def _audit(run: _Run, values: dict, tables: dict) -> None:
+    """What the audit of the data found, where one was made of this run's data."""
+    folder = run.results / "audit"
+    there = (folder / "shortcuts.csv").is_file()
+    views = ("border", "lungs removed", "whole image", "file metadata")
+    values["audit.there"] = yes(there)
+    if there:
+        found = run.table("audit/shortcuts.csv").set_index("view").rename(columns={"auc": "value"})
+        pairs = run.table("audit/duplicates.csv")
+        across = pairs["split_first"] != pairs["split_second"]
+    for view in views:
+        shown = interval(found.loc[view]) if there and view in found.index else "--"
+        values[f"audit.{view.replace(' ', '.')}.AUC"] = shown
+    values["audit.copies"] = str(int(across.sum())) if there else "--"
 
 
 def _best(trials: pd.DataFrame) -> pd.Series:
@@ -570,9 +636,8 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}\\,\\%"
 
 
-def percent_bounds(row: pd.Series) -> str:
-    """The share of central heat of a group, with its interval, in percent."""
-    value, low, high = row["central_heat"], row["low"], row["high"]
+def percent_bounds(value: float, low: float, high: float) -> str:
+    """A share with its interval, in percent."""
     if not np.isfinite(value):
         return "--"
     if not np.isfinite(low):

@@ -1,12 +1,10 @@
 """CT slices in two folders: who belongs together, prepared copies, edges, lesion boxes."""
 
-import io
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pandas as pd
 from PIL import Image, ImageOps
 from skimage.feature import canny
 
@@ -140,74 +138,32 @@ def edges(images: np.ndarray, sigma: float = 2.0) -> np.ndarray:
 # ---- lesion boxes -------------------------------------------------------------------------------
 
 
-def read_boxes(dataset: Dataset) -> pd.DataFrame:
+def read_boxes(dataset: Dataset) -> list[np.ndarray]:
     """Boxes of DeepLesion slices, from the ``.tru`` file beside each image.
 
     Returns
     -------
-    One row per box: row (of the image in the table), left, top, right, bottom (shares of width and
-    height, 0 to 1).
+    For each image, in the table's order, float (K, 4): left, top, right, bottom, as shares of
+    width and height; what ``explain.quality.localisation.box_masks`` takes.
 
     Raises
     ------
     DataError
         An image without its file, or a line that is not ``type x1 y1 x2 y2``.
     """
-    rows = []
-    for row, path in enumerate(dataset.table["path"]):
+    boxes = []
+    for path in dataset.table["path"]:
         file = dataset.root.joinpath(str(PurePosixPath(path).with_suffix(".tru")))
         if not file.is_file():
             raise DataError(f"{path} has no .tru file beside it: boxes are needed for every image")
-        for line in io.StringIO(file.read_text(encoding="utf-8")):
-            if line.strip():
-                rows.append((row, *_box(line.split(), path)))
-    return pd.DataFrame(rows, columns=["row", "left", "top", "right", "bottom"])
+        lines = file.read_text(encoding="utf-8").splitlines()
+        boxes.append(np.array([_box(line, path) for line in lines if line.strip()]))
+    return boxes
 
 
-def _box(fields: list[str], path: str) -> tuple[float, float, float, float]:
+def _box(line: str, path: str) -> tuple[float, float, float, float]:
     try:
-        left, top, right, bottom = (float(value) for value in fields[1:5])
+        left, top, right, bottom = (float(value) for value in line.split()[1:])
     except ValueError:
-        raise DataError(f"{path}: a box is 'type x1 y1 x2 y2', found {' '.join(fields)}") from None
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise DataError(f"{path}: a box must lie in the image, found {left} {top} {right} {bottom}")
+        raise DataError(f"{path}: a box is 'type x1 y1 x2 y2', found {line!r}") from None
     return left, top, right, bottom
-
-
-def heat_in_boxes(maps: np.ndarray, boxes: pd.DataFrame) -> pd.DataFrame:
-    """How much of each map's heat lies in the boxes of its image.
-
-    Parameters
-    ----------
-    maps
-        (N, h, w), not negative; a blank map has no share.
-    boxes
-        From `read_boxes`.
-
-    Returns
-    -------
-    One row per image that has a box: row, heat (share of the map's sum in its boxes, NaN where
-    blank), area (share of the image that the boxes take: what heat spread evenly would give), hit
-    (whether the hottest place lies in a box).
-    """
-    height, width = maps.shape[1:]
-    # A map's cell counts by its centre.
-    y, x = ((np.arange(n) + 0.5) / n for n in (height, width))
-    rows = []
-    for row, group in boxes.groupby("row"):
-        inside = np.zeros((height, width), bool)
-        for box in group.itertuples():
-            inside |= ((box.top <= y) & (y < box.bottom))[:, None] & (
-                (box.left <= x) & (x < box.right)
-            )
-        heat = maps[row]
-        total = heat.sum()
-        rows.append(
-            (
-                row,
-                heat[inside].sum() / total if total > 0 else np.nan,
-                inside.mean(),
-                bool(inside.flat[heat.argmax()]) if total > 0 else False,
-            )
-        )
-    return pd.DataFrame(rows, columns=["row", "heat", "area", "hit"])

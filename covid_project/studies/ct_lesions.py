@@ -1,7 +1,7 @@
 """CT slices with and without a finding, in two folders: the study's settings and its splits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ from covid_project.settings import (
     STRATEGIES,
     Augmentation,
     RunSettings,
+    as_yaml,
     load_profile,
     one_of,
     within,
 )
+from covid_project.storage import write_text
 from covid_project.studies.ct import slice_groups
 from covid_project.studies.pruning import SCOPES
 from covid_project.studies.splits import dealt_once
@@ -113,7 +115,16 @@ def load_settings(
 
 def begin(settings: Settings) -> experiment.Experiment:
     """Open the data and claim the results folder (see ``experiment.begin``)."""
-    return experiment.begin(settings, open_data)
+    run = experiment.begin(settings, open_data)
+    if settings.boxes:  # its name alone, as of the data: paths are this machine's
+        named = replace(
+            settings,
+            data=settings.data and Path(settings.data).name,
+            results=run.results.name,
+            boxes=Path(settings.boxes).name,
+        )
+        write_text(run.results / "settings.yaml", as_yaml(named))
+    return run
 
 
 def open_data(source: Path, settings: Settings) -> Dataset:

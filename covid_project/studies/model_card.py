@@ -26,7 +26,7 @@ class Evidence:
     metrics
         Test metrics: stage, metric, value, low, high, n.
     shortcuts
-        Columns labels (what was predicted), view, AUC, low, high, n.
+        What was predicted, from what: labels, view, auc, low, high, n.
     errors
         Probabilities on unseen images: images, stage, metric, value, low, high, n.
     costs
@@ -80,7 +80,7 @@ def model_card(evidence: Evidence) -> str:
         "## Shortcuts",
         "AUC of what has nothing to do with the disease, by cross-validation over groups; 0.5 is "
         "chance.",
-        _table(_with_interval(evidence.shortcuts, ["labels", "view"], "AUC")),
+        _table(_with_interval(evidence.shortcuts, ["labels", "view"], "auc")),
         _shortcut_finding(evidence.shortcuts, own),
         "## Cost",
         _table(evidence.costs.round(5)),
@@ -90,7 +90,7 @@ def model_card(evidence: Evidence) -> str:
         "## Limits",
         "- One collection, cut from publications: not a sample of any clinic's patients, and the "
         "share of positives is the collection's, so that precision says nothing about practice.\n"
-        "- Groups follow file names; patients whose names do not tell may still lie in two splits.\n"
+        "- Groups follow file names; patients whose names do not tell may lie in two splits.\n"
         "- Intervals count images as independent although slices of a patient are not: the true "
         "uncertainty is larger.\n"
         "- Heatmaps show what a score reacts to, not that the reason is medical.",
@@ -113,10 +113,10 @@ def model_card(evidence: Evidence) -> str:
 
 
 def _shortcut_finding(shortcuts: pd.DataFrame, own: pd.DataFrame) -> str:
-    best = shortcuts.loc[shortcuts["AUC"].idxmax()]
+    best = shortcuts.loc[shortcuts["auc"].idxmax()]
     model = own.set_index("metric").loc["AUC"]
     return (
-        f"The strongest: {best['view']} ({best['labels']}), AUC {best['AUC']:.3f}, beside "
+        f"The strongest: {best['view']} ({best['labels']}), AUC {best['auc']:.3f}, beside "
         f"{model['value']:.3f} for the model on the test split. As far as such a view predicts "
         "the label of these data, the model's figures need not come from the disease."
     )
@@ -130,7 +130,7 @@ def _with_interval(table: pd.DataFrame, keys: list[str], value: str = "value") -
 
 
 def _wide(metrics: pd.DataFrame) -> pd.DataFrame:
-    wide = metrics.pivot(index="stage", columns="metric", values="value")
+    wide = metrics.pivot_table(index="stage", columns="metric", values="value")
     return wide.loc[metrics["stage"].unique(), metrics["metric"].unique()].round(3).reset_index()
 
 

@@ -1,22 +1,18 @@
-"""Could the label be read off what has nothing to do with the patient?
+"""Can two sources of images be told apart by what has nothing to do with the patient?
 
-Where the classes come from different sources, they differ in file sizes, borders and exposure, and
-a classifier that reads those is near perfect on its own data and worthless elsewhere.
+Where each class comes from a source of its own, a classifier that reads file sizes, borders or the
+exposure is near perfect on its own data and worthless elsewhere. `audit.shortcuts` asks this of the
+labels of one data set; here any two sets of images can be compared, such as two sources neither of
+which holds the disease.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from covid_project.audit.duplicates import joined_groups
-from covid_project.evaluation import bootstrap_auc
+from covid_project.audit.predictability import predict, prepare
 
-FOLDS = 5
 SIDE = 32  # pixels of what is looked at
 FRAME = 2  # of these, the outer ones that count as border
 
@@ -43,38 +39,32 @@ def views(images: np.ndarray, sizes: pd.DataFrame) -> dict[str, np.ndarray]:
         "file size and dimensions": np.hstack([logs, squareness]),
         "border alone": small[:, border],
         "grey histogram alone": np.array(histograms) / (height * width),
-        "whole image, 32 px": small.reshape(n, -1),
+        "whole image": small.reshape(n, -1),
     }
 
 
 def source_table(
-    features: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray, seed: int = 0
+    features: Mapping[str, np.ndarray], which: np.ndarray, groups: np.ndarray, seed: int = 0
 ) -> pd.DataFrame:
-    """How well each view predicts the label, by cross-validation that parts no group.
-
-    A logistic regression on standardised features, fitted anew on four fifths of the groups and
-    scored on the last one; the five sets of scores are ranked within their fifth before they are
-    put together, as their scales differ.
+    """How well each view tells two sources apart, cross-validated over groups.
 
     Parameters
     ----------
     features
         Name of a view → (N, F).
-    labels, groups
-        (N,); labels 0 or 1.
+    which, groups
+        (N,); the source, 0 or 1, and what must not be parted, such as a patient.
 
     Returns
     -------
-    One row per view: view, AUC, low, high (95 %, bootstrap over images), n. 0.5 is chance.
+    One row per view: view, auc, low, high (95 %, bootstrap over groups), n. 0.5 is chance.
+
+    Raises
+    ------
+    audit.predictability.TooFewGroups
+        A source has too few groups.
     """
-    groups = joined_groups(groups)
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    rows = []
-    for name, values in features.items():
-        scores = np.empty(len(labels))
-        for train, test in folds.split(values, labels, groups):
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
-            found = model.fit(values[train], labels[train]).decision_function(values[test])
-            scores[test] = (np.argsort(np.argsort(found)) + 0.5) / len(test)
-        rows.append((name, *bootstrap_auc(labels, scores, seed=seed), len(labels)))
-    return pd.DataFrame(rows, columns=["view", "AUC", "low", "high", "n"])
+    trial = prepare(which, groups, seed)
+    found = {name: predict(values, trial) for name, values in features.items()}
+    rows = [(name, one.auc, one.low, one.high, len(which)) for name, one in found.items()]
+    return pd.DataFrame(rows, columns=["view", "auc", "low", "high", "n"])

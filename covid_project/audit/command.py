@@ -1,0 +1,271 @@
+"""``python -m covid_project audit``: all checks on one data set, printed and written.
+
+Written are ``audit.csv`` (the findings), ``audit.json`` (these with settings, versions, pairs and
+checklists), ``duplicates.csv``, ``shortcuts.csv``, ``controls.csv`` where asked for, and
+``audit.html``, which shows images of the data set and therefore stays local.
+"""
+
+import dataclasses
+import json
+import shutil
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from covid_project.audit.checklists import answers
+from covid_project.audit.data_checks import DataAudit, audit_data, named_pairs
+from covid_project.audit.duplicates import clusters, grouped_split, joined_groups
+from covid_project.audit.findings import Finding, as_table, figure
+from covid_project.audit.page import page
+from covid_project.audit.protocol import audit_protocol
+from covid_project.data import CLASSES, DataError, Dataset, open_dataset, write_splits
+from covid_project.storage import write_csv, write_text
+
+STAGES = ("baseline", "transfer", "fine_tuned")  # final models, asked for shortcuts of their own
+EVERY = 5.0  # seconds between two lines of progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be audited; see the command's help."""
+
+    data: Path
+    results: Path | None = None
+    out: Path | None = None
+    masks: Path | None = None
+    classes: tuple[str, ...] | None = None
+    pattern: str | None = None
+    metadata: Path | None = None
+    write_splits: Path | None = None
+    controls: bool = False
+    seed: int = 0
+
+
+OPTIONS = tuple(field.name for field in dataclasses.fields(Request))
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """All that an audit found; what the files and the page are made from."""
+
+    name: str
+    findings: list[Finding]
+    data: DataAudit
+    pairs: pd.DataFrame
+    shortcuts: pd.DataFrame
+    controls: pd.DataFrame
+    checklists: pd.DataFrame
+    settings: dict
+
+
+def run(request: Request) -> list[Finding]:
+    """Audit, print the findings, write the files; return the findings.
+
+    Raises
+    ------
+    DataError
+        Data, pattern, metadata or masks that cannot be used.
+    """
+    report = audit(request)
+    print(as_text(report.findings))
+    out = request.out or _folder(request)
+    write(report, out)
+    print(f"written: {out}: audit.html to read, audit.csv, audit.json and the tables")
+    if request.write_splits is not None:
+        write_splits(request.write_splits, report.data.dataset, _proposed(report.data, request))
+        print(f"written: {request.write_splits}, a split that keeps patients and copies together")
+    return report.findings
+
+
+def audit(request: Request) -> Report:
+    """Make all findings; write nothing."""
+    dataset = _opened(request)
+    labels = ", ".join(f"{label} {name}" for label, name in enumerate(dataset.classes))
+    print(f"data: {request.data.name}, {len(dataset.table):,} images, labels: {labels}", flush=True)
+    metadata = None if request.metadata is None else _table(request.metadata)
+    data = audit_data(
+        dataset,
+        pattern=request.pattern,
+        metadata=metadata,
+        seed=request.seed,
+        progress=_Progress(),
+    )
+    findings = list(data.findings)
+    shortcuts = pd.DataFrame()
+    if len(dataset.classes) == 2 and data.dataset.table["label"].nunique() == 2:
+        from covid_project.audit.shortcuts import audit_shortcuts
+
+        found = audit_shortcuts(_kept_together(data), masks=request.masks, seed=request.seed)
+        findings += found.findings
+        shortcuts = found.table
+    else:
+        reason = f"it takes two classes, and there are {data.dataset.table['label'].nunique()}"
+        findings.append(Finding("shortcuts", "shortcuts", "not applicable", reason))
+    if request.results is not None:
+        findings += audit_protocol(request.results, dataset)
+        findings += _models(request, data)
+    controls = pd.DataFrame()
+    if request.controls:
+        from covid_project.audit.controls import controls_table
+
+        controls = controls_table(request.seed, print)
+    return Report(
+        name=request.data.name,
+        findings=findings,
+        data=data,
+        pairs=named_pairs(data),
+        shortcuts=shortcuts,
+        controls=controls,
+        checklists=answers(findings),
+        settings=_settings(request, data),
+    )
+
+
+def write(report: Report, out: Path) -> None:
+    """Write the tables, ``audit.json`` and the page into a folder."""
+    findings = as_table(report.findings)
+    write_csv(out / "audit.csv", findings)
+    write_csv(out / "duplicates.csv", report.pairs)
+    tables = {"shortcuts": report.shortcuts, "controls": report.controls}
+    for name, table in tables.items():
+        if len(table):
+            write_csv(out / f"{name}.csv", table)
+    everything = {
+        **report.settings,
+        "findings": _records(findings),
+        "unreadable": report.data.unreadable,
+        "pairs": _records(report.pairs),
+        "shortcuts": _records(report.shortcuts),
+        "controls": _records(report.controls),
+        "checklists": _records(report.checklists),
+    }
+    write_text(out / "audit.json", json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "audit.html", page(report))
+
+
+def as_text(findings: list[Finding], width: int | None = None) -> str:
+    """Findings as a table for a terminal: verdict, check, figure with interval, finding."""
+    width = width or max(shutil.get_terminal_size().columns, 80)
+    rows = [("verdict", "check", "figure (95 % interval)", "finding")]
+    rows += [(f.verdict, f.check, figure(f), f.found) for f in findings]
+    sizes = [max(len(row[column]) for row in rows) for column in range(3)]
+    indent = sum(sizes) + 6
+    if indent > width - 30:  # too narrow for a fourth column: the finding goes below
+        indent = 4
+    lines = []
+    for row in rows:
+        start = "  ".join(text.ljust(size) for text, size in zip(row, sizes, strict=False))
+        found = textwrap.wrap(row[3], width - indent) or [""]
+        if indent == 4:
+            lines += [start.rstrip(), *(" " * indent + line for line in found)]
+        else:
+            lines += [f"{start}  {found[0]}", *(" " * indent + line for line in found[1:])]
+    return "\n".join(lines)
+
+
+def _opened(request: Request) -> Dataset:
+    """Open the data as the run split them; as they are, where that split is of other data."""
+    splits = None if request.results is None else request.results / "splits.csv"
+    how = {"classes": request.classes, "as_found": True}
+    try:
+        return open_dataset(request.data, splits_file=splits, **how)
+    except DataError:
+        # Where the reason is not the split, the data are refused again.
+        return open_dataset(request.data, **how)
+
+
+def _models(request: Request, data: DataAudit) -> list[Finding]:
+    """Shortcut findings of the run's final models, where these and the data are at hand."""
+    stages = [s for s in STAGES if (request.results / "models" / f"{s}.keras").is_file()]
+    rows = data.dataset.rows("test")
+    if not stages or not len(rows) or data.dataset.classes != CLASSES:
+        return []
+    from covid_project.audit.shortcuts import audit_model
+    from covid_project.checkpoints import finished_model
+
+    findings = []
+    for stage in stages:
+        print(f"the model {stage} is asked what it looks at", flush=True)
+        model = finished_model(request.results, stage, "its notebook")
+        found = audit_model(model, data.dataset, rows, masks=request.masks, seed=request.seed)
+        findings += [dataclasses.replace(f, check=f"{stage}: {f.check}") for f in found]
+    return findings
+
+
+def _kept_together(data: DataAudit) -> Dataset:
+    """Join patients and copies into the groups, so that no fold of a validation parts them."""
+    return dataclasses.replace(data.dataset, table=data.dataset.table.assign(group=_groups(data)))
+
+
+def _groups(data: DataAudit) -> np.ndarray:
+    table = data.dataset.table
+    return joined_groups(table["group"], clusters(len(table), data.pairs))
+
+
+def _proposed(data: DataAudit, request: Request) -> np.ndarray:
+    return grouped_split(data.dataset.table["label"], _groups(data), seed=request.seed)
+
+
+def _settings(request: Request, data: DataAudit) -> dict:
+    from covid_project.experiment import VERSIONS
+
+    options = {
+        key: value.name if isinstance(value, Path) else value  # no machine's paths
+        for key, value in dataclasses.asdict(request).items()
+        if key not in ("out", "write_splits")
+    }
+    table = data.dataset.table
+    counts = table.groupby(["split", "label"]).size()
+    return {
+        "settings": options,
+        "seed": request.seed,
+        "versions": VERSIONS,
+        "data": {
+            "name": request.data.name,
+            "fingerprint": data.dataset.fingerprint,
+            "classes": list(data.dataset.classes),
+            "images": {
+                f"{split or 'no split'}/{data.dataset.classes[label]}": int(count)
+                for (split, label), count in counts.items()
+            },
+        },
+    }
+
+
+def _folder(request: Request) -> Path:
+    if request.results is not None:
+        return request.results / "audit"
+    return Path("results") / "audit" / request.data.name.removesuffix(".zip")
+
+
+def _table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, dtype=str)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as a CSV ({error})") from None
+
+
+def _records(table: pd.DataFrame) -> list[dict]:
+    """Rows as JSON has them: no NaN, plain numbers."""
+    return json.loads(table.to_json(orient="records", force_ascii=False))
+
+
+class _Progress:
+    """Prints what is done and how long it may still take, at most every few seconds."""
+
+    def __init__(self):
+        self.what, self.begun, self.said = "", 0.0, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what != self.what:
+            self.what, self.begun, self.said = what, now, now
+        if done == total or now - self.said >= EVERY:
+            left = (now - self.begun) * (total - done) / max(done, 1)
+            more = f"; about {left:.0f} s left" if done < total else ""
+            print(f"{what}: {done:,} of {total:,}{more}", flush=True)
+            self.said = now

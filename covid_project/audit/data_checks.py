@@ -1,0 +1,293 @@
+"""Are the data fit to measure with? Files, copies, patients and balance, as findings.
+
+An image held out (val, test) that has a copy, or a patient's other image, in another split is not
+unseen: what is measured on it is partly memory. Such findings fail; what a split can still avoid
+(copies within a split, or where there is no split yet) warns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from covid_project.audit.duplicates import (
+    class_balance,
+    clusters,
+    duplicate_pairs,
+    groups_across_splits,
+    groups_from_metadata,
+    groups_from_names,
+    pixel_hash,
+    split_balance,
+)
+from covid_project.audit.findings import Finding
+from covid_project.comparison import SIGNIFICANCE
+from covid_project.data import Dataset, each_image
+from covid_project.evaluation import wilson_interval
+
+AREA = "data"
+SIDE = 128  # pixels at which near copies are sought; what `duplicates` was measured at
+IMBALANCE = 0.3  # Cramér's V from which classes are called imbalanced: a medium effect (Cohen 1988)
+HELD_OUT = ("val", "test")
+NO_SPLIT = "the data come without a split"
+NAMED = 5  # examples in a finding
+
+
+@dataclass(frozen=True, eq=False)
+class DataAudit:
+    """What was found in a data set, and what it was found in.
+
+    Attributes
+    ----------
+    findings
+        In the order in which they are to be read.
+    dataset
+        The readable images; ``group`` holds the patients as far as they are known.
+    images
+        uint8 (N, `SIDE`, `SIDE`), in the order of the table.
+    pairs
+        As from ``duplicates.duplicate_pairs``: rows of the table, kind, similarity, splits.
+    unreadable
+        Reason by path.
+    """
+
+    findings: list[Finding]
+    dataset: Dataset
+    images: np.ndarray
+    pairs: pd.DataFrame
+    unreadable: dict[str, str]
+
+
+def audit_data(
+    dataset: Dataset,
+    *,
+    pattern: str | None = None,
+    metadata: pd.DataFrame | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> DataAudit:
+    """Read every image once, look for copies, and judge what `RULES` ask.
+
+    Parameters
+    ----------
+    dataset
+        Opened with ``as_found=True``: a split may be "" or missing.
+    pattern
+        Regular expression that finds the patient in a path, see ``duplicates.groups_from_names``.
+    metadata
+        Table with the columns image (path or file name) and patient, instead of a pattern.
+    seed
+        See ``duplicates.near_pairs``.
+    progress
+        Called with (what is done, how many are done, how many there are).
+
+    Raises
+    ------
+    DataError
+        A pattern or a metadata table that does not fit.
+    """
+    read, unreadable = each_image(
+        dataset,
+        lambda pixels: (pixel_hash(pixels), _thumbnail(pixels)),
+        lambda done, total: progress("images read", done, total),
+    )
+    everything = len(dataset.table)
+    dataset = _with_patients(dataset.without(unreadable), pattern, metadata)
+    images = np.stack([image for _, image in read]) if read else np.empty((0, SIDE, SIDE), np.uint8)
+    contents = np.array([content for content, _ in read], dtype="U64")
+    pairs = duplicate_pairs(
+        images,
+        dataset.table,
+        contents=contents,
+        seed=seed,
+        progress=lambda done, total: progress("pairs compared", done, total),
+    )
+    findings = [_unreadable(unreadable, everything)]
+    findings += [rule(dataset, pairs) for rule in RULES] if len(images) else []
+    return DataAudit(findings, dataset, images, pairs, unreadable)
+
+
+def named_pairs(audit: DataAudit) -> pd.DataFrame:
+    """Duplicate pairs with paths and class names for row numbers, those across splits first."""
+    table, pairs = audit.dataset.table, audit.pairs
+    names = np.array(audit.dataset.classes, dtype=object)
+    sides = {
+        f"{column}_{side}": values[pairs[side]]
+        for side in ("first", "second")
+        for column, values in {
+            "path": table["path"].to_numpy(),
+            "split": table["split"].to_numpy(),
+            "label": names[table["label"]],
+        }.items()
+    }
+    named = pd.DataFrame({**sides, **pairs[["kind", "similarity", "label_conflict"]]})
+    across = named["split_first"] != named["split_second"]
+    order = np.lexsort((-named["similarity"], ~named["label_conflict"], ~across))
+    return named.iloc[order].reset_index(drop=True)
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def _with_patients(dataset: Dataset, pattern: str | None, metadata: pd.DataFrame | None) -> Dataset:
+    paths = dataset.table["path"]
+    if metadata is not None:
+        groups = groups_from_metadata(paths, metadata, image="image", patient="patient")
+    else:
+        groups = groups_from_names(paths, pattern)
+    return replace(dataset, table=dataset.table.assign(group=groups))
+
+
+# ---- the rules: each takes the readable images and the pairs, and returns one finding ----------
+
+
+def _unreadable(unreadable: dict[str, str], everything: int) -> Finding:
+    check = "every image can be read"
+    if not unreadable:
+        return Finding(AREA, check, "pass", f"all {everything:,} can", 0.0, n=everything)
+    listed = _some(f"{path} ({reason})" for path, reason in unreadable.items())
+    found = f"{len(unreadable):,} of {everything:,} cannot, and the rest was audited: {listed}"
+    return Finding(AREA, check, "fail", found, len(unreadable) / everything, n=everything)
+
+
+def _exact_across(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
+    copied = _in_other_splits(dataset, _clusters(dataset, pairs[pairs["kind"] == "exact"]))
+    return _across("no image twice, in two splits", "pixel for pixel", dataset, copied)
+
+
+def _near_across(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
+    exact = _in_other_splits(dataset, _clusters(dataset, pairs[pairs["kind"] == "exact"]))
+    copied = _in_other_splits(dataset, _clusters(dataset, pairs)) & ~exact
+    how = "resized, cropped, brighter, mirrored or encoded anew"
+    return _across("no near copy in another split", how, dataset, copied)
+
+
+def _across(check: str, how: str, dataset: Dataset, copied: np.ndarray) -> Finding:
+    """Judge images (N,) bool that have a copy, or their patient's image, in another split."""
+    held_out = dataset.table["split"].isin(HELD_OUT).to_numpy()
+    if not held_out.any() or dataset.table["split"].nunique() < 2:
+        return Finding(AREA, check, "not applicable", NO_SPLIT)
+    count, n = int((copied & held_out).sum()), int(held_out.sum())
+    listed = f": {_some(dataset.table['path'][copied & held_out])}" if count else ""
+    found = f"{count:,} of {n:,} held-out images lie in another split as well, {how}{listed}"
+    low, high = map(float, wilson_interval(count, n))
+    return Finding(AREA, check, "fail" if count else "pass", found, count / n, low, high, n)
+
+
+def _exact_within(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
+    return _within("no image twice in a split", "exact", dataset, pairs[pairs["kind"] == "exact"])
+
+
+def _near_within(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
+    near = pairs[pairs["kind"] != "exact"]
+    return _within("no near copy in a split", "near or mirrored", dataset, near)
+
+
+def _within(check: str, kind: str, dataset: Dataset, pairs: pd.DataFrame) -> Finding:
+    inside = pairs[pairs["split_first"] == pairs["split_second"]]
+    n, copied = len(dataset.table), inside["second"].nunique()
+    counts = inside["split_first"].replace("", "no split").value_counts().to_dict()
+    where = f" ({', '.join(f'{split} {count:,}' for split, count in counts.items())})"
+    found = f"{copied:,} of {n:,} images are {kind} copies of another{where if counts else ''}"
+    return Finding(AREA, check, "warn" if copied else "pass", found, copied / n, n=n)
+
+
+def _label_conflicts(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
+    """Equal images of two classes are an error of the data; of near ones a person should look."""
+    check = "copies have one label"
+    if pairs.empty:
+        return Finding(AREA, check, "not applicable", "there are no copies")
+    conflicts = pairs[pairs["label_conflict"]]
+    exact = int((conflicts["kind"] == "exact").sum())
+    verdict = "fail" if exact else "warn" if len(conflicts) else "pass"
+    paths = dataset.table["path"].to_numpy()
+    listed = _some(
+        f"{paths[first]} = {paths[second]}"
+        for first, second in zip(conflicts["first"], conflicts["second"], strict=True)
+    )
+    found = f"{len(conflicts):,} of {len(pairs):,} pairs have two labels, {exact:,} of them exact"
+    found += f": {listed}" if len(conflicts) else ""
+    return Finding(AREA, check, verdict, found, len(conflicts) / len(pairs), n=len(pairs))
+
+
+def _patients(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
+    check, table = "no patient in two splits", dataset.table
+    sizes = table.groupby("group").size()
+    if sizes.max() == 1:
+        reason = "no two images name one patient; give --pattern or --metadata where that is known"
+        return Finding(AREA, check, "not applicable", reason)
+    several = f"{int((sizes > 1).sum()):,} patients have several images"
+    across = groups_across_splits(table)
+    finding = _across(
+        check, "by their patient", dataset, table["group"].isin(across["group"]).to_numpy()
+    )
+    if finding.verdict == "not applicable":
+        return replace(finding, found=f"{NO_SPLIT}; {several} that it has to keep together")
+    named = f": {_some(across['group'])}" if len(across) else ""
+    shared = int(table["group"].isin(across["group"])[table["split"].isin(HELD_OUT)].sum())
+    found = (
+        f"{several}, {len(across):,} in two splits{named}; these have {shared:,} of "
+        f"{finding.n:,} held-out images"
+    )
+    return replace(finding, found=found)
+
+
+def _classes(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
+    check, labels = "classes are balanced", dataset.table["label"]
+    counts = labels.value_counts().sort_index()
+    named = ", ".join(f"{dataset.classes[label]} {count:,}" for label, count in counts.items())
+    if len(counts) < 2:
+        return Finding(AREA, check, "not applicable", f"one class alone: {named}")
+    test = class_balance(labels)
+    verdict = "warn" if test.cramers_v >= IMBALANCE else "pass"
+    found = f"{named}; Cramér's V {test.cramers_v:.2f}, imbalanced from {IMBALANCE}"
+    low, high = map(float, wilson_interval(int(counts.min()), len(labels)))
+    return Finding(
+        AREA, check, verdict, found, float(counts.min() / len(labels)), low, high, len(labels)
+    )
+
+
+def _splits(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
+    check, table = "classes are alike in all splits", dataset.table
+    if table["split"].nunique() < 2:
+        return Finding(AREA, check, "not applicable", NO_SPLIT)
+    if table["label"].nunique() < 2:
+        return Finding(AREA, check, "not applicable", "there is one class alone")
+    test = split_balance(table)
+    name = dataset.classes[table["label"].max()]
+    shares = table["label"].eq(table["label"].max()).groupby(table["split"], sort=False).mean()
+    listed = ", ".join(f"{split or 'no split'} {share:.3f}" for split, share in shares.items())
+    found = f"share of {name}: {listed}; χ² test p = {test.p_value:.2g}, V {test.cramers_v:.2f}"
+    verdict = "warn" if test.p_value < SIGNIFICANCE else "pass"
+    return Finding(AREA, check, verdict, found, test.cramers_v, n=len(table))
+
+
+RULES = (
+    _exact_across,
+    _near_across,
+    _patients,
+    _label_conflicts,
+    _exact_within,
+    _near_within,
+    _classes,
+    _splits,
+)
+
+
+def _clusters(dataset: Dataset, pairs: pd.DataFrame) -> np.ndarray:
+    return clusters(len(dataset.table), pairs)
+
+
+def _in_other_splits(dataset: Dataset, groups: np.ndarray) -> np.ndarray:
+    """Whether an image's group has images of another split as well, bool (N,)."""
+    table = pd.DataFrame({"group": groups, "split": dataset.table["split"]})
+    return table["group"].isin(groups_across_splits(table)["group"]).to_numpy()
+
+
+def _some(names) -> str:
+    names = list(names)
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

@@ -1,0 +1,61 @@
+"""Explanations that are themselves tested: whether a map shows what it claims to show.
+
+`explanation_quality` runs all tests of all methods: localisation against masks, faithfulness to
+the model, sanity under randomised weights, stability, each beside three baselines that know nothing
+of the model. Each measure is a pure function in the module of its test. A method under test is a
+callable (model, images, target) → `Heatmaps`, as all functions of `explain` are.
+"""
+
+from covid_project.explain.quality.baselines import BASELINES, Method, baseline, baseline_maps
+from covid_project.explain.quality.faithfulness import (
+    area,
+    deletion,
+    impute,
+    insertion,
+    probability_function,
+    road,
+)
+from covid_project.explain.quality.localisation import (
+    box_masks,
+    energy_inside,
+    iou_at_otsu,
+    pointing_game,
+)
+from covid_project.explain.quality.sanity import blocks, randomisations, randomised
+from covid_project.explain.quality.similarity import (
+    rank_correlation,
+    similarity,
+    similarity_of_pairs,
+    ssim,
+)
+from covid_project.explain.quality.stability import across_seeds, noisy, under_noise
+from covid_project.explain.quality.table import explanation_quality, mean_interval
+
+__all__ = [
+    "BASELINES",
+    "Method",
+    "across_seeds",
+    "area",
+    "baseline",
+    "baseline_maps",
+    "blocks",
+    "box_masks",
+    "deletion",
+    "energy_inside",
+    "explanation_quality",
+    "impute",
+    "insertion",
+    "iou_at_otsu",
+    "mean_interval",
+    "noisy",
+    "pointing_game",
+    "probability_function",
+    "randomisations",
+    "randomised",
+    "rank_correlation",
+    "road",
+    "similarity",
+    "similarity_of_pairs",
+    "ssim",
+    "under_noise",
+]

@@ -1,0 +1,63 @@
+"""Maps that know nothing of the model: what an explanation has to beat.
+
+A centred Gaussian says where pictures of chests are of interest, an edge detector what a picture
+shows; neither has seen the model (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018,
+for the edge detector).
+"""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.ndimage import sobel
+
+from covid_project.explain.class_score import checked_images, checked_target
+from covid_project.explain.heatmaps import PIXELS, Heatmaps, normalize_heatmaps
+
+BASELINES = ("random", "centred Gaussian", "edges")
+SPREAD = 0.25  # standard deviation of the Gaussian, as a share of each side
+
+# A method under test, as all of this package: (model, images, target) → Heatmaps.
+Method = Callable[[keras.Model, ArrayLike, ArrayLike], Heatmaps]
+
+
+def baseline_maps(images: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
+    """Maps (N, H, W) float32 in [0, 1] of images (N, H, W, C), each with 1 as its maximum.
+
+    Parameters
+    ----------
+    kind : one of `BASELINES`:
+
+        - "random": every pixel uniform and independent, other values for every image;
+        - "centred Gaussian": the same for all images, largest in the middle;
+        - "edges": the magnitude of Sobel's gradient of the mean over the channels; blank where the
+          image is constant.
+    seed : of the random maps. The first images get the same maps however many follow.
+    """
+    count, height, width = images.shape[:3]
+    if kind == "random":
+        maps = np.random.default_rng(seed).random((count, height, width), np.float32)
+    elif kind == "centred Gaussian":
+        y, x = ((np.arange(side) + 0.5) / side - 0.5 for side in (height, width))
+        bell = np.exp(-(y[:, None] ** 2 + x**2) / (2 * SPREAD**2))
+        maps = np.repeat(bell[None], count, axis=0)
+    elif kind == "edges":
+        grey = np.asarray(images, np.float32).mean(axis=-1)
+        maps = np.hypot(sobel(grey, axis=1), sobel(grey, axis=2))
+    else:
+        raise ValueError(f"Unknown baseline '{kind}'; the baselines are {list(BASELINES)}.")
+    return normalize_heatmaps(maps.astype(np.float32))
+
+
+def baseline(kind: str, seed: int = 0) -> Method:
+    """`baseline_maps` as a method. The model is asked nothing: its scores are NaN."""
+
+    def method(model: keras.Model, images: ArrayLike, target: ArrayLike) -> Heatmaps:
+        images = checked_images(model, images)
+        target = checked_target(model, target, len(images))
+        maps = baseline_maps(images, kind, seed)
+        scores = np.full(len(images), np.nan, np.float32)
+        return Heatmaps.from_raw(PIXELS, maps, scores, target, {})
+
+    return method

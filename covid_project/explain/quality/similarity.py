@@ -1,0 +1,85 @@
+"""How alike two explanations of the same image are, and those of two different ones.
+
+All maps are brought to 64 by 64 places first, by means over what falls together, so that a method
+that works at 7 by 7 and one that works at the pixels are measured with one scale.
+
+References
+----------
+Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE
+Transactions on Image Processing 2004 (SSIM). Adebayo et al., "Sanity Checks for Saliency Maps",
+NeurIPS 2018 (rank correlation of the magnitudes, and with signs).
+"""
+
+import numpy as np
+import tensorflow as tf
+from scipy.stats import rankdata
+
+from covid_project.explain.heatmaps import Heatmaps, normalize_heatmaps
+
+SIDE = 64
+PAIRS = 50
+MEASURES = ("SSIM", "rank correlation", "signed rank correlation")
+
+
+def similarity(first: Heatmaps, second: Heatmaps) -> dict[str, np.ndarray]:
+    """Similarity of the maps of N images, (N,) float64 for each of `MEASURES`.
+
+    - "SSIM" of `maps`, what is shown; -1 to 1, 1 for equal ones. NaN where either is blank.
+    - "rank correlation" (Spearman's) of the magnitudes of `raw`; NaN where either is constant.
+    - "signed rank correlation" of `raw`: -1 where all evidence has changed sides.
+    """
+    return {
+        "SSIM": ssim(first.maps, second.maps),
+        "rank correlation": rank_correlation(np.abs(first.raw), np.abs(second.raw)),
+        "signed rank correlation": rank_correlation(first.raw, second.raw),
+    }
+
+
+def similarity_of_pairs(heatmaps: Heatmaps, pairs: int = PAIRS, seed: int = 0) -> dict[str, float]:
+    """Mean similarity of the maps of different images, by `MEASURES`: what is alike anyway.
+
+    `pairs` random pairs of images, without repetition; all of them where there are fewer. Arun et
+    al. 2021 take 50 (see `sanity`). NaN where no pair has two maps to compare.
+    """
+    left, right = np.triu_indices(len(heatmaps.maps), k=1)
+    drawn = np.random.default_rng(seed).permutation(len(left))[:pairs]
+    left, right = left[drawn], right[drawn]
+    maps, raw, size = _resized(heatmaps.maps), _resized(heatmaps.raw), _resized(abs(heatmaps.raw))
+    found = {
+        "SSIM": ssim(maps[left], maps[right]),
+        "rank correlation": rank_correlation(size[left], size[right]),
+        "signed rank correlation": rank_correlation(raw[left], raw[right]),
+    }
+    return {
+        name: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+        for name, values in found.items()
+    }
+
+
+def ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Structural similarity (N,) of maps (N, h, w) in [0, 1]; NaN where one is blank.
+
+    Wang et al. 2004, equation 13, with their Gaussian window (11 places, σ = 1.5) and constants.
+    """
+    defined = first.any(axis=(1, 2)) & second.any(axis=(1, 2))
+    first, second = (normalize_heatmaps(_resized(maps)) for maps in (first, second))
+    found = tf.image.ssim(first[..., None], second[..., None], max_val=1.0).numpy()
+    return np.where(defined, found.astype(np.float64), np.nan)
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's correlation (N,) over the places of maps (N, h, w); NaN where one is constant."""
+    ranks = [
+        rankdata(_resized(maps).reshape(len(maps), SIDE**2), axis=1) for maps in (first, second)
+    ]
+    centred = [rank - (SIDE**2 + 1) / 2 for rank in ranks]
+    product = (centred[0] * centred[1]).sum(axis=1)
+    norm = np.sqrt(np.prod([(rank**2).sum(axis=1) for rank in centred], axis=0))
+    return np.divide(product, norm, out=np.full(len(first), np.nan), where=norm > 0)
+
+
+def _resized(maps: np.ndarray) -> np.ndarray:
+    """Maps (N, 64, 64) float32: bilinear where they grow, means where they shrink."""
+    if maps.shape[1:] == (SIDE, SIDE):
+        return maps
+    return tf.image.resize(maps[..., None], (SIDE, SIDE), antialias=True).numpy()[..., 0]

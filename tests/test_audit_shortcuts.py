@@ -1,0 +1,324 @@
+import dataclasses
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SHARED
+from keras import layers, ops
+
+from covid_project.audit.controls import draw_phantoms, plant_border, write_phantoms
+from covid_project.audit.findings import worst
+from covid_project.audit.metadata import file_metadata
+from covid_project.audit.shortcuts import (
+    COLUMNS,
+    LOADED,
+    SIDE,
+    audit_model,
+    audit_shortcuts,
+    border,
+    common_lungs,
+    corners,
+    fill_with_mean,
+    find_lungs,
+    image_views,
+    judge,
+    known_sources,
+)
+from covid_project.data import DataError, group_of, load_images, open_dataset
+
+
+def quiet(line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def phantoms():
+    return draw_phantoms(100, 96, seed=11)
+
+
+@pytest.fixture(scope="module")
+def dataset(phantoms, tmp_path_factory):
+    return write_phantoms(tmp_path_factory.mktemp("drawn"), list(phantoms.images), phantoms)
+
+
+@pytest.fixture(scope="module")
+def planted(phantoms, tmp_path_factory):
+    images = plant_border(phantoms, 60, np.random.default_rng(0))
+    return write_phantoms(tmp_path_factory.mktemp("planted"), images, phantoms)
+
+
+def real(name, classes, per_class=None):
+    path = SHARED / "data" / name
+    if not path.is_file():
+        pytest.skip(f"{name} is not at hand (../shared/data)")
+    found = open_dataset(path, classes=classes)
+    rows = found.table.groupby("label").head(per_class or len(found.table)).index
+    return dataclasses.replace(found, table=found.table.loc[rows].reset_index(drop=True))
+
+
+# ---- verdicts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("auc", "low", "null_high", "whole", "verdict"),
+    [
+        (0.55, 0.51, 0.52, 0.90, "pass"),  # not above chance
+        (0.90, 0.50, 0.55, 0.90, "pass"),  # high, but of too few images
+        (0.60, 0.56, 0.52, 0.90, "warn"),
+        (0.76, 0.74, 0.52, 0.99, "fail"),  # three of four pairs
+        (0.60, 0.56, 0.52, 0.62, "fail"),  # nearly all that the whole image gives
+    ],
+)
+def test_verdicts(auc, low, null_high, whole, verdict):
+    assert judge(auc, low, null_high, whole) == verdict
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_phantoms_without_a_shortcut_pass(dataset, given):
+    if not given:
+        dataset = dataclasses.replace(dataset, table=dataset.table.assign(mask=""))
+    found = audit_shortcuts(dataset, progress=quiet)
+    assert worst(found.findings) == "pass"
+    table = found.table.set_index("view")
+    assert table.loc["whole image", "low"] > 0.6  # the lesions are seen
+    assert table.loc["lungs only", "low"] > 0.6
+    assert tuple(found.table.columns) == COLUMNS
+    origin = "as given" if given else "classical segmentation"
+    assert origin in found.findings[-1].found
+
+
+def test_headline_is_the_whole_image_minus_the_best_view_without_lungs(planted):
+    found = audit_shortcuts(planted, progress=quiet)
+    best = found.table.groupby("kind")["auc"].max()
+    headline = found.findings[-1]
+    assert headline.value == pytest.approx(best["whole"] - best["lung-free"], abs=1e-12)
+    assert headline.low <= headline.value <= headline.high
+    assert headline.verdict == "fail"
+    verdicts = {finding.check: finding.verdict for finding in found.findings}
+    assert verdicts["label from the border alone"] == "fail"
+    assert verdicts["label from the images' dimensions alone"] == "pass"
+
+
+def test_the_same_seed_gives_the_same_table(planted):
+    lines = []
+    first, second = (audit_shortcuts(planted, seed=3, progress=lines.append) for _ in range(2))
+    pd.testing.assert_frame_equal(first.table, second.table)
+    assert any("s left" in line for line in lines)
+
+
+def test_too_few_images_are_not_judged(dataset):
+    few = dataclasses.replace(dataset, table=dataset.table.iloc[95:110].reset_index(drop=True))
+    found = audit_shortcuts(few, progress=quiet)
+    assert [finding.verdict for finding in found.findings] == ["not applicable"]
+    assert "5, 10" in found.findings[0].found
+    assert found.table.empty
+
+
+def test_a_source_that_tells_the_class_fails_and_a_shared_one_passes(dataset):
+    checks = {}
+    for share in (0.0, 1.0):
+        told = np.random.default_rng(0).random(len(dataset.table)) < share
+        other = np.arange(len(told)) % 2
+        number = np.where(told, dataset.table["label"], other)
+        table = dataset.table.assign(source=[f"https://host-{n}.org" for n in number])
+        found = audit_shortcuts(dataclasses.replace(dataset, table=table), progress=quiet)
+        checks[share] = {finding.check: finding.verdict for finding in found.findings}
+    assert checks[0.0]["label from the source alone"] == "pass"
+    assert checks[1.0]["label from the source alone"] == "fail"
+
+
+def test_three_classes_are_told_one_from_the_rest(phantoms, tmp_path):
+    images = [image.copy() for image in phantoms.images]
+    labels = np.arange(len(images)) % 3
+    for image, label in zip(images, labels, strict=True):
+        image[:5, :5] = 60 * label
+    dataset = write_phantoms(tmp_path, images, phantoms)
+    dataset = dataclasses.replace(
+        dataset, table=dataset.table.assign(label=labels), classes=("A", "B", "C")
+    )
+    found = audit_shortcuts(dataset, progress=quiet)
+    verdicts = {finding.check: finding.verdict for finding in found.findings}
+    assert verdicts["label from the corners alone"] == "fail"
+    assert verdicts["label from the files' encoding alone"] == "pass"
+
+
+# ---- real images --------------------------------------------------------------------------------
+
+
+def test_two_sources_are_told_apart_by_their_files():
+    """The positive control: every normal is square, nearly every COVID image is not."""
+    dataset = real("covid_two_sources.zip", ("NORMAL", "COVID"))
+    square = file_metadata(dataset)["aspect"] == 1
+    labels = dataset.table["label"]
+    assert square[labels == 0].all()
+    found = audit_shortcuts(dataset, progress=quiet)
+    table = found.table.set_index("view")
+    assert max(table.loc["file metadata", "auc"], table.loc["dimensions", "auc"]) >= 0.95
+    # Squareness alone, by counting: half of the square COVID images are ordered by chance.
+    alone = 1 - square[labels == 1].mean() / 2
+    assert table.loc["dimensions", "auc"] >= alone - 0.01
+    verdicts = {finding.check: finding.verdict for finding in found.findings}
+    for what in ("files' metadata", "images' dimensions", "border"):
+        assert verdicts[f"label from the {what} alone"] == "fail"
+
+
+def test_the_courses_border_predicts_its_label():
+    dataset = real("covid_xray.zip", ("NORMAL", "COVID"), per_class=300)
+    table = audit_shortcuts(dataset, progress=quiet).table.set_index("view")
+    assert table.loc["border", "low"] > 0.7  # 0.84 by logistic regression on all 2200
+    assert table.loc["dimensions", "auc"] == 0.5  # all are 256 by 256
+
+
+def test_ct_slices_have_no_frontal_lungs():
+    dataset = real("covid_ct.zip", ("CT_NonCOVID", "CT_COVID"), per_class=40)
+    lungs, said = find_lungs(dataset, load_images(dataset, LOADED)[..., 0], progress=quiet)
+    assert lungs is None
+    assert "no frontal chest radiographs" in said
+
+
+def test_children_share_their_group_in_kermanys_set():
+    assert group_of("train/PNEUMONIA/person12_virus_47.jpeg") == "person12"
+
+
+# ---- views --------------------------------------------------------------------------------------
+
+
+def test_border_and_corners_are_where_they_should_be():
+    assert border().mean() == pytest.approx(1 - 0.8**2)  # a tenth from each side
+    assert corners().mean() == pytest.approx(4 * 0.2**2)
+    assert not border()[SIDE // 2, SIDE // 2]
+    np.testing.assert_array_equal(corners(), np.rot90(corners()))
+
+
+def test_views_without_lungs_do_not_see_the_lungs(phantoms, dataset, rng):
+    images = load_images(dataset, LOADED)[..., 0]
+    lungs, _ = find_lungs(dataset, images, progress=quiet)
+    noisy = np.where(lungs, rng.integers(0, 256, images.shape, np.uint8), images)
+    before, after = image_views(images, lungs), image_views(noisy, lungs)
+    changed = {}
+    for view, other in zip(before, after, strict=True):
+        same = (view.features == other.features).all(axis=1)
+        changed[view.name] = 1 - same.mean()
+    assert changed["border"] == changed["corners"] == 0
+    assert changed["lungs removed"] <= 0.05  # a hundredth of the images at each pixel
+    assert changed["whole image"] == changed["lungs only"] == 1
+
+
+def test_lungs_only_sees_nothing_else(dataset, rng):
+    images = load_images(dataset, LOADED)[..., 0]
+    lungs, _ = find_lungs(dataset, images, progress=quiet)
+    touched = np.repeat(np.repeat(lungs.reshape(-1, SIDE, 3, SIDE, 3).any((2, 4)), 3, 1), 3, 2)
+    noisy = np.where(touched, images, rng.integers(0, 256, images.shape, np.uint8))
+    first, second = (image_views(some, lungs)[-1].features for some in (images, noisy))
+    np.testing.assert_allclose(first, second, atol=1e-3)
+
+
+def test_what_is_removed_is_the_same_for_all():
+    lungs = np.zeros((200, 9, 9), bool)
+    lungs[:100, 4, 4] = True
+    lungs[:2, 0, 0] = True  # one in a hundred is not more than one in a hundred
+    expected = np.zeros((9, 9), bool)
+    expected[3:6, 3:6] = True
+    np.testing.assert_array_equal(common_lungs(lungs), expected)
+
+
+def test_filled_with_the_mean_of_what_is_kept():
+    images = np.array([[[10, 20], [30, 250]], [[1, 2], [3, 4]]], np.uint8)
+    kept = np.array([[[True, True], [True, False]], [[False, False], [False, False]]])
+    expected = [[[10, 20], [30, 20]], [[0, 0], [0, 0]]]
+    np.testing.assert_array_equal(fill_with_mean(images, kept), expected)
+
+
+def test_a_source_that_repeats_the_folder_is_not_known():
+    table = pd.DataFrame(
+        {
+            "path": ["COVID/images/a.png", "train/normal/b.png", "COVID/c.png"],
+            "source": ["https://some.org", "NORMAL", "COVID"],
+        }
+    )
+    assert known_sources(table).tolist() == ["https://some.org", "", ""]
+
+
+# ---- masks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["{path}", "{stem}_mask.png"])
+def test_masks_are_found_by_path_or_name(phantoms, dataset, tmp_path, layout):
+    for row in dataset.table.itertuples():
+        stem = row.path.rpartition("/")[2].removesuffix(".png")
+        place = tmp_path / layout.format(path=row.path, stem=stem)
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes((dataset.root / row.mask).read_bytes())
+    images = np.zeros((len(dataset.table), 96, 96), np.uint8)
+    bare = dataclasses.replace(dataset, table=dataset.table.assign(mask=""))
+    lungs, said = find_lungs(bare, images, tmp_path)
+    np.testing.assert_array_equal(lungs, phantoms.lungs)
+    assert said == "lung masks as given, 0 of 200 implausible"
+    next(file for file in tmp_path.rglob("*.png")).unlink()
+    with pytest.raises(DataError, match=r"1 of 200 images have none or several"):
+        find_lungs(bare, images, tmp_path)
+
+
+# ---- trained models -----------------------------------------------------------------------------
+
+
+class Gate(layers.Layer):
+    """Lets through what lies inside a mask."""
+
+    def __init__(self, mask, **more):
+        super().__init__(**more)
+        self.mask = mask
+
+    def call(self, images):
+        return images * ops.cast(self.mask[None, ..., None], "float32")
+
+
+def gated_model(mask, channels=1):
+    """A model whose logit is the brightness inside a mask, less 50."""
+    images = keras.Input((*mask.shape, channels))
+    x = layers.ReLU(name="features")(Gate(mask)(images))
+    x = layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(images, layers.Dense(1)(x))
+    model.layers[-1].set_weights([np.full((channels, 1), 1.0), np.array([-5.0])])
+    return model
+
+
+def verdicts(findings):
+    return {finding.check: finding.verdict for finding in findings}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_model_that_reads_the_border_fails(planted, channels):
+    ring = np.ones((64, 64), bool)
+    ring[4:-4, 4:-4] = False
+    model = gated_model(ring, channels)
+    rows = np.arange(40, 160)
+    found = audit_model(model, planted, rows)
+    assert {finding.n for finding in found} == {120}
+    judged = verdicts(found)
+    assert judged["the model on the border alone"] == "fail"
+    assert judged["share of Grad-CAM inside the lungs"] == "fail"
+    # What it sees of the border, and of nothing else, is what it sees of the whole image.
+    said = {finding.check: finding for finding in found}["the model on the border alone"]
+    assert f"{said.value:.3f} on the whole images" in said.found
+
+
+def test_a_model_that_reads_the_lungs_passes(phantoms, dataset):
+    lungs = phantoms.lungs.mean(axis=0) > 0.9
+    found = audit_model(gated_model(lungs), dataset, np.arange(200))
+    judged = verdicts(found)
+    assert judged["the model on the border alone"] == "pass"
+    assert judged["the model on the image without lungs alone"] == "pass"
+    assert judged["the model on the lungs alone"] == "pass"
+    assert judged["share of Grad-CAM inside the lungs"] == "pass"
+    share = found[-1]
+    assert share.value > 0.9
+
+
+def test_models_that_do_not_fit_are_refused(dataset):
+    ring = np.ones((64, 64), bool)
+    with pytest.raises(ValueError, match="tells 2 classes apart"):
+        audit_model(gated_model(ring), dataclasses.replace(dataset, classes=("A", "B", "C")), [0])
+    with pytest.raises(ValueError, match=r"\(S, S, 1 or 3\) is needed"):
+        audit_model(gated_model(ring[:, :32]), dataset, [0])
