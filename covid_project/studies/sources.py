@@ -1,4 +1,4 @@
-"""Can two sources of images be told apart by what has nothing to do with the patient?
+"""How well two sources of images are told apart by what has nothing to do with the patient.
 
 Where each class comes from a source of its own, a classifier that reads file sizes, borders or the
 exposure is near perfect on its own data and worthless elsewhere. `audit.shortcuts` asks this of the
