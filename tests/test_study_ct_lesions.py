@@ -32,9 +32,9 @@ def drawn_set(folder):
 def drawn_boxes(folder):
     """Drawn images of another source, each with a box."""
     drawn = phantoms.write_dataset(folder / "boxed", {"train": 6, "val": 1, "test": 6}, 80, 6)
-    for split in ("train", "test"):
-        for number, file in enumerate(sorted((drawn / split / "NORMAL").glob("*.png"))):
-            path = folder / "boxes" / split / f"{number:06}_{split}.png"
+    for first, split in ((0, "train"), (6, "test")):
+        for number, file in enumerate(sorted((drawn / split / "NORMAL").glob("*.png")), first):
+            path = folder / "boxes" / split / f"{number:06}_01.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, path)
             path.with_suffix(".tru").write_text("5 0.3 0.3 0.6 0.5\n")
