@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from covid_project.studies.pruning import (
+    Pruning,
     Schedule,
     kernels,
     magnitude_masks,
@@ -160,8 +161,17 @@ def test_zeros_stay_zero_through_momentum(optimizer):
     model = compiled(sequential, optimizer(0.05))
     model.fit(batches(), epochs=2, verbose=0)  # momentum, and a traced step that knows no masks
     before = [kernel.numpy() for kernel in kernels(model)]
-    prune(model, batches(), initial=0.6, final=0.6, epochs=3, settle=1.0)  # pruned once, at step 0
     expected = naive_masks(before, 0.6, "layer")
+    steps = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            found = [kernel.numpy() != 0 for kernel in kernels(self.model)]
+            steps.append(all(map(np.array_equal, found, expected)))
+
+    once = Schedule(initial=0.6, final=0.6, begin=0, end=0)
+    model.fit(batches(), epochs=3, verbose=0, callbacks=[Pruning(once), Watch()])
+    assert steps == [True] * 12, "after every update, not at the end alone"
     for kernel, mask, old in zip(kernels(model), expected, before, strict=True):
         np.testing.assert_array_equal(kernel.numpy() != 0, mask)
         assert not np.array_equal(kernel.numpy()[mask], old[mask]), "the others go on learning"
