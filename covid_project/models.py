@@ -5,7 +5,7 @@ the logit of the positive class; the sigmoid is applied where a probability is w
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -43,6 +43,46 @@ def baseline_cnn(
         x = _convolution(x, width, name=f"stage{stage}_2")
     x = layers.GlobalAveragePooling2D(name="features")(x)
     return keras.Model(images, classification_head(x, dropout=dropout), name="baseline")
+
+
+def slice_cnn(
+    image_size: int,
+    normalization: layers.Layer,
+    *,
+    filters: Sequence[int],
+    kernel: int = 3,
+    dense: int,
+    dropout: float,
+) -> keras.Model:
+    """Plain network of one or a few convolutions, for images (N, image_size, image_size, 1).
+
+    Each convolution keeps the image's size and is followed by ReLU and 2×2 pooling; Dropout comes
+    after the first pooling, then one fully connected layer on all that is left.
+
+    Parameters
+    ----------
+    normalization
+        Layer from ``normalization.normalization_layer``; it becomes part of the model.
+    filters
+        Feature maps of each convolution in turn.
+    kernel
+        Side of the convolutions' kernels, in pixels.
+    dense
+        Units of the fully connected layer.
+    dropout
+        Share of the first pooling's values left out in training, 0 to 1.
+    """
+    images = keras.Input((image_size, image_size, 1), name="images")
+    x = normalization(images)
+    for number, width in enumerate(filters, start=1):
+        x = layers.Conv2D(
+            width, kernel, padding="same", activation="relu", name=f"convolution{number}"
+        )(x)
+        x = layers.MaxPooling2D(name=f"pool{number}")(x)
+        if number == 1:
+            x = layers.Dropout(dropout, name="dropout")(x)
+    x = layers.Dense(dense, activation="relu", name="dense")(layers.Flatten(name="features")(x))
+    return keras.Model(images, layers.Dense(1, name="logit")(x), name="slice_cnn")
 
 
 def mlp(image_size: int, normalization: layers.Layer, *, units: int, dropout: float) -> keras.Model:

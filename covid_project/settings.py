@@ -17,7 +17,10 @@ import yaml
 HOUSE = Path(__file__).resolve().parent.parent
 PROFILES = HOUSE / "profiles"
 NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")  # in their order
-STUDIES = ("pneumonia",)  # notebooks in ``studies/``, modules in ``covid_project.studies``
+STUDIES = (
+    "ct_lesions",
+    "pneumonia",
+)  # notebooks in ``studies/``, modules in ``covid_project.studies``
 SETTINGS_VARIABLE = "COVID_PROJECT_SETTINGS"  # how `python -m covid_project run` reaches notebooks
 
 

@@ -20,6 +20,7 @@ from covid_project.models import (
     model_fingerprint,
     parameter_counts,
     shift_threshold,
+    slice_cnn,
     split_at,
     transfer_head,
     transfer_model,
@@ -265,3 +266,29 @@ def test_a_shifted_threshold_becomes_zero(rng):
     before = model(images).numpy()
     shift_threshold(model, 1.5)
     np.testing.assert_allclose(model(images).numpy(), before - 1.5, atol=1e-5)
+
+
+@pytest.mark.parametrize("filters", [[4], [4, 6]])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_slice_cnn_is_flat_and_counts_as_by_hand(filters, kernel):
+    model = slice_cnn(
+        32,
+        normalization_layer("fixed", None),
+        filters=filters,
+        kernel=kernel,
+        dense=10,
+        dropout=0.2,
+    )
+    assert not any(hasattr(layer, "layers") for layer in model.layers)
+    assert model.output_shape == (None, 1)
+    assert model.layers[-1].activation is keras.activations.linear
+    expected, channels, side = 0, 1, 32
+    for width in filters:
+        expected += kernel**2 * channels * width + width
+        channels, side = width, side // 2
+    expected += side**2 * channels * 10 + 10 + 10 + 1
+    assert model.count_params() == expected
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert kinds.index("Dropout") == kinds.index("MaxPooling2D") + 1
+    # Grey values go in as they are: normalisation is inside.
+    assert kinds[1] == "Rescaling"

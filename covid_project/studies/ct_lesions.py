@@ -1,0 +1,140 @@
+"""CT slices with and without a finding, in two folders: the study's settings and its splits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from covid_project import experiment
+from covid_project.audit.duplicates import clusters, joined_groups, near_pairs
+from covid_project.data import Dataset, load_images, open_dataset
+from covid_project.settings import (
+    STRATEGIES,
+    Augmentation,
+    RunSettings,
+    as_yaml,
+    load_profile,
+    one_of,
+    within,
+)
+from covid_project.storage import write_text
+from covid_project.studies.ct import slice_groups
+from covid_project.studies.pruning import SCOPES
+from covid_project.studies.splits import dealt_once
+
+ARCHIVE = "covid_ct.zip"
+SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
+COMPARED = 128  # pixels at which near copies are sought; what was measured (audit.duplicates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A plain network of a few convolutions, and how it is trained."""
+
+    filters: tuple[float, ...]
+    dense: int = within(1, 4096)
+    kernel: int = within(1, 15)
+    dropout: float = within(0, 0.95)
+    learning_rate: float = within(1e-8, 1)
+    batch_size: int = within(1, 4096)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Backbone and training of its new head."""
+
+    backbone: str = one_of("ResNet50V2", "MobileNetV2", "MobileNet")
+    width: float = within(0.1, 2)
+    weights: str  # "imagenet", "random", or the path of a weights file
+    without_weights: str = one_of("stop", "random")
+    image_size: int = within(32, 512)  # pixels
+    augmented_copies: int = within(0, 100)
+    dropout: float = within(0, 0.95)
+    learning_rate: float = within(1e-8, 1)
+    batch_size: int = within(1, 4096)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """How model B is pruned."""
+
+    sparsities: tuple[float, ...]  # each a model of its own, pruned from the dense one
+    initial: float = within(0, 0.99)
+    epochs: int = within(1, 1000)
+    learning_rate: float = within(1e-8, 1)
+    scope: str = one_of(*SCOPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RunSettings):
+    """Everything that the study depends on."""
+
+    negative: str  # class folders; the positive one is label 1 everywhere
+    positive: str
+    boxes: str | None  # slices of another source with lesion boxes (DeepLesion), without finding
+    image_size: int = within(64, 512)  # pixels, of all but the pretrained network
+    normalization: str = one_of(*STRATEGIES)
+    augmentation: Augmentation
+    epochs: int = within(1, 1000)  # at most; early stopping watches validation
+    patience: int = within(1, 1000)
+    model_a: Network
+    model_b: Network
+    kernel_sizes: tuple[float, ...]
+    batch_sizes: tuple[float, ...]
+    model_c: Pretrained
+    model_d: Compression
+    neighbours: tuple[float, ...]  # tried on validation
+    strengths: tuple[float, ...]
+    timed_calls: int = within(1, 1000)
+    explained: int = within(1, 20)  # images of each class in a grid
+    lime_samples: int = within(2, 10_000)
+
+    @property
+    def classes(self) -> tuple[str, str]:
+        """Names of the labels 0 and 1."""
+        return (self.negative, self.positive)
+
+    @property
+    def common(self) -> tuple:
+        """What every result depends on."""
+        return (self.normalization, self.augmentation, self.image_size)
+
+
+def load_settings(
+    profile: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    results: str | Path | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> Settings:
+    """Settings of a profile: ``ct_lesions``, or without data ``ct_lesions_demo``."""
+    defaults = ("ct_lesions", "ct_lesions_demo")
+    return load_profile(Settings, defaults, profile, data=data, results=results, changes=changes)
+
+
+def begin(settings: Settings) -> experiment.Experiment:
+    """Open the data and claim the results folder (see ``experiment.begin``)."""
+    run = experiment.begin(settings, open_data)
+    if settings.boxes:  # its name alone, as of the data: paths are this machine's
+        named = replace(
+            settings,
+            data=settings.data and Path(settings.data).name,
+            results=run.results.name,
+            boxes=Path(settings.boxes).name,
+        )
+        write_text(run.results / "settings.yaml", as_yaml(named))
+    return run
+
+
+def open_data(source: Path, settings: Settings) -> Dataset:
+    """Both class folders; whatever splits there are, the images are dealt anew, by group."""
+    dataset = open_dataset(source, classes=settings.classes, as_found=True)
+    splits_file = Path(settings.results) / "splits.csv"
+    return dealt_once(dataset, splits_file, patients, SHARES, settings.seed)
+
+
+def patients(dataset: Dataset) -> np.ndarray:
+    """Group of each slice, int64 (N,): by name (`slice_groups`), joined with near copies."""
+    copies = near_pairs(load_images(dataset, COMPARED))
+    return joined_groups(slice_groups(dataset.table["path"]), clusters(len(dataset.table), copies))
