@@ -4,8 +4,8 @@ Prints the MiB by which the process grew at most, beyond the images and the maps
 its own process because a process never gives its peak back.
 """
 
-import resource
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -34,8 +34,14 @@ def main(method: str, count: int, size: int) -> None:
 
 def _peak() -> int:
     """Largest memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not `ru_maxrss`, which on Linux begins with the peak of the process that started this one.
+        peak = next(text for text in status.read_text().splitlines() if text.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 if __name__ == "__main__":
