@@ -211,7 +211,7 @@ def _shortcuts(report: Report) -> str:
     if len(report.shortcuts):
         views = "".join(_view(row) for _, row in report.shortcuts.iterrows())
         content = (
-            "<p>How well each view of an image alone predicts its label: the AUC (dot) with its "
+            "<p>How well each view of an image alone predicts its label: the AUC (mark) with its "
             "95 % interval (bar). The grey field is what labels dealt at random reach; a view that "
             "holds nothing of the disease should lie inside it.</p>"
             f'{views}<div class="view"><div></div><div></div>'
