@@ -142,6 +142,18 @@ def test_readme_says_what_the_audits_found():
     assert f"AUC of {border['value']:.3f} ({border['low']:.3f}–{border['high']:.3f})" in words
 
 
+def test_readme_says_what_the_pneumonia_study_found():
+    readme = (HOUSE / "README.md").read_text(encoding="utf-8")
+    for row in pd.read_csv(RESULTS / "pneumonia" / "model_comparison.csv").itertuples():
+        assert (
+            f"| {row.stage} | {row.accuracy:.3f} ({row.accuracy_low:.3f}–{row.accuracy_high:.3f}) | "
+            f"{row.AUC:.3f} ({row.AUC_low:.3f}–{row.AUC_high:.3f}) | "
+            f"{row.published_accuracy:.3f} / {row.published_AUC:.3f} |"
+        ) in readme
+    ledger = pd.read_csv(RESULTS / "pneumonia" / "test_ledger.csv")
+    assert ledger["look"].tolist() == [1] * len(ledger)
+
+
 def test_no_pixels_and_no_paths_of_a_machine_are_committed():
     for path in RESULTS.rglob("*"):
         if "demo" in path.parts or "notebooks" in path.parts or path.name.startswith("images_"):
