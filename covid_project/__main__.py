@@ -194,7 +194,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("jet", "viridis", "cividis", "inferno"),
         help="all but jet are perceptually even",
     )
-    explain.add_argument("--masks", type=Path, help="folder of lung masks named as the images are")
+    explain.add_argument(
+        "--masks",
+        type=Path,
+        help="folder of lung masks named as the images are; else lungs are segmented, roughly",
+    )
     explain.add_argument(
         "--feature-maps", action="store_true", help="draw the layer's strongest feature maps too"
     )

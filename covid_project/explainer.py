@@ -24,13 +24,15 @@ from covid_project.explain.gradcam import (
 )
 from covid_project.explain.heatmaps import Heatmaps, on_one_scale
 from covid_project.explain.methods import LAYERED, METHODS, method_named
+from covid_project.lungs import implausible, segment_lungs
 from covid_project.storage import append_rows, read_csv, whole_file
 
 TRUE = "true"  # target: the class that an image's folder is named after
 COLUMNS = (
-    "image", "method", "layer", "target", "score", "status", "strength", "lung_share", "lung_area",
-    "overlay",
+    "image", "method", "layer", "target", "score", "status", "strength", "lungs", "lung_share",
+    "lung_area", "overlay",
 )  # fmt: skip
+SEGMENTED = 120  # pixels along a side, at which lungs are sought where no masks are given
 CHUNK = 64  # images explained and written at a time
 TALLEST = 1024  # pixels: larger originals are reduced to this for the overlays
 CAPTION = (
@@ -59,7 +61,8 @@ class Request:
     colour_map
         Of Matplotlib.
     masks
-        Folder with a lung mask for each image, under the image's path or file name.
+        Folder with a lung mask for each image, under the image's path or file name; None: lungs
+        are segmented, roughly.
     feature_maps
         Also draw the strongest feature maps of the layer.
     """
@@ -102,7 +105,8 @@ def explain_files(
 
     ``explanations.csv`` has one row per image and method: image, method, layer, target, score (the
     logit of the target), predicted, status (why a map is blank, or why a file cannot be read),
-    strength (the evidence where the map is 1), lung_share (of the heat that lies in the lungs) and
+    strength (the evidence where the map is 1), lungs ("mask", "segmented" where no masks are given,
+    or "none"), lung_share (of the heat that lies in them) and
     lung_area (of the image; a map without preference would have this share), and overlay, the name
     of the picture. Overlays have the size of the original. Several methods also make a sheet with
     all of them beside the original. Rows are written chunk by chunk.
@@ -213,7 +217,7 @@ def _written(chunk: _Chunk, out: Path, request: Request) -> pd.DataFrame:
     ]
     for number, (file, original) in enumerate(zip(chunk.files, chunk.originals, strict=True)):
         shown = _reduced(original)
-        lungs = _lungs(file, request.masks, original.shape)
+        found, lungs = _lungs(file, request.masks, original)
         blends, titles = [np.repeat(shown[..., None], 3, axis=-1)], [_shortened(file.name)]
         for method, heatmaps in chunk.heatmaps.items():
             heat = heatmaps.maps[number]
@@ -231,6 +235,7 @@ def _written(chunk: _Chunk, out: Path, request: Request) -> pd.DataFrame:
                     "score": score,
                     "status": status,
                     "strength": heatmaps.strength[number],
+                    "lungs": found,
                     **_lung_share(heat, lungs),
                     "overlay": name,
                 }
@@ -289,23 +294,31 @@ def _target(file: Path, request: Request) -> int | str:
     return names.index(wanted.casefold())
 
 
-def _lungs(file: Path, folder: Path | None, shape: tuple[int, int]) -> np.ndarray | None:
-    """Lung mask of an image, bool of its shape; None without one."""
+def _lungs(file: Path, folder: Path | None, image: np.ndarray) -> tuple[str, np.ndarray]:
+    """How the lungs of an image (h, w) were found, and their mask, bool of its shape.
+
+    "mask": from the folder; "segmented": by `lungs.segment_lungs`, which is rough; "none": neither
+    gives anything that can be two lungs.
+    """
     if folder is None:
-        return None
+        square = _resized(image, (SEGMENTED, SEGMENTED))
+        lungs = segment_lungs(square[None])
+        if implausible(lungs)[0]:
+            return "none", np.zeros(image.shape, bool)
+        return "segmented", _resized(np.uint8(255) * lungs[0], image.shape) >= 128
     parts = [part for part in file.parts if part != file.anchor]  # "/" would lead out of the folder
     places = [folder.joinpath(*parts[start:]) for start in range(len(parts))]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        return None
+        return "none", np.zeros(image.shape, bool)
     mask = decode(path.read_bytes(), str(path))
     inside = np.uint8(255) * (mask > mask.max() / 2)
-    return _resized(inside, shape) >= 128
+    return "mask", _resized(inside, image.shape) >= 128
 
 
-def _lung_share(heat: np.ndarray, lungs: np.ndarray | None) -> dict[str, float]:
+def _lung_share(heat: np.ndarray, lungs: np.ndarray) -> dict[str, float]:
     """Share of the heat that lies in the lungs, and the share of the image that they are."""
-    if lungs is None or not lungs.any() or not heat.any():
+    if not lungs.any() or not heat.any():
         return {}
     enlarged = resize_heatmaps(heat[None], lungs.shape)[0]
     return {"lung_share": enlarged[lungs].sum() / enlarged.sum(), "lung_area": lungs.mean()}

@@ -1,5 +1,7 @@
 """``python -m covid_project explain``, as a user calls it."""
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import pandas as pd
@@ -96,15 +98,29 @@ def test_several_methods_make_a_sheet_for_each_image(model_path, images, tmp_pat
     assert table["overlay"].is_unique
 
 
-def test_the_share_of_heat_in_the_lungs_needs_masks(model_path, images, tmp_path):
+def test_the_share_of_heat_in_the_lungs_is_that_of_the_masks(model_path, images, tmp_path):
     options = ["--method", "occlusion", "--masks", str(images.parent / "lungs")]
     _, table = explain(model_path, images, tmp_path / "out", *options)
     shown = table[table["status"] == "ok"]
     assert len(shown)
+    assert (shown["lungs"] == "mask").all()
     assert shown["lung_share"].between(0, 1).all()
-    assert shown["lung_area"].between(0.1, 0.5).all()
-    _, without = explain(model_path, images, tmp_path / "without")
+    for row in table.itertuples():
+        mask = images.parent / "lungs" / Path(row.image).relative_to(images)
+        assert row.lung_area == pytest.approx((np.asarray(Image.open(mask)) > 127).mean(), abs=1e-6)
+    (tmp_path / "empty").mkdir()
+    options = ["--masks", str(tmp_path / "empty")]
+    _, without = explain(model_path, images, tmp_path / "none", *options)
+    assert (without["lungs"] == "none").all()
     assert without["lung_share"].isna().all()
+
+
+def test_without_masks_the_lungs_are_segmented_and_the_table_says_so(model_path, images, tmp_path):
+    _, table = explain(model_path, images, tmp_path / "out", "--method", "occlusion")
+    found = table[table["lungs"] == "segmented"]
+    assert len(found)
+    assert found["lung_area"].between(0.06, 0.6).all()
+    assert set(table["lungs"]) <= {"segmented", "none"}
 
 
 def test_on_one_scale_only_the_strongest_map_keeps_its_heat(model_path, images, tmp_path):
