@@ -178,7 +178,7 @@ def test_ct_slices_have_no_frontal_lungs():
 
 
 def test_children_share_their_group_in_kermanys_set():
-    assert group_of("train/PNEUMONIA/person12_virus_47.jpeg") == "person12"
+    assert group_of("train/PNEUMONIA/person12_virus_47.jpeg") == "person12_virus"
 
 
 # ---- views --------------------------------------------------------------------------------------
