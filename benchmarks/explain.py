@@ -31,7 +31,9 @@ SAME_MAP = 1e-3  # of maps in [0, 1]: a quarter of a grey level
 # network's maps of early layers, in float32, lie within 3e-4 of those in float64, but for a few
 # images (MobileNetV2, median over 16 images, whose worst is at 0.01); a random one's do not.
 SAME_RANDOM_MAP = 0.1
-SAME_SCORE = 1e-5  # of the scores' scale
+# Of the scores' scale; absolute below 1, where a random network's logit is a small difference of
+# large terms, whose rounding it inherits.
+SAME_SCORE = 1e-5
 GREY = 127.5  # of the published patch
 # The last features of MobileNetV2 at a quarter, an eighth, … of the image's side.
 STAGES = ["block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu", "out_relu"]
@@ -298,7 +300,7 @@ def _occlusion(
         for square, covered in zip(squares, logits[1:], strict=True):
             total[square] += logits[0] - covered
             coverage[square] += 1
-        return np.abs(ours.raw[0] - total / coverage).max() / np.abs(logits).max()
+        return np.abs(ours.raw[0] - total / coverage).max() / max(np.abs(logits).max(), 1)
 
     for against, peer, least, repeats in (
         ("predict, patch by patch, as published", patch_by_patch, promised, scale.long_repeats),
