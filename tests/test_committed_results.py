@@ -153,6 +153,18 @@ def test_readme_says_what_the_pneumonia_study_found():
     assert ledger["look"].tolist() == [1] * len(ledger)
 
 
+def test_readme_says_what_the_benchmarks_measured_and_they_agree():
+    rows = pd.read_csv(RESULTS / "benchmarks.csv")
+    compared = rows[rows["tolerance"].notna()]
+    assert (compared["agreement"] <= compared["tolerance"]).all()
+    readme = (HOUSE / "README.md").read_text(encoding="utf-8")
+    for row in rows[rows["promised"].notna() & (rows["unit"] == "s")].itertuples():
+        ratio = f"{row.ratio:.1f} ({row.ratio_low:.1f}–{row.ratio_high:.1f})"
+        kept = "yes" if row.ratio >= row.promised else "**no**"
+        line = f"| {row.name} | {row.against} | {ratio} | {row.promised:.1f} | {kept} |"
+        assert line in readme
+
+
 def test_no_pixels_and_no_paths_of_a_machine_are_committed():
     for path in RESULTS.rglob("*"):
         if "demo" in path.parts or "notebooks" in path.parts or path.name.startswith("images_"):
