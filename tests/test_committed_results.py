@@ -153,6 +153,20 @@ def test_readme_says_what_the_pneumonia_study_found():
     assert ledger["look"].tolist() == [1] * len(ledger)
 
 
+def test_readme_says_what_the_study_of_ct_slices_found():
+    readme = (HOUSE / "README.md").read_text(encoding="utf-8")
+    metrics = pd.read_csv(RESULTS / "ct_lesions" / "metrics.csv")
+    metrics = metrics[metrics["split"] == "test"].set_index(["stage", "metric"])
+    for stage in ("model_a", "model_b", "model_c", "model_d", "logistic", "neighbours"):
+        shown = [
+            f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
+            for row in (metrics.loc[(stage, metric)] for metric in ("accuracy", "AUC"))
+        ]
+        assert f"| {shown[0]} | {shown[1]} |" in readme
+    ledger = pd.read_csv(RESULTS / "ct_lesions" / "test_ledger.csv")
+    assert ledger["look"].tolist() == [1] * len(ledger)
+
+
 def test_readme_says_what_the_benchmarks_measured_and_they_agree():
     rows = pd.read_csv(RESULTS / "benchmarks.csv")
     compared = rows[rows["tolerance"].notna()]
@@ -169,8 +183,18 @@ def test_no_pixels_and_no_paths_of_a_machine_are_committed():
     for path in RESULTS.rglob("*"):
         if "demo" in path.parts or "notebooks" in path.parts or path.name.startswith("images_"):
             continue  # ignored by git
-        assert path.suffix in ("", ".csv", ".json", ".yaml", ".pdf", ".tex", ".log", ".keras"), path
-        if path.suffix in (".csv", ".json", ".yaml"):
+        assert path.suffix in (
+            "",
+            ".csv",
+            ".json",
+            ".yaml",
+            ".md",
+            ".pdf",
+            ".tex",
+            ".log",
+            ".keras",
+        )
+        if path.suffix in (".csv", ".json", ".yaml", ".md"):
             assert not re.search(r"(^|[\s\"',:])/(home|Users|root|work|tmp)/", path.read_text()), (
                 path
             )
