@@ -137,6 +137,9 @@ def test_readme_says_what_the_audits_found():
         f"a marker from {weakest['marker']:g} grey levels, a border from {weakest['border']:g}, "
         f"a size difference from {weakest['size']:g} % of the side"
     ) in words
+    pairs = pd.read_csv(RESULTS / "audit" / "covid_ct" / "duplicates.csv")
+    assert (len(pairs), pairs["label_conflict"].sum()) == (18, 2)
+    assert "18 pairs of near copies, two of them with two labels" in words
     audit = pd.read_csv(RESULTS / "audit" / "covid_xray" / "audit.csv").set_index("check")
     border = audit.loc["fine_tuned: the model on the border alone"]
     assert f"AUC of {border['value']:.3f} ({border['low']:.3f}–{border['high']:.3f})" in words
