@@ -35,6 +35,7 @@ plt.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.color": "0.9",
         "figure.dpi": 120,
         "pdf.fonttype": 42,  # text stays text
@@ -192,8 +193,14 @@ def tuning(trials: pd.DataFrame, hyperparameters: Sequence[str]) -> plt.Figure:
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> plt.Figure:
-    """Counts (2, 2), rows the label, columns the prediction."""
-    figure, axis = plt.subplots(figsize=(COLUMN / 2, 1.6), layout="constrained")
+    """Counts (classes, classes), rows the label, columns the prediction.
+
+    Cells keep their size whatever the names' lengths: long names stand aslant below them.
+    """
+    cells = 0.5 * len(classes)  # inches
+    names = 0.09 * max(len(name) for name in classes)
+    figure, axis = plt.subplots(figsize=(cells + names + 0.5, cells + 0.7 * names + 0.5))
+    figure.set_layout_engine("constrained")
     sns.heatmap(
         counts,
         annot=True,
@@ -211,6 +218,9 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> plt.Figure:
         annot_kws={"size": 10},
     )
     axis.grid(False)
+    axis.tick_params(axis="y", rotation=0)
+    if max(len(name) for name in classes) > 6:
+        plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     axis.set(xlabel="prediction", ylabel="label")
     return figure
 
@@ -442,7 +452,7 @@ def model_bars(table: pd.DataFrame) -> plt.Figure:
         axis.bar(places + 0.2, table[name], 0.4, color=COLOURS[0], label="here", **bars)
         if f"{name}_low" in table:
             axis.vlines(places + 0.2, table[f"{name}_low"], table[f"{name}_high"], color="black")
-            axis.set_ylim(0.5, 1)
+            axis.set_ylim(0, 1)
         axis.set(xticks=places, xticklabels=table["stage"], ylabel=name)
     axes[2].set_ylabel("seconds of training")
     axes[2].legend()
