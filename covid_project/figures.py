@@ -282,11 +282,17 @@ def reliability(tables: Mapping[str, pd.DataFrame]) -> plt.Figure:
 
 
 def verdict(label: int, score: float, classes: Sequence[str]) -> str:
-    """Title of a tested image: its label, its prediction and the predicted probability."""
+    """Title of a tested image: its label, its prediction and the predicted probability.
+
+    Names too long for a quarter of a page, side by side, stand on two lines.
+    """
     predicted = int(score > 0)
     probability = 1 / (1 + np.exp(-abs(score)))
     mark = "correct" if predicted == label else "WRONG"
-    return f"{classes[label]}; predicted {classes[predicted]}\np = {probability:.2f}: {mark}"
+    names = f"{classes[label]}; predicted {classes[predicted]}"
+    if len(names) > 26:
+        names = names.replace("; ", ";\n")
+    return f"{names}\np = {probability:.2f}: {mark}"
 
 
 def heatmap_panel(

@@ -1,5 +1,7 @@
 """Figures are for the eye; here only what can be told without one."""
 
+from itertools import pairwise
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -67,6 +69,24 @@ def test_tuning_survives_failed_trials(trials):
 def test_confusion_matrix_shows_the_counts_by_name():
     text = words(figures.confusion_matrix(np.array([[50, 3], [7, 40]]), CLASSES))
     assert {"50", "3", "7", "40", "label", "prediction"} <= set(text.split())
+
+
+@pytest.mark.parametrize("classes", [("COVID", "NORMAL"), ("CT_NonCOVID", "CT_COVID")])
+def test_cells_of_a_confusion_matrix_keep_their_size_however_long_the_names(classes):
+    figure = figures.confusion_matrix(np.array([[50, 3], [7, 40]]), classes)
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    assert axis.get_window_extent().width / figure.dpi > 0.8  # inches, two cells
+    boxes = [label.get_window_extent() for label in axis.get_yticklabels()]
+    assert not boxes[0].overlaps(boxes[1])
+
+
+def test_titles_of_long_names_do_not_run_into_each_other():
+    title = figures.verdict(1, 2.0, ("NORMAL", "PNEUMONIA"))
+    figure = figures.image_grid(np.zeros((4, 8, 8), np.uint8), [title] * 4)
+    figure.draw_without_rendering()
+    boxes = [axis.title.get_window_extent() for axis in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 def test_intervals_are_drawn_from_bound_to_bound():
