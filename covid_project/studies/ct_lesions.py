@@ -1,7 +1,7 @@
 """CT slices with and without a finding, in two folders: the study's settings and its splits."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,16 +101,8 @@ class Settings(RunSettings):
         return (self.normalization, self.augmentation, self.image_size)
 
 
-def load_settings(
-    profile: str | Path | None = None,
-    *,
-    data: str | Path | None = None,
-    results: str | Path | None = None,
-    changes: Mapping[str, object] | None = None,
-) -> Settings:
-    """Settings of a profile: ``ct_lesions``, or without data ``ct_lesions_demo``."""
-    defaults = ("ct_lesions", "ct_lesions_demo")
-    return load_profile(Settings, defaults, profile, data=data, results=results, changes=changes)
+# Settings of a profile, by name or path; without data that of drawn images.
+load_settings = partial(load_profile, Settings, ("ct_lesions", "ct_lesions_demo"))
 
 
 def begin(settings: Settings) -> experiment.Experiment:

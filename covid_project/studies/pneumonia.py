@@ -1,7 +1,7 @@
 """Paediatric pneumonia (Kermany et al. 2018): its settings and its splits."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,16 +83,8 @@ class Settings(RunSettings):
         return (self.normalization, self.augmentation, self.validation_share)
 
 
-def load_settings(
-    profile: str | Path | None = None,
-    *,
-    data: str | Path | None = None,
-    results: str | Path | None = None,
-    changes: Mapping[str, object] | None = None,
-) -> Settings:
-    """Settings of a profile: ``pneumonia``, or without data ``pneumonia_demo``."""
-    defaults = ("pneumonia", "pneumonia_demo")
-    return load_profile(Settings, defaults, profile, data=data, results=results, changes=changes)
+# Settings of a profile, by name or path; without data that of drawn images.
+load_settings = partial(load_profile, Settings, ("pneumonia", "pneumonia_demo"))
 
 
 def begin(settings: Settings) -> experiment.Experiment:
