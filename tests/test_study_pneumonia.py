@@ -16,7 +16,7 @@ from covid_project import phantoms
 from covid_project.data import DataError
 from covid_project.evaluation import metrics_table
 from covid_project.settings import HOUSE, PROFILES, SettingsError
-from covid_project.studies.pneumonia import CLASSES, begin, load_settings, patients
+from covid_project.studies.pneumonia import CLASSES, begin, load_settings, patients, series
 
 SHARED = HOUSE.parent / "shared"
 
@@ -28,7 +28,7 @@ def drawn_set(folder):
         for made, name in (("NORMAL", "NORMAL"), ("COVID", "PNEUMONIA")):
             for number, file in enumerate(sorted((drawn / split / made).glob("*.png"))):
                 stem = {
-                    "NORMAL": f"IM-{number // 2:04}-{number % 2:04}",
+                    "NORMAL": f"{'NORMAL2-' * (number % 4 > 1)}IM-{number // 2:04}-{number % 2:04}",
                     "PNEUMONIA": f"person{number // 2}_virus_{number}",
                 }[name]
                 path = folder / "chest_xray" / split / name / f"{stem}.png"
@@ -49,6 +49,7 @@ def finished(tmp_path_factory):
     values["transfer"] |= {"weights": "random", "tuned_epochs": 1, "augmented_copies": 0}
     values["transfer"]["head"] |= network
     values["explained"] = 1
+    values["validation_share"] = 0.3  # both series of names are in both splits
     profile = folder / "small.yaml"
     profile.write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "covid_project", "run", "--study", "pneumonia"]
@@ -61,7 +62,7 @@ def finished(tmp_path_factory):
 
 def test_the_notebook_writes_every_table_and_page(finished):
     for name in ("counts", "near_copies", "model_comparison", "class_metrics", "comparisons",
-                 "occlusion", "history_mlp", "history_cnn", "history_transfer",
+                 "occlusion", "series", "history_mlp", "history_cnn", "history_transfer",
                  "metrics", "test_ledger"):  # fmt: skip
         assert (finished / f"{name}.csv").is_file(), name
     for name in ("class_shares", "stored_sizes", "ranking_curves", "model_comparison",
@@ -132,6 +133,23 @@ def test_patients_are_read_from_the_names():
         "person10", "person10", "person100", "im-0433", "im-0433", "normal2-im-0433",
         "train/NORMAL/other.jpeg",
     ]  # fmt: skip
+
+
+def test_each_series_of_normal_names_is_left_out_once_and_asked_about(finished):
+    table = pd.read_csv(finished / "series.csv").set_index("case")
+    assert sorted(table.index) == ["IM", "NORMAL2-IM"]
+    splits = pd.read_csv(finished / "splits.csv")
+    learning = splits[splits["split"] != "test"]
+    for name, row in table.iterrows():
+        named = learning["path"].str.contains(f"/{name}-", regex=False)
+        assert row["images"] == named.sum() > 0
+        assert row["unseen_specificity_low"] <= row["unseen_specificity"]
+
+
+def test_the_series_is_read_from_the_name():
+    names = ["a/NORMAL/IM-0433-0001.jpeg", "a/NORMAL/normal2-im-0374-0001.jpeg"]
+    names += ["a/PNEUMONIA/person1_virus_6.jpeg", "a/IM-1/other.jpeg"]
+    assert series(pd.Series(names)).tolist() == ["IM", "NORMAL2-IM", "", ""]
 
 
 def test_unknown_settings_and_missing_data_are_refused():

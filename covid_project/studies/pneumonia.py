@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from covid_project import experiment
 from covid_project.audit.duplicates import groups_from_names
@@ -32,6 +33,7 @@ PUBLISHED = {
 # person1000_virus_1681.jpeg, IM-0433-0001-0002.jpeg, NORMAL2-IM-0374-0001-0001.jpeg: the first
 # number is the patient's, or at least the examination's.
 PATIENT = r"(?i)/(person\d+|(?:NORMAL2-)?IM-\d+)[-_]"
+SERIES = r"(?i)/((?:NORMAL2-)?IM)-\d+[^/]*$"  # NORMAL images come under two kinds of name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +116,8 @@ def open_data(source: Path, settings: Settings) -> Dataset:
 def patients(dataset: Dataset) -> np.ndarray:
     """Patient of each image as its file's name tells, str (N,); else a patient of its own."""
     return groups_from_names(dataset.table["path"], PATIENT)
+
+
+def series(paths: pd.Series) -> np.ndarray:
+    """Series, IM or NORMAL2-IM, that each file's name tells, str (N,); "" where it tells none."""
+    return paths.str.extract(SERIES, expand=False).str.upper().fillna("").to_numpy(dtype=str)
