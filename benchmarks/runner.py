@@ -39,6 +39,8 @@ class Benchmark:
     tolerance : largest agreement that is allowed.
     weights : where the network's weights come from.
     repeats : pairs of runs that are measured.
+    peer_counts : how often the peer's number counts, where it does but a part of the work (an epoch
+        of a sweep).
     """
 
     name: str
@@ -51,6 +53,7 @@ class Benchmark:
     weights: str = "random"
     repeats: int = 7
     unit: str = "s"
+    peer_counts: int = 1
 
 
 def measure(benchmark: Benchmark) -> dict[str, Any]:
@@ -70,6 +73,7 @@ def measure(benchmark: Benchmark) -> dict[str, Any]:
         # In turn the one or the other goes first, so that neither gains from a warm cache.
         for side in (0, 1) if repeat % 2 == 0 else (1, 0):
             measured[repeat, side] = sides[side]()
+    measured[:, 1] *= benchmark.peer_counts
     ratios = measured[:, 1] / measured[:, 0]
     ours, peer = np.median(measured, axis=0)
     return {

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import explain, memory
+from benchmarks import explain, memory, training
 from benchmarks.runner import Benchmark, differs, line, measure, run, update, worse
 from covid_project.storage import read_csv
 
@@ -152,3 +152,28 @@ def test_peaks_of_memory_never_fall():
     assert memory._peak() - first > 2**26
     del block
     assert all(a <= b for a, b in pairwise(memory._peak() for _ in range(3)))
+
+
+SMALL = training.Scale(
+    images=64, stored_size=64, image_size=64, filters=4, learned=32, epochs=1, trials=2,
+    trial_epochs=2, features=32, transfer_size=32,
+)  # fmt: skip
+
+
+def test_batches_of_the_peers_are_augmented_alike():
+    for benchmark in training.batches(SMALL):
+        ours, peer = benchmark.ours(), benchmark.peer()
+        assert benchmark.agreement(ours, peer) <= benchmark.tolerance, benchmark.against
+        assert benchmark.agreement(ours, peer[:, ::-1] * 0.9) > benchmark.tolerance
+
+
+def test_the_sweep_on_features_learns_what_the_whole_network_learns():
+    (benchmark,) = training.sweep(SMALL)
+    assert benchmark.peer_counts == 2 * 2
+    ours, peer = benchmark.ours(), benchmark.peer()
+    assert benchmark.agreement(ours, peer) <= benchmark.tolerance
+
+
+def test_a_part_of_the_peers_work_counts_as_often_as_it_is_done():
+    row = measure(counted([2], [3], peer_counts=10))
+    assert (row["peer"], row["ratio"]) == (30, 15)

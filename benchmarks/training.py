@@ -1,0 +1,337 @@
+"""The promises of training: batches, steps and sweeps, against the usual ways of doing the same.
+
+The images are drawn; how long a step takes does not depend on what is on them.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+from PIL import Image
+
+from benchmarks.runner import Benchmark
+from covid_project.augmentation import NONE, augment
+from covid_project.models import baseline_cnn, build_backbone, classification_head, transfer_head
+from covid_project.normalization import normalization_layer
+from covid_project.phantoms import draw_radiograph
+from covid_project.pipeline import feature_batches, training_batches
+from covid_project.settings import Augmentation
+from covid_project.storage import cached_array
+from covid_project.training import BATCH, compile_classifier, copied_features, fit, logits, set_seed
+
+AUGMENTATION = Augmentation(
+    flip=True, rotation=10, zoom=0.1, shift=0, brightness=0, contrast=0
+)  # three kinds that all the peers know, too
+# Of the mean over an epoch's augmented images, whose rotations and zooms each side draws for
+# itself: a few grey levels of 255 remain.
+SAME_MEAN = 0.02
+SAME_ACCURACY = 0.03
+SAME_LOSS = 1e-4
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the benchmarks are: as promised, or tiny to test them."""
+
+    images: int = 512
+    stored_size: int = 256  # pixels of the files
+    image_size: int = 128
+    batch: int = 64
+    filters: int = 16  # of the course's baseline
+    learned: int = 320  # images, of which a quarter is held out
+    epochs: int = 6
+    trials: int = 27
+    trial_epochs: int = 30
+    features: int = 128  # images of the sweep
+    transfer_size: int = 128
+    repeats: int = 7
+    long_repeats: int = 3
+
+
+def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
+    """All of them, each built when it is reached, so that no two networks share the memory."""
+    scale = scale or Scale()
+    for part in (batches, waiting, steps, sweep):
+        yield from part(scale)
+        keras.backend.clear_session()
+
+
+def batches(scale: Scale) -> Iterator[Benchmark]:
+    """An epoch of augmented batches, from arrays and from files.
+
+    All images are the same radiograph: the mean over an epoch then tells whether two sides augment
+    alike, though neither draws what the other does.
+    """
+    image = _radiographs(1, scale.stored_size)[0][0]
+    folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
+    try:
+        for number in range(scale.images):
+            path = folder / "files" / ("COVID" if number % 2 else "NORMAL") / f"{number:05}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(path)
+        small = Image.fromarray(image[..., 0]).resize((scale.image_size,) * 2, Image.NEAREST)
+        images = np.repeat(np.asarray(small)[None, ..., None], scale.images, axis=0)
+        cached = cached_array(folder / "images.npy", lambda: images)
+        labels = np.arange(scale.images) % 2
+        ours = training_batches(cached, labels, scale.batch, AUGMENTATION, seed=0)
+        facts = {"agreement": _mean_difference, "tolerance": SAME_MEAN, "repeats": scale.repeats}
+        peers = {
+            "Keras' ImageDataGenerator, from arrays": (_generator(images, labels, scale), 5),
+            "Keras' layers in tf.data, from arrays": (_in_dataset(images, labels, scale), 5),
+            "Keras' ImageDataGenerator, from files": (_from_files(folder / "files", scale), 12),
+        }
+        for against, (peer, promised) in peers.items():
+            yield Benchmark(
+                name=f"{scale.images} augmented images, {scale.image_size} px, cached once",
+                against=against,
+                ours=lambda: _epoch_mean(ours),
+                peer=peer,
+                promised=promised,
+                **facts,
+            )
+    finally:
+        shutil.rmtree(folder)
+
+
+def waiting(scale: Scale) -> Iterator[Benchmark]:
+    """How much of a training epoch of the baseline is not spent waiting for the next batch."""
+    images, labels = _radiographs(scale.images, scale.image_size)
+    model = _baseline(images, scale)
+    data = training_batches(images, labels, scale.batch, AUGMENTATION, seed=0)
+
+    def busy_share() -> float:
+        waited, begun, source = 0.0, time.perf_counter(), iter(data)
+        while True:
+            asked = time.perf_counter()
+            batch = next(source, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                return 1 - waited / (time.perf_counter() - begun)
+            model.train_on_batch(*batch)
+
+    busy_share()
+    yield Benchmark(
+        name=f"training epoch of the baseline, {scale.image_size} px: time not spent waiting",
+        against="the whole epoch",
+        ours=lambda: 1.0,
+        peer=busy_share,
+        promised=0.95,
+        repeats=scale.repeats,
+        unit="share of the time",
+    )
+
+
+def steps(scale: Scale) -> Iterator[Benchmark]:
+    """Training steps of the baseline and of the plain network of equal validation accuracy."""
+    images, labels = _radiographs(scale.learned, scale.image_size)
+    held = scale.learned // 4
+    learning = training_batches(images[held:], labels[held:], 32, NONE, seed=0)
+    batch = (images[: scale.batch].astype(np.float32), labels[: scale.batch, None])
+
+    def side(build: Callable[[], keras.Model]) -> Callable[[], float]:
+        """Accuracy after the training, at the first call; then the time of eight steps."""
+        set_seed(0)
+        model = build()
+        fit(model, learning, learning_rate=2e-3, epochs=scale.epochs)
+        accuracy = ((logits(model, images[:held]) > 0) == labels[:held]).mean()
+        compile_classifier(model, 1e-3)
+
+        def eight_steps() -> float:
+            for _ in range(8):
+                model.train_on_batch(*batch)
+            return accuracy
+
+        return eight_steps
+
+    yield Benchmark(
+        name=f"8 training steps of the baseline, {scale.image_size} px, batch {scale.batch}",
+        against="plain network of convolution, BatchNorm, ReLU, pooling",
+        ours=side(lambda: _baseline(images, scale)),
+        peer=side(lambda: plain_cnn(scale.image_size, scale.filters)),
+        promised=3,
+        agreement=lambda found, expected: abs(found - expected),
+        tolerance=SAME_ACCURACY,
+        repeats=scale.repeats,
+    )
+
+
+def sweep(scale: Scale) -> Iterator[Benchmark]:
+    """All trials of a head on features kept on disk, against epochs through the frozen backbone.
+
+    Both train on the same augmented copies. One epoch of the peer is timed and counted as often as
+    the sweep has epochs.
+    """
+    images, labels = _radiographs(scale.features, scale.transfer_size)
+    held, copies = scale.features // 4, 2
+    backbone = build_backbone("MobileNetV2", scale.transfer_size, weights="random")
+    backbone.trainable = False
+    rates = np.geomspace(1e-3, 1e-1, scale.trials)
+    pictures = [images.astype(np.float32)]
+    pictures += [_copy(images, number) for number in range(1, copies + 1)]
+
+    def first_loss(model: keras.Model, inputs: list, rate: float, epochs: int) -> float:
+        """Validation loss after the first epoch."""
+        history = fit(
+            model,
+            feature_batches([copy[held:] for copy in inputs], labels[held:], scale.batch, 0),
+            validation=feature_batches([inputs[0][:held]], labels[:held], scale.batch, 0),
+            learning_rate=rate,
+            epochs=epochs,
+            schedule_epochs=scale.trial_epochs,
+        )
+        return history["val_loss"][0]
+
+    def new_head() -> keras.Model:
+        set_seed(0)
+        return transfer_head(backbone.output.shape[1], dropout=0)
+
+    def from_features() -> float:
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+            features = copied_features(
+                Path(folder),
+                backbone,
+                images,
+                copies=copies,
+                amounts=AUGMENTATION,
+                seed=0,
+                progress="features",
+            )
+            losses = [first_loss(new_head(), features, rate, scale.trial_epochs) for rate in rates]
+        return losses[0]
+
+    def epoch_through_backbone() -> float:
+        model = keras.Model(backbone.input, new_head()(backbone.output))
+        return first_loss(model, pictures, rates[0], 1)
+
+    yield Benchmark(
+        name=f"sweep of {scale.trials} trials × {scale.trial_epochs} epochs, MobileNetV2, "
+        f"{scale.transfer_size} px, {scale.features} images",
+        against=f"one epoch through the frozen backbone, × {scale.trials * scale.trial_epochs}",
+        ours=from_features,
+        peer=epoch_through_backbone,
+        peer_counts=scale.trials * scale.trial_epochs,
+        promised=25,
+        agreement=lambda found, expected: abs(found - expected),
+        tolerance=SAME_LOSS,
+        repeats=scale.long_repeats,
+    )
+
+
+def plain_cnn(image_size: int, filters: int) -> keras.Model:
+    """Convolution, BatchNorm, ReLU and pooling, four times from full resolution on."""
+    images = keras.Input((image_size, image_size, 1))
+    x = layers.Rescaling(1 / 127.5, -1)(images)
+    for width in (filters, 2 * filters, 4 * filters, 8 * filters):
+        x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
+        x = layers.BatchNormalization()(x)
+        x = layers.MaxPooling2D()(layers.ReLU()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, classification_head(x, dropout=0.3))
+
+
+def _baseline(images: np.ndarray, scale: Scale) -> keras.Model:
+    norm = normalization_layer("fixed", images)
+    model = baseline_cnn(scale.image_size, norm, filters=scale.filters, dropout=0.3)
+    compile_classifier(model, 1e-3)
+    return model
+
+
+def _radiographs(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Drawn images uint8 (count, size, size, 1) and their labels, 0 and 1 in turn."""
+    labels = np.arange(count) % 2
+    drawn = [
+        draw_radiograph(np.random.default_rng(number), size, "moderate" if label else None)
+        for number, label in enumerate(labels)
+    ]
+    return np.stack([np.asarray(one.image)[..., None] for one in drawn]), labels
+
+
+def _copy(images: np.ndarray, number: int) -> np.ndarray:
+    """An augmented copy, drawn as `copied_features` draws it."""
+    return np.concatenate(
+        [
+            augment(
+                images[first : first + BATCH], AUGMENTATION, tf.constant([number, first], tf.int64)
+            )
+            for first in range(0, len(images), BATCH)
+        ]
+    )
+
+
+def _epoch_mean(data: Iterable) -> np.ndarray:
+    """Mean image (H, W) of an epoch's batches, in grey values 0–255."""
+    total, count = 0.0, 0
+    for batch in data:
+        total, count = total + np.asarray(batch[0], np.float32).sum(0), count + len(batch[0])
+    return total[..., 0] / count
+
+
+def _mean_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Mean difference of two images in the inner half, as a share of the grey range.
+
+    Near the frame the sides differ by what they let in from outside.
+    """
+    side = len(found) // 4
+    inner = slice(side, -side)
+    return float(np.abs(found - expected)[inner, inner].mean() / 255)
+
+
+def _generator(images: np.ndarray, labels: np.ndarray, scale: Scale) -> Callable[[], np.ndarray]:
+    source = _image_data_generator().flow(
+        images.astype(np.float32), labels, batch_size=scale.batch, seed=0
+    )
+    return lambda: _epoch_mean(_epoch(source))
+
+
+def _from_files(folder: Path, scale: Scale) -> Callable[[], np.ndarray]:
+    with redirect_stdout(StringIO()):
+        source = _image_data_generator().flow_from_directory(
+            folder,
+            target_size=(scale.image_size,) * 2,
+            color_mode="grayscale",
+            class_mode="binary",
+            batch_size=scale.batch,
+            seed=0,
+        )
+    return lambda: _epoch_mean(_epoch(source))
+
+
+def _image_data_generator():
+    return tf.keras.preprocessing.image.ImageDataGenerator(
+        horizontal_flip=True,
+        rotation_range=AUGMENTATION.rotation,
+        zoom_range=AUGMENTATION.zoom,
+        fill_mode="reflect",
+    )
+
+
+def _epoch(source) -> Iterator:
+    return (source[number] for number in range(len(source)))
+
+
+def _in_dataset(images: np.ndarray, labels: np.ndarray, scale: Scale) -> Callable[[], np.ndarray]:
+    zoom = (-AUGMENTATION.zoom, AUGMENTATION.zoom)
+    transform = keras.Sequential(
+        [
+            layers.RandomFlip("horizontal"),
+            layers.RandomRotation(AUGMENTATION.rotation / 360),
+            layers.RandomZoom(zoom, zoom),
+        ]
+    )
+    data = (
+        tf.data.Dataset.from_tensor_slices((images, labels))
+        .shuffle(len(images))
+        .batch(scale.batch)
+        .map(lambda x, y: (transform(x, training=True), y), num_parallel_calls=tf.data.AUTOTUNE)
+        .prefetch(tf.data.AUTOTUNE)
+    )
+    return lambda: _epoch_mean(data)
