@@ -16,7 +16,14 @@ from covid_project import phantoms
 from covid_project.data import DataError
 from covid_project.evaluation import metrics_table
 from covid_project.settings import HOUSE, PROFILES, SettingsError
-from covid_project.studies.pneumonia import CLASSES, begin, load_settings, patients, series
+from covid_project.studies.pneumonia import (
+    CLASSES,
+    begin,
+    equalized,
+    load_settings,
+    patients,
+    series,
+)
 
 SHARED = HOUSE.parent / "shared"
 
@@ -49,6 +56,7 @@ def finished(tmp_path_factory):
     values["transfer"] |= {"weights": "random", "tuned_epochs": 1, "augmented_copies": 0}
     values["transfer"]["head"] |= network
     values["explained"] = 1
+    values["clip_limits"] = [0, 0.02]
     values["validation_share"] = 0.3  # both series of names are in both splits
     profile = folder / "small.yaml"
     profile.write_text(yaml.safe_dump(values))
@@ -135,15 +143,34 @@ def test_patients_are_read_from_the_names():
     ]  # fmt: skip
 
 
-def test_each_series_of_normal_names_is_left_out_once_and_asked_about(finished):
-    table = pd.read_csv(finished / "series.csv").set_index("case")
-    assert sorted(table.index) == ["IM", "NORMAL2-IM"]
+def test_each_series_of_normal_names_is_left_out_once_for_each_clip_limit(finished):
+    table = pd.read_csv(finished / "series.csv")
+    assert table["case"].tolist() == ["IM 0", "NORMAL2-IM 0", "IM 0.02", "NORMAL2-IM 0.02"]
     splits = pd.read_csv(finished / "splits.csv")
     learning = splits[splits["split"] != "test"]
-    for name, row in table.iterrows():
-        named = learning["path"].str.contains(f"/{name}-", regex=False)
-        assert row["images"] == named.sum() > 0
-        assert row["unseen_specificity_low"] <= row["unseen_specificity"]
+    for row in table.itertuples():
+        named = learning["path"].str.contains(f"/{row.left_out}-", regex=False)
+        assert row.images == named.sum() > 0
+        assert row.unseen_specificity_low <= row.unseen_specificity <= row.unseen_specificity_high
+
+
+def test_local_equalisation_spreads_the_grey_values_and_is_kept(tmp_path):
+    class Run:
+        cache = tmp_path
+
+        @staticmethod
+        def images(image_size):
+            ramp = np.linspace(100, 110, image_size**2).reshape(image_size, image_size)
+            return np.stack([ramp, ramp[::-1]])[..., None].astype(np.uint8)
+
+    images = Run.images(64)
+    np.testing.assert_array_equal(equalized(Run, 64, 0.0), images)
+    found = equalized(Run, 64, 0.02)
+    assert found.dtype == np.uint8
+    assert found.shape == images.shape
+    assert np.ptp(found) > 5 * np.ptp(images)
+    np.testing.assert_allclose(found[1, ::-1], found[0], atol=3)  # tiles know no up and down
+    assert [path.name for path in tmp_path.iterdir()] == ["images-64-clip-0.02.npy"]
 
 
 def test_the_series_is_read_from_the_name():

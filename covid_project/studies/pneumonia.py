@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from skimage.exposure import equalize_adapthist
 
 from covid_project import experiment
 from covid_project.audit.duplicates import groups_from_names
@@ -19,6 +20,7 @@ from covid_project.settings import (
     one_of,
     within,
 )
+from covid_project.storage import cached_array
 from covid_project.studies.splits import dealt_once
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # PNEUMONIA = 1 is the positive class
@@ -67,6 +69,7 @@ class Settings(RunSettings):
     """Everything that the study depends on."""
 
     validation_share: float = within(0.01, 0.5)  # of the training images
+    clip_limits: tuple[float, ...]  # of local equalisation, tried on a series left out; 0: none
     normalization: str = one_of(*STRATEGIES)
     augmentation: Augmentation
     plateau: int = within(1, 100)  # epochs without a lower validation loss: smaller steps
@@ -121,3 +124,22 @@ def patients(dataset: Dataset) -> np.ndarray:
 def series(paths: pd.Series) -> np.ndarray:
     """Series, IM or NORMAL2-IM, that each file's name tells, str (N,); "" where it tells none."""
     return paths.str.extract(SERIES, expand=False).str.upper().fillna("").to_numpy(dtype=str)
+
+
+def equalized(run: experiment.Experiment, image_size: int, clip_limit: float) -> np.ndarray:
+    """All images with their contrast equalised locally, uint8 (N, image_size, image_size, 1).
+
+    Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) in tiles of an eighth of the
+    side; ``clip_limit``, from 0 to 1, is the largest share of a tile's pixels that one grey value
+    may keep, and 0 leaves the images as they are. Computed once and kept in the run's cache.
+    """
+    images = run.images(image_size)
+    if clip_limit == 0:
+        return images
+
+    def compute() -> np.ndarray:
+        print(f"equalising {len(images)} images at {image_size} pixels", flush=True)
+        found = [equalize_adapthist(image[..., 0], clip_limit=clip_limit) for image in images]
+        return np.round(255 * np.stack(found)[..., None]).astype(np.uint8)
+
+    return cached_array(run.cache / f"images-{image_size}-clip-{clip_limit:g}.npy", compute)
