@@ -84,8 +84,8 @@ class Settings(RunSettings):
 
     @property
     def common(self) -> tuple:
-        """Normalisation and augmentation."""
-        return (self.normalization, self.augmentation, self.validation_share)
+        """What every result depends on."""
+        return (self.clip_limits, self.normalization, self.augmentation, self.validation_share)
 
 
 # Settings of a profile, by name or path; without data that of drawn images.
