@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from covid_project.workers import BACKENDS
+
 HOUSE = Path(__file__).resolve().parent.parent
 PROFILES = HOUSE / "profiles"
 NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")  # in their order
@@ -49,9 +51,9 @@ def within(low: float, high: float, **arguments) -> typing.Any:
     return field(metadata={"low": low, "high": high}, **arguments)
 
 
-def one_of(*choices: str) -> typing.Any:
+def one_of(*choices: str, **arguments) -> typing.Any:
     """Field of a word that must be one of the choices."""
-    return field(metadata={"choices": choices})
+    return field(metadata={"choices": choices}, **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,8 @@ class RunSettings:
     seed: int = within(0, 2**31 - 1)
     phantoms: Phantoms | None
     expected_seconds: dict[str, float]  # per notebook, only for the time that is left
+    workers: int = within(1, 1024, default=1)  # trials of a search at once (see ``workers``)
+    backend: str = one_of(*BACKENDS, default="loky")  # who runs them, with more than one worker
 
     def __post_init__(self):
         if self.data is None and self.phantoms is None:

@@ -8,6 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import pandas as pd
 
 from covid_project.evaluation import point_metrics
 from covid_project.settings import Axis
-from covid_project.storage import append_rows, fingerprint, read_csv
+from covid_project.storage import append_rows, fingerprint, read_csv, write_csv
+from covid_project.workers import each
 
 OBJECTIVE = "val_loss"  # to be minimised: finer than accuracy, and it punishes false confidence
 
@@ -76,6 +78,8 @@ def search(
     strategy: str,
     identity: Mapping[str, object],
     title: str,
+    workers: int = 1,
+    backend: str = "loky",
 ) -> pd.DataFrame:
     """Run the trials that are still missing and return all of them.
 
@@ -91,6 +95,9 @@ def search(
     identity
         Data, seed, settings and versions of the search, written into every row. Trials of other
         data or settings found at ``path`` are set aside under another name.
+    workers, backend
+        As for ``workers.each``. Trials that do not depend on each other run at once; the table is
+        the same whoever ran them, and in the same order.
     """
     trials = _resume(path, identity)
     if trials.empty:
@@ -98,23 +105,26 @@ def search(
     else:
         print(f"{title}: {len(trials)} finished trials found in {path.name}, going on from there")
     while points := propose(axes, start, trials, strategy):
-        for number, point in enumerate(points):
-            begun = time.perf_counter()
-            try:
-                found = dict(run_trial(point))
-            except FloatingPointError as error:
-                print(f"{title}: {error}", flush=True)
-                found = {OBJECTIVE: np.nan}
+        taken = set() if trials.empty else set(trials["trial"])
+        free = (number for number in itertools.count(1) if number not in taken)
+        numbers = list(itertools.islice(free, len(points)))
+        measured = partial(_measured, run_trial, failed={OBJECTIVE: np.nan})
+        done = each(measured, points, workers=workers, backend=backend)
+        for finished, (index, (found, seconds, failure)) in enumerate(done, start=1):
+            point = points[index]
+            if failure:
+                print(f"{title}: {failure}", flush=True)
             row = {
-                "trial": len(trials) + 1,
+                "trial": numbers[index],
                 **point,
                 **found,
-                "seconds": round(time.perf_counter() - begun, 2),
+                "seconds": seconds,
                 "extension": any(point[name] not in axis.values for name, axis in axes.items()),
                 **identity,
             }
             trials = append_rows(path, pd.DataFrame([row]))
-            _report(title, point, row, trials, waiting=len(points) - number - 1)
+            _report(title, point, row, trials, waiting=len(points) - finished, workers=workers)
+        trials = _in_order(path, trials.sort_values("trial", ignore_index=True))
     return trials
 
 
@@ -125,6 +135,8 @@ def measure_each(
     *,
     identity: Mapping[str, object],
     title: str,
+    workers: int = 1,
+    backend: str = "loky",
 ) -> pd.DataFrame:
     """Measure named cases (seeds, variants of a model), one row each; nothing is chosen here.
 
@@ -135,7 +147,7 @@ def measure_each(
     run_case
         Trains a new model and returns its columns. A ``FloatingPointError`` marks the case as
         failed: its columns stay empty.
-    path, identity
+    path, identity, workers, backend
         As for ``search``.
 
     Returns
@@ -144,20 +156,39 @@ def measure_each(
     """
     rows = _resume(path, identity)
     waiting = [name for name in cases if rows.empty or name not in set(rows["case"])]
-    for number, name in enumerate(waiting, start=1):
-        begun = time.perf_counter()
-        try:
-            found = dict(run_case(cases[name]))
-        except FloatingPointError as error:
-            print(f"{title}: {name}: {error}", flush=True)
-            found = {}
-        seconds = round(time.perf_counter() - begun, 2)
+    measured = partial(_measured, run_case, failed={})
+    done = each(measured, [cases[name] for name in waiting], workers=workers, backend=backend)
+    for finished, (index, (found, seconds, failure)) in enumerate(done, start=1):
+        name = waiting[index]
+        if failure:
+            print(f"{title}: {name}: {failure}", flush=True)
         rows = append_rows(
             path, pd.DataFrame([{"case": name, **found, "seconds": seconds, **identity}])
         )
-        left = (len(waiting) - number) * rows["seconds"].mean()
+        left = (len(waiting) - finished) * rows["seconds"].mean() / workers
         print(f"{title}: {name} done in {seconds:.0f} s; {left:.0f} s left", flush=True)
-    return rows.set_index("case").loc[list(cases)].reset_index()
+    rows = rows.set_index("case")
+    others = [name for name in rows.index if name not in cases]
+    return _in_order(path, rows.loc[[*cases, *others]].reset_index())[: len(cases)]
+
+
+def _measured(
+    run: Callable[[object], Mapping[str, float]], what: object, *, failed: Mapping[str, float]
+) -> tuple[dict[str, float], float, str]:
+    """What a trial found, its seconds, and why it failed, if it did."""
+    begun, failure = time.perf_counter(), ""
+    try:
+        found = dict(run(what))
+    except FloatingPointError as error:
+        found, failure = dict(failed), str(error)
+    return found, round(time.perf_counter() - begun, 2), failure
+
+
+def _in_order(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, also as they lie on disk, where workers may have finished in another order."""
+    if not rows.equals(read_csv(path)):
+        write_csv(path, rows)
+    return rows
 
 
 def outcome(
@@ -190,9 +221,11 @@ def _resume(path: Path, identity: Mapping[str, object]) -> pd.DataFrame:
     return pd.DataFrame()
 
 
-def _report(title: str, point: Hyperparameters, row: Mapping, trials, waiting: int) -> None:
+def _report(
+    title: str, point: Hyperparameters, row: Mapping, trials, waiting: int, workers: int
+) -> None:
     values = ", ".join(f"{name} {value:g}" for name, value in point.items())
-    left = waiting * trials["seconds"].mean()
+    left = waiting * trials["seconds"].mean() / workers
     print(
         f"{title}: trial {row['trial']}: {values}: {OBJECTIVE} {row[OBJECTIVE]:.4f} "
         f"in {row['seconds']:.0f} s; {waiting} more planned, {left:.0f} s left",

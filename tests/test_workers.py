@@ -1,0 +1,148 @@
+"""The same results whoever does the work, and none lost when a worker dies."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from covid_project.settings import Axis
+from covid_project.storage import read_csv
+from covid_project.tuning import measure_each, search
+from covid_project.workers import WorkersLost, each
+
+AXES = {
+    "learning_rate": Axis(values=(0.001, 0.002, 0.004), times=2, low=0.0002, high=0.1),
+    "dropout": Axis(values=(0.2, 0.4), plus=0.2, low=0.0, high=0.8),
+}
+START = {"learning_rate": 0.002, "dropout": 0.2}
+
+
+def bowl(point):
+    """Objective with its minimum beyond the planned range; the first trials take longest."""
+    time.sleep(0.05 * (point["learning_rate"] == 0.001))
+    return {"val_loss": np.log2(point["learning_rate"] / 0.016) ** 2 + point["dropout"]}
+
+
+def once_killed(marker):
+    """A function whose first call takes its worker down."""
+
+    def function(item):
+        if item == 2 and not Path(marker).exists():
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item**2
+
+    return function
+
+
+def searched(path, run_trial=bowl, **how):
+    return search(
+        AXES, START, run_trial, path, strategy="grid", identity={"data": "d"}, title="test", **how
+    )
+
+
+def test_one_worker_is_this_process():
+    found = dict(each(lambda item: (item, os.getpid()), [3, 1]))
+    assert found == {0: (3, os.getpid()), 1: (1, os.getpid())}
+
+
+def test_two_workers_are_others_with_half_of_the_cores_each():
+    def who(item):
+        return item, os.getpid(), os.environ["TF_NUM_INTRAOP_THREADS"]
+
+    before = os.environ.get("TF_NUM_INTRAOP_THREADS")
+    found = dict(each(who, list("abcd"), workers=2))
+    assert [found[number][0] for number in range(4)] == list("abcd")
+    assert os.getpid() not in {process for _, process, _ in found.values()}
+    assert {threads for *_, threads in found.values()} == {str(max(1, os.cpu_count() // 2))}
+    assert os.environ.get("TF_NUM_INTRAOP_THREADS") == before
+
+
+def test_the_table_of_a_search_is_the_same_whoever_ran_the_trials(tmp_path):
+    alone = searched(tmp_path / "alone.csv").drop(columns="seconds")
+    together = searched(tmp_path / "together.csv", workers=2).drop(columns="seconds")
+    pd.testing.assert_frame_equal(alone, together)
+    pd.testing.assert_frame_equal(together, read_csv(tmp_path / "together.csv")[[*together]])
+    assert alone["extension"].any()
+
+
+def test_a_trial_that_is_missing_in_the_middle_gets_its_own_number_again(tmp_path):
+    whole = searched(tmp_path / "t.csv")
+    whole.drop(index=[1, 3]).to_csv(tmp_path / "t.csv", index=False)
+    again = searched(tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), whole.drop(columns="seconds"))
+
+
+def test_no_trial_is_lost_or_doubled_when_a_worker_is_killed(tmp_path, capsys):
+    found = dict(each(once_killed(tmp_path / "killed"), [0, 1, 2, 3, 4], workers=2))
+    assert found == {number: number**2 for number in range(5)}
+    assert "a worker died" in capsys.readouterr().out
+
+
+def test_workers_that_always_die_are_an_error(tmp_path):
+    def die(item):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(WorkersLost, match="more memory"):
+        list(each(die, [1, 2], workers=2))
+
+
+def test_a_failed_trial_is_a_row_with_workers_too(tmp_path, capsys):
+    def burst(point):
+        if point["dropout"] == 0.4:
+            raise FloatingPointError("the loss is no longer finite")
+        return bowl(point)
+
+    trials = searched(tmp_path / "t.csv", burst, workers=2)
+    failed = trials["val_loss"].isna()
+    assert (trials.loc[failed, "dropout"] == 0.4).all()
+    assert failed.any()
+    assert "no longer finite" in capsys.readouterr().out
+
+
+def test_rows_of_other_cases_are_kept(tmp_path):
+    path = tmp_path / "m.csv"
+    how = {"identity": {"data": "d"}, "title": "test"}
+    measure_each({"a": 1, "b": 2}, lambda item: {"found": item}, path, **how)
+    rows = measure_each({"c": 3, "a": 1}, lambda item: {"found": item}, path, **how)
+    assert rows["case"].tolist() == ["c", "a"]
+    assert sorted(read_csv(path)["case"]) == ["a", "b", "c"]
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(ValueError, match="allowed: loky, ray, dask"):
+        list(each(str, [1, 2], workers=2, backend="threads"))
+
+
+def test_a_local_ray_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path):
+    ray = pytest.importorskip("ray", reason="ray comes with requirements-bench.txt")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        found = dict(each(once_killed(tmp_path / "k"), range(6), workers=2, backend="ray"))
+        trials = searched(tmp_path / "ray.csv", workers=2, backend="ray")
+    finally:
+        ray.shutdown()
+    assert found == {number: number**2 for number in range(6)}
+    alone = searched(tmp_path / "alone.csv")
+    pd.testing.assert_frame_equal(trials.drop(columns="seconds"), alone.drop(columns="seconds"))
+
+
+def test_a_local_dask_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path):
+    distributed = pytest.importorskip(
+        "distributed", reason="distributed comes with requirements-bench.txt"
+    )
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+    ):
+        found = dict(each(once_killed(tmp_path / "k"), range(6), workers=2, backend="dask"))
+        trials = searched(tmp_path / "dask.csv", workers=2, backend="dask")
+    assert found == {number: number**2 for number in range(6)}
+    alone = searched(tmp_path / "alone.csv")
+    pd.testing.assert_frame_equal(trials.drop(columns="seconds"), alone.drop(columns="seconds"))
