@@ -1,14 +1,15 @@
 """The same work here or on many workers: one flag from a laptop to a cluster.
 
-joblib hands the work out: "loky" starts processes on this machine, "ray" and "dask" go to the
-cluster that the program is connected to (see README). A worker that dies takes nothing along but
-what it was doing, which begins again.
+"loky" (joblib's own) starts processes on this machine; "ray" and "dask" go to the cluster that the
+program is connected to (see README). A worker that dies takes nothing along but what it was doing,
+which begins again.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import joblib
 from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -50,23 +51,17 @@ def each[Item, Result](
     if workers == 1:
         yield from ((number, function(item)) for number, item in enumerate(items))
         return
-    _connect(backend)
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; allowed: {', '.join(BACKENDS)}")
     threads = max(1, (os.cpu_count() or 1) // workers)
+    send = _through_ray if backend == "ray" else partial(_through_joblib, backend)
     waiting, lost = dict(enumerate(items)), 0
     while waiting:
-        calls = [joblib.delayed(_call)(function, *each, threads) for each in waiting.items()]
         try:
-            with _environment(threads):
-                pool = joblib.Parallel(
-                    n_jobs=workers,
-                    backend=backend,
-                    batch_size=1,
-                    return_as="generator_unordered",
-                )
-                for number, result in pool(calls):
-                    del waiting[number]
-                    lost = 0
-                    yield number, result
+            for number, result in send(partial(_call, function, threads), dict(waiting), workers):
+                del waiting[number]
+                lost = 0
+                yield number, result
         except BrokenProcessPool as error:
             lost += 1
             if lost == LOST_IN_A_ROW:
@@ -77,7 +72,29 @@ def each[Item, Result](
             print(f"a worker died; {len(waiting)} of {len(items)} begin again", flush=True)
 
 
-def _call(function: Callable, number: int, item: object, threads: int) -> tuple[int, object]:
+def _through_joblib(backend: str, call: Callable, items: dict, workers: int) -> Iterator:
+    with _environment(call.args[1]), joblib.parallel_config(backend=backend):
+        pool = joblib.Parallel(
+            n_jobs=workers, batch_size=1, pre_dispatch="all", return_as="generator_unordered"
+        )
+        results = pool(joblib.delayed(call)(*item) for item in items.items())
+    yield from results
+
+
+def _through_ray(call: Callable, items: dict, workers: int) -> Iterator:
+    """Ray's own tasks: its backend of joblib gives nothing back before all is done."""
+    import ray
+
+    send = ray.remote(max_retries=LOST_IN_A_ROW)(lambda call, item: call(*item))
+    call, left, running = ray.put(call), list(items.items()), []
+    while left or running:
+        while left and len(running) < workers:
+            running.append(send.remote(call, left.pop(0)))
+        finished, running = ray.wait(running)
+        yield from ray.get(finished)
+
+
+def _call(function: Callable, threads: int, number: int, item: object) -> tuple[int, object]:
     if "tensorflow" in sys.modules:  # on a cluster, whose workers were started by others
         with suppress(RuntimeError):  # it has begun to work, with the number that it had
             sys.modules["tensorflow"].config.threading.set_intra_op_parallelism_threads(threads)
@@ -98,13 +115,3 @@ def _environment(threads: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _connect(backend: str) -> None:
-    """Make a cluster's backend known to joblib."""
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; allowed: {', '.join(BACKENDS)}")
-    if backend == "ray":
-        from ray.util.joblib import register_ray
-
-        register_ray()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -120,7 +121,13 @@ def test_an_unknown_backend_is_refused():
 
 def test_a_local_ray_cluster_gives_the_same_table_though_a_worker_is_killed(tmp_path):
     ray = pytest.importorskip("ray", reason="ray comes with requirements-bench.txt")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])  # this module is found there
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": here}},
+    )
     try:
         found = dict(each(once_killed(tmp_path / "k"), range(6), workers=2, backend="ray"))
         trials = searched(tmp_path / "ray.csv", workers=2, backend="ray")
