@@ -152,8 +152,19 @@ def test_readme_says_what_the_pneumonia_study_found():
         auc = f"{row.AUC:.3f} ({row.AUC_low:.3f}–{row.AUC_high:.3f})"
         published = f"{row.published_accuracy:.3f} / {row.published_AUC:.3f}"
         assert f"| {row.stage} | {accuracy} | {auc} | {published} |" in readme
+    first = pd.read_csv(RESULTS / "pneumonia" / "first_run" / "model_comparison.csv")
+    for row in first.itertuples():
+        assert f"{row.stage} {row.accuracy:.3f} / {row.AUC:.3f}" in readme
     ledger = pd.read_csv(RESULTS / "pneumonia" / "test_ledger.csv")
-    assert ledger["look"].tolist() == [1] * len(ledger)
+    assert ledger.groupby("stage")["look"].max().to_dict() == {"mlp": 2, "cnn": 2, "transfer": 2}
+    unlike = pd.read_csv(RESULTS / "pneumonia" / "series.csv").set_index(["left_out", "clip_limit"])
+    for limit in (0, 0.02):
+        row = unlike.loc[("NORMAL2-IM", limit)]
+        assert f"{row['seen_specificity']:.3f} to {row['unseen_specificity']:.3f}" in readme
+    validation = pd.read_csv(RESULTS / "pneumonia" / "metrics.csv")
+    chosen_on = validation[(validation["split"] == "val") & (validation["metric"] == "accuracy")]
+    shown = [f"{value:.3f}" for value in chosen_on["value"]]
+    assert f"{', '.join(shown[:-1])} and {shown[-1]}" in readme
 
 
 def test_readme_says_what_the_study_of_ct_slices_found():
