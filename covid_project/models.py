@@ -270,8 +270,10 @@ def split_at(model: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
         raise ValueError(f"{model.name} has no layer {layer!r}; it has: {', '.join(names)}")
     cut = model.get_layer(layer).output
     try:
-        return keras.Model(model.input, cut), keras.Model(cut, model.output)
-    except ValueError as error:
+        head = keras.Model(cut, model.output)
+        head.compute_output_spec(cut)  # old releases of Keras notice only here
+        return keras.Model(model.input, cut), head
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"{model.name} cannot be cut at {layer!r}: a connection passes it by. "
             "Choose a layer at the end of a block."

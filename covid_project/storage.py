@@ -1,5 +1,6 @@
 """What lies on disk is whole or absent: every file is written beside its name, then renamed."""
 
+import csv
 import hashlib
 import json
 import os
@@ -41,8 +42,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # unquoted it would end a row: file names may hold it
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     with whole_file(path) as part:
-        table.to_csv(part, index=False)
+        part.write_text(text, encoding="utf-8", newline="")
 
 
 def append_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:

@@ -55,6 +55,14 @@ def test_appended_rows_come_back_as_written(tmp_path):
     pd.testing.assert_frame_equal(table, read_csv(path))
 
 
+def test_text_with_any_end_of_line_comes_back_as_it_was(tmp_path):
+    names = ["a\rb", "a\nb", "a\r\nb", 'a"b', "a,b", ""]
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"name": names, "number": range(6)}))
+    table = read_csv(tmp_path / "t.csv")
+    assert table["name"].fillna("").tolist() == names
+    assert table["number"].tolist() == list(range(6))
+
+
 def test_a_missing_table_is_empty(tmp_path):
     assert read_csv(tmp_path / "none.csv").empty
 
