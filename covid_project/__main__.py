@@ -26,8 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print("error: a hand-in runs its notebooks; this command is not in it", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is finished", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(
+            f"{stop or 'stopped'}; the same command goes on with what is finished", file=sys.stderr
+        )
         return 130
 
 
@@ -37,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from covid_project.data import DataError
     from covid_project.experiment import begin
+    from covid_project.lock import FolderInUse, only_run
     from covid_project.runner import NotebookFailed, run_notebooks
 
     load, start, notebooks = load_settings, begin, tuple(options.only or NOTEBOOKS)
@@ -46,9 +49,10 @@ def _run(options: argparse.Namespace) -> int:
     changes = dict(_assignment(text) for text in options.set)
     settings = load(options.profile, data=options.data, results=options.results, changes=changes)
     try:
-        start(settings)  # data that cannot be used are refused before a notebook is opened
-        run_notebooks(settings, notebooks)
-    except (DataError, NotebookFailed) as error:
+        with only_run(Path(settings.results)) as lock:
+            start(settings)  # data that cannot be used are refused before a notebook is opened
+            run_notebooks(settings, notebooks, lock)
+    except (DataError, FolderInUse, NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -36,6 +36,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".we
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of the content, whatever the suffix
 MAX_PIXELS = 64_000_000  # of one image; a chest radiograph has at most about 16 million
 MAX_FILE_BYTES = 256 * 2**20  # 64 million pixels in 16-bit grey need half of it
+PIECE = 2**20  # bytes read at a time
 LARGE = 8_000_000  # pixels of an image from which no other such one is decoded beside it
 
 MAX_MEMBERS = 500_000
@@ -684,13 +685,16 @@ def _read(root: Root, name: str) -> bytes:
         raise UnreadableImage(name, "no regular file (a broken link or a device)")
     try:
         with file.open("rb") as stream:
-            # The limit holds for what comes out, whatever an archive declares.
-            content = stream.read(MAX_FILE_BYTES + 1)
+            # The limit holds for what comes out, whatever an archive declares; in pieces, as
+            # zipfile unpacks all that is asked for before it looks at what the member declared.
+            content = bytearray()
+            while len(content) <= MAX_FILE_BYTES and (piece := stream.read(PIECE)):
+                content += piece
     except Exception as error:  # zipfile raises many kinds on damaged members
         raise UnreadableImage(name, f"cannot be read ({_reason(error)})") from None
     if len(content) > MAX_FILE_BYTES:
         raise UnreadableImage(name, f"larger than {MAX_FILE_BYTES // 2**20} MiB")
-    return content
+    return bytes(content)
 
 
 def _header(content: bytes, name: str) -> Image.Image:

@@ -271,7 +271,8 @@ def split_at(model: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
     cut = model.get_layer(layer).output
     try:
         head = keras.Model(cut, model.output)
-        head.compute_output_spec(cut)  # old releases of Keras notice only here
+        # Old releases of Keras notice only here, and only for another shape than the cut's.
+        head.compute_output_spec(keras.KerasTensor((1, *cut.shape[1:])))
         return keras.Model(model.input, cut), head
     except (ValueError, KeyError) as error:
         raise ValueError(

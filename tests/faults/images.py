@@ -14,8 +14,11 @@ from PIL import Image, ImageCms
 
 READ, LISTED, EITHER, WHOLE = "read", "listed", "either", "as it was, or listed"
 FORMATS = {"PNG": "png", "JPEG": "jpg", "BMP": "bmp", "GIF": "gif", "TIFF": "tif", "WEBP": "webp"}
-NAMES = ["with spaces", "new\nline", "return\rin it", "tab\tin it", "рентген", "胸部X線", "صورة", "é" * 60,
-         "$\\frac{1}$", "a_{b}^$", "quote\"d", "comma, semi;colon", "-rf", "100%", "{}", "n" * 240, "NA", "'"]  # fmt: skip
+NAMES = [
+    "with spaces", "new\nline", "return\rin it", "tab\tin it", "рентген", "胸部X線", "صورة",
+    "é" * 60, "$\\frac{1}$", "a_{b}^$", 'quote"d', "comma, semi;colon", "-rf", "100%", "{}",
+    "n" * 240, "NA", "'",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -129,9 +129,9 @@ def check(made: dict, found: dict, record, step: str, pixels: dict | None = None
         if name not in readable and not unreadable.get(name):
             outcome = "wrong: neither read nor listed"
         elif pixels is None:
-            fits = (name in readable) or case.allowed != READ
-            fits &= (name in unreadable) or case.allowed != LISTED
-            outcome = ("read" if name in readable else "listed by name with its reason") if fits else "wrong"  # fmt: skip
+            fits = case.allowed not in ((LISTED,) if name in readable else (READ,))
+            said = "read" if name in readable else "listed by name with its reason"
+            outcome = said if fits else f"wrong: {said}"
         else:
             outcome = judge(case, pixels.get(name))
         record("bad image", f"{step}: {case.kind}", outcome, SEED)
