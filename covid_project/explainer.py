@@ -128,7 +128,9 @@ def explain_files(
         raise DataError(f"{table} is there already: name another folder with --out, or delete it")
     files = image_files(paths)
     methods = tuple(dict.fromkeys(method_named(name) for name in request.methods))
-    model = remove_final_activation(load_model(model_path))
+    model = load_model(model_path)
+    _check_inputs(model, model_path)
+    model = remove_final_activation(model)
     classes = max(model.outputs[0].shape[-1], 2)
     if classes != len(request.classes):
         raise DataError(
@@ -142,6 +144,22 @@ def explain_files(
         if request.feature_maps:
             _draw_feature_maps(model, chunk, out, request)
     return read_csv(table)
+
+
+def _check_inputs(model: keras.Model, path: Path) -> None:
+    shapes = [tuple(tensor.shape) for tensor in model.inputs]
+    outputs = [tuple(tensor.shape) for tensor in model.outputs]
+    fits = len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][3] in (1, 3)
+    if not fits or None in shapes[0][1:]:
+        raise DataError(
+            f"{path} takes inputs of the shape {', '.join(map(str, shapes))}; only models of one "
+            "image (height, width, 1 or 3) of a fixed size can be explained"
+        )
+    if len(outputs) != 1 or len(outputs[0]) != 2:
+        raise DataError(
+            f"{path} gives outputs of the shape {', '.join(map(str, outputs))}; only one score per "
+            "class, (N, 1) or (N, classes), can be explained"
+        )
 
 
 @dataclass(frozen=True, eq=False)

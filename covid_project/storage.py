@@ -69,13 +69,16 @@ def read_csv(path: Path) -> pd.DataFrame:
 def cached_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Return the array at ``path`` (``.npy``), read-only and mapped into memory.
 
-    It is computed and written where the file is missing.
+    It is computed and written where the file is missing; another file is refused (``ValueError``).
     """
     if not Path(path).is_file():
         array = compute()
         with whole_file(path) as part, open(part, "wb") as file:
             np.save(file, array, allow_pickle=False)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} holds no array of ours ({error}): delete it") from None
 
 
 def fingerprint(*parts: str | bytes | np.ndarray | Mapping) -> str:
