@@ -5,9 +5,7 @@ import importlib
 import sys
 from pathlib import Path
 
-import yaml
-
-from covid_project.settings import NOTEBOOKS, STUDIES, SettingsError, load_settings
+from covid_project.settings import NOTEBOOKS, STUDIES, SettingsError, load_settings, read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -271,7 +269,7 @@ def _assignment(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise SettingsError(f"--set takes KEY=VALUE, found {text!r}")
-    return key, yaml.safe_load(value)
+    return key, read_yaml(value)
 
 
 if __name__ == "__main__":

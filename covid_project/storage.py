@@ -60,10 +60,21 @@ def append_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Return the table at ``path``; empty where there is no such file."""
-    return (
-        pd.read_csv(path, float_precision="round_trip") if Path(path).is_file() else pd.DataFrame()
-    )
+    """Return the table at ``path``; empty where there is no such file.
+
+    Raises
+    ------
+    ValueError
+        The file is no table; names it.
+    """
+    if not Path(path).is_file():
+        return pd.DataFrame()
+    try:
+        return pd.read_csv(path, float_precision="round_trip")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} cannot be read as a table ({error}): restore it or take it away"
+        ) from None
 
 
 def cached_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:

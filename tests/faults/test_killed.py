@@ -49,7 +49,7 @@ def test_work_that_is_killed_a_few_times(tmp_path, finished, record, work):
 @pytest.mark.long
 @pytest.mark.parametrize("work", WORK)
 def test_work_that_is_killed_often(tmp_path, finished, record, work):
-    kill(work, 14, tmp_path, finished, record)
+    kill(work, 15, tmp_path, finished, record)
 
 
 # ---- with TensorFlow, each in a process of its own ----------------------------------------------
@@ -116,7 +116,7 @@ def test_a_final_fit_that_is_killed_ends_with_the_same_weights(tmp_path, record)
 
 @pytest.mark.long
 def test_a_final_fit_that_is_killed_often(tmp_path, record):
-    kill_fits(tmp_path, 12, record)
+    kill_fits(tmp_path, 6, record)
 
 
 # ---- the whole run ------------------------------------------------------------------------------
@@ -143,9 +143,9 @@ def test_a_whole_run_that_is_killed_again_and_again(tmp_path, record):
     shutil.rmtree(house / ".cache")
     expected, done = tables(house / "undisturbed"), 0
     finished: dict[str, list[str]] = {}
-    for _ in range(10):
+    for _ in range(4):
         process = command(house, *options)
-        time.sleep(length * rng.uniform(0.05, 0.45))
+        time.sleep(length * rng.uniform(0.1, 0.45))
         process.kill()
         process.communicate()
         done += process.returncode == -signal.SIGKILL
