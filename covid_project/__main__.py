@@ -36,9 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from covid_project.data import DataError
-    from covid_project.experiment import begin
+    from covid_project.experiment import CACHE, begin
     from covid_project.lock import FolderInUse, only_run
     from covid_project.runner import NotebookFailed, run_notebooks
+    from covid_project.storage import remove_leftovers
 
     load, start, notebooks = load_settings, begin, tuple(options.only or NOTEBOOKS)
     if options.study:
@@ -48,6 +49,8 @@ def _run(options: argparse.Namespace) -> int:
     settings = load(options.profile, data=options.data, results=options.results, changes=changes)
     try:
         with only_run(Path(settings.results)) as lock:
+            for folder in (Path(settings.results), CACHE):
+                remove_leftovers(folder)
             start(settings)  # data that cannot be used are refused before a notebook is opened
             run_notebooks(settings, notebooks, lock)
     except (DataError, FolderInUse, NotebookFailed) as error:

@@ -4,13 +4,17 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+PART = ".part-"  # how the names of temporary files begin
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PART, suffix=path.suffix)
     os.close(handle)
     try:
         yield Path(name)
@@ -32,6 +36,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left half written under a folder, once it is an hour old.
+
+    A younger one may still be at work on it.
+    """
+    for part in list(Path(folder).rglob(f"{PART}*")):
+        if time.time() - part.stat().st_mtime > 3600:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
