@@ -78,8 +78,8 @@ def test_a_few_searches_leave_nothing_open(record):
 @pytest.mark.long
 @pytest.mark.xfail(
     strict=True,
-    reason="TensorFlow 2.21 keeps about a hundred traced graphs of each training after its model is "
-    "gone, 25 to 30 MiB even of a tiny one, with keras' clear_session or without",
+    reason="TensorFlow 2.21 keeps a hundred traced graphs of a training after its model is gone: "
+    "25 to 30 MiB even of a tiny one, with keras' clear_session or without",
 )
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
 def test_fifty_searches_keep_the_memory_flat(record):
