@@ -1,6 +1,8 @@
 # make run [DATA=path] [PROFILE=name] [RESULTS=folder] [SET="key=value ..."]
 # make studies
 # make test
+# make floor      the core tests with the oldest packages allowed
+# make faults     the long form of tests/faults; writes results/faults.csv
 # make report [RESULTS=folder]
 # make submission GROUP=number [RESULTS=folder] [DRAFT=1]
 
@@ -10,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 STUDIES := $(basename $(notdir $(wildcard studies/*.ipynb)))
 
-.PHONY: run studies test lint report submission clean
+.PHONY: run studies test floor faults lint report submission clean
 
 # The run, the report and the hand-in share one results folder.
 run: $(VENV)/ready
@@ -31,6 +33,22 @@ submission: $(VENV)/ready
 test: $(VENV)/ready lint
 	$(PYTHON) -m pytest
 
+# Settings, data, models, training and explanations: what a release of TensorFlow or Keras can break.
+CORE := settings storage data pipeline normalization augmentation models training tuning \
+	checkpoints evaluation comparison calibration gradcam explainer experiment runner
+FLOOR ?= .floor
+
+floor: $(FLOOR)/ready
+	$(FLOOR)/bin/python -m pytest $(wildcard $(CORE:%=tests/test_%.py)) tests/faults/test_strange_models.py
+
+$(FLOOR)/ready: requirements-floor.txt
+	python3.12 -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet -r requirements-floor.txt
+	touch $@
+
+faults: $(VENV)/ready
+	$(PYTHON) -m pytest tests/faults -m long
+
 lint: $(VENV)/ready
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -43,4 +61,4 @@ $(VENV)/ready: requirements.lock
 	touch $@
 
 clean:
-	rm -rf $(VENV) .cache results/demo submission
+	rm -rf $(VENV) $(FLOOR) .cache results/demo submission

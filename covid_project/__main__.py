@@ -5,9 +5,7 @@ import importlib
 import sys
 from pathlib import Path
 
-import yaml
-
-from covid_project.settings import NOTEBOOKS, STUDIES, SettingsError, load_settings
+from covid_project.settings import NOTEBOOKS, STUDIES, SettingsError, load_settings, read_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,8 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print("error: a hand-in runs its notebooks; this command is not in it", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is finished", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(
+            f"{stop or 'stopped'}; the same command goes on with what is finished", file=sys.stderr
+        )
         return 130
 
 
@@ -36,8 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from covid_project.data import DataError
-    from covid_project.experiment import begin
+    from covid_project.experiment import CACHE, begin
+    from covid_project.lock import FolderInUse, only_run
     from covid_project.runner import NotebookFailed, run_notebooks
+    from covid_project.storage import remove_leftovers
 
     load, start, notebooks = load_settings, begin, tuple(options.only or NOTEBOOKS)
     if options.study:
@@ -46,9 +48,12 @@ def _run(options: argparse.Namespace) -> int:
     changes = dict(_assignment(text) for text in options.set)
     settings = load(options.profile, data=options.data, results=options.results, changes=changes)
     try:
-        start(settings)  # data that cannot be used are refused before a notebook is opened
-        run_notebooks(settings, notebooks)
-    except (DataError, NotebookFailed) as error:
+        with only_run(Path(settings.results)) as lock:
+            for folder in (Path(settings.results), CACHE):
+                remove_leftovers(folder)
+            start(settings)  # data that cannot be used are refused before a notebook is opened
+            run_notebooks(settings, notebooks, lock)
+    except (DataError, FolderInUse, NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -267,7 +272,7 @@ def _assignment(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise SettingsError(f"--set takes KEY=VALUE, found {text!r}")
-    return key, yaml.safe_load(value)
+    return key, read_yaml(value)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ one, the stage is not finished.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import keras
@@ -71,6 +72,91 @@ def _recipe(path: Path) -> dict | None:
     return json.loads(record.read_text(encoding="utf-8"))
 
 
+# ---- what may be loaded -------------------------------------------------------------------------
+
+# Keras looks up what a file's configuration names, and calls it. Safe mode alone has been broken in
+# several releases (CVE-2025-1550, -8747, -9906), so only these are let through to it.
+KERAS_MODULES = {
+    f"keras.{name}"
+    for name in ("layers", "initializers", "regularizers", "constraints", "activations",
+                 "dtype_policies", "models", "src.models.functional", "src.models.sequential")
+}  # fmt: skip
+KERAS_CLASSES = {"DTypePolicy", "FloatDTypePolicy", "Functional", "Model", "Sequential"}
+OUR_MODULES = {"covid_project.normalization"}
+RUN_CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
+PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__"}  # how Keras writes shapes and arrays
+MAX_CONFIGURATION = 64 * 2**20  # bytes
+
+
+class ModelRefused(ValueError):
+    """A model's file is damaged, or could run code; the message says which and why."""
+
+
 def load_model(path: Path) -> keras.Model:
-    """Load a model in safe mode: nothing in the file can run code."""
-    return keras.saving.load_model(path, compile=False, safe_mode=True)
+    """Load a ``.keras`` file; nothing in it can run code.
+
+    Raises
+    ------
+    ModelRefused
+        No such file; another kind of file (the older ``.h5`` and SavedModel can hold code); layers
+        or functions that are neither Keras' own nor the project's; damage.
+    """
+    path = Path(path)
+    strange = sorted(set(_strangers(_configuration(path))))
+    if strange:
+        raise ModelRefused(
+            f"{path} is refused: it asks for {', '.join(strange[:5])}. Allowed are layers of Keras "
+            "that hold no code, and the project's own"
+        )
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # of many kinds, by what is damaged
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelRefused(f"{path} cannot be loaded: {reason[0][:300]}") from error
+
+
+def _configuration(path: Path) -> dict:
+    """The architecture as a ``.keras`` file states it."""
+    if not path.is_file():
+        raise ModelRefused(f"no such file: {path}; give a model saved as .keras")
+    if path.suffix != ".keras":
+        raise ModelRefused(
+            f"{path} is refused: only .keras files are read, as older kinds can hold code; load it "
+            "where you trust it, and save it as .keras"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("config.json").file_size > MAX_CONFIGURATION:
+                raise ModelRefused(f"{path} is refused: its configuration is no model's")
+            found = json.loads(archive.read("config.json"))
+    except ModelRefused:
+        raise
+    except Exception as error:  # zipfile raises many kinds on damaged files
+        raise ModelRefused(
+            f"{path} is no .keras file, or is damaged ({type(error).__name__}: {error})"
+        ) from None
+    if not isinstance(found, dict):
+        raise ModelRefused(f"{path} is no .keras file: its configuration is no mapping")
+    # Losses and optimizers are not loaded, whatever they are.
+    return {key: value for key, value in found.items() if key != "compile_config"}
+
+
+def _strangers(value) -> Iterator[str]:
+    """Names of everything that a configuration asks for and that is not to be loaded."""
+    if isinstance(value, dict):
+        if "class_name" in value and not _is_known(value):
+            yield f"{value.get('module')}.{value['class_name']}"
+        for item in value.values():
+            yield from _strangers(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strangers(item)
+
+
+def _is_known(named: dict) -> bool:
+    module, name = named.get("module"), str(named["class_name"])
+    if module is None:
+        return name in PLAIN
+    if name in RUN_CODE or (name == "function" and module != "keras.activations"):
+        return False
+    return module in KERAS_MODULES | OUR_MODULES or (module == "keras" and name in KERAS_CLASSES)

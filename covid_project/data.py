@@ -11,12 +11,13 @@ import io
 import os
 import re
 import stat
+import threading
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,8 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".we
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of the content, whatever the suffix
 MAX_PIXELS = 64_000_000  # of one image; a chest radiograph has at most about 16 million
 MAX_FILE_BYTES = 256 * 2**20  # 64 million pixels in 16-bit grey need half of it
+PIECE = 2**20  # bytes read at a time
+LARGE = 8_000_000  # pixels of an image from which no other such one is decoded beside it
 
 MAX_MEMBERS = 500_000
 MAX_UNPACKED_BYTES = 20 * 10**9  # of a whole archive, by its own declaration
@@ -52,6 +55,8 @@ MIN_DEALT = 10  # images (or patients) of a class from which every split gets on
 LISTED = 50  # names in a message
 
 Root = Path | zipfile.Path
+
+_one_large_image = threading.Lock()
 
 
 class DataError(ValueError):
@@ -548,8 +553,19 @@ def decode(content: bytes, name: str) -> np.ndarray:
         No bytes, not an image, damaged or cut off, more than one frame, no pixels or more than
         `MAX_PIXELS`, or 32-bit or float values, whose range is unknown.
     """
-    with _quiet():
-        return np.array(_grey(content, name))
+    with _quiet(), _grey(content, name) as image:
+        return np.array(image)
+
+
+def decode_file(path: Path) -> np.ndarray:
+    """Decode an image file that is in no data set: uint8 (height, width), see `decode`.
+
+    Raises
+    ------
+    UnreadableImage
+        As for `decode`, and what is no regular file, cannot be read or is too large.
+    """
+    return decode(_read(Path(), str(path)), str(path))
 
 
 def load_images(
@@ -577,8 +593,8 @@ def load_images(
     """
 
     def load(path: str) -> np.ndarray:
-        image = _grey(_read(dataset.root, path), path)
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+        with _grey(_read(dataset.root, path), path) as image:
+            return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
     images = np.empty((len(dataset.table), size, size, 1), np.uint8)
     _for_each(dataset.table["path"], load, into=images[..., 0], progress=progress)
@@ -608,7 +624,8 @@ def each_image(
     """
 
     def decoded(path: str):
-        return work(np.asarray(_grey(_read(dataset.root, path), path)))
+        with _grey(_read(dataset.root, path), path) as image:
+            return work(np.asarray(image))
 
     paths = dataset.table["path"]
     results = [None] * len(paths)
@@ -629,7 +646,8 @@ def load_masks(dataset: Dataset, size: int) -> np.ndarray:
     """
 
     def load(path: str) -> np.ndarray:
-        grey = np.asarray(_grey(_read(dataset.root, path), path))
+        with _grey(_read(dataset.root, path), path) as image:
+            grey = np.asarray(image)
         inside = Image.fromarray(np.uint8(255) * (grey > grey.max() / 2))
         return np.asarray(inside.resize((size, size), Image.Resampling.BILINEAR)) >= 128
 
@@ -667,13 +685,16 @@ def _read(root: Root, name: str) -> bytes:
         raise UnreadableImage(name, "no regular file (a broken link or a device)")
     try:
         with file.open("rb") as stream:
-            # The limit holds for what comes out, whatever an archive declares.
-            content = stream.read(MAX_FILE_BYTES + 1)
+            # The limit holds for what comes out, whatever an archive declares; in pieces, as
+            # zipfile unpacks all that is asked for before it looks at what the member declared.
+            content = bytearray()
+            while len(content) <= MAX_FILE_BYTES and (piece := stream.read(PIECE)):
+                content += piece
     except Exception as error:  # zipfile raises many kinds on damaged members
         raise UnreadableImage(name, f"cannot be read ({_reason(error)})") from None
     if len(content) > MAX_FILE_BYTES:
         raise UnreadableImage(name, f"larger than {MAX_FILE_BYTES // 2**20} MiB")
-    return content
+    return bytes(content)
 
 
 def _header(content: bytes, name: str) -> Image.Image:
@@ -701,9 +722,18 @@ def _header(content: bytes, name: str) -> Image.Image:
     return image
 
 
-def _grey(content: bytes, name: str) -> Image.Image:
-    """Image of mode L; see `decode`."""
+@contextmanager
+def _grey(content: bytes, name: str) -> Iterator[Image.Image]:
+    """Image of mode L, see `decode`; large ones one at a time, until the work on them is done.
+
+    64 million pixels take half a gigabyte while they are converted.
+    """
     image = _header(content, name)
+    with _one_large_image if image.width * image.height > LARGE else nullcontext():
+        yield _converted(image, name)
+
+
+def _converted(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # a copy would lose a TIFF's tags
@@ -711,7 +741,7 @@ def _grey(content: bytes, name: str) -> Image.Image:
             return _grey_of_16_bits(image)
         if image.mode not in ("I", "F"):
             if image.has_transparency_data:
-                colours = image.convert("RGBA")
+                colours = image if image.mode == "RGBA" else image.convert("RGBA")
                 # Over black, a pixel's luminance is its own times its opacity.
                 return ImageChops.multiply(colours.convert("L"), colours.getchannel("A"))
             return image.convert("L")
@@ -721,13 +751,16 @@ def _grey(content: bytes, name: str) -> Image.Image:
 
 
 def _grey_of_16_bits(image: Image.Image) -> Image.Image:
-    values = np.array(image, np.uint32)
-    values[values == image.info.get("transparency", -1)] = 0
     tags = getattr(image, "tag_v2", {})  # only a TIFF has them
     highest = 2 ** tags.get(258, (16,))[0] - 1  # BitsPerSample: 16, or 12 in 16
+    values = np.minimum(np.arange(2**16), highest)
     if tags.get(262) == 0:  # PhotometricInterpretation: white is zero, which Pillow leaves so
         values = highest - values
-    return Image.fromarray(((values * 255 + highest // 2) // highest).astype(np.uint8))
+    grey = ((values * 255 + highest // 2) // highest).astype(np.uint8)  # of every value
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey[transparent] = 0
+    return Image.fromarray(grey[np.asarray(image, np.uint16)])
 
 
 def _reason(error: Exception) -> str:

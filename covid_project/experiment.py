@@ -18,6 +18,7 @@ import pandas as pd
 
 from covid_project import data
 from covid_project.evaluation import metrics_table, record_test_look
+from covid_project.lock import refuse_others
 from covid_project.settings import RunSettings, Settings, as_yaml
 from covid_project.storage import (
     cached_array,
@@ -189,13 +190,16 @@ def begin[Kind: RunSettings](
     ------
     data.DataError
         The data cannot be used, or the results folder belongs to other data.
+    lock.FolderInUse
+        Another run is at work in the results folder.
     """
+    refuse_others(Path(settings.results))
     source = _drawn(settings) if settings.data is None else Path(settings.data)
     results = Path(settings.results)
     dataset = open_data(source, settings)
     record = results / "run.json"
     if record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = _record(record)
         if found["data"] != dataset.fingerprint:
             raise data.DataError(
                 f"{results} holds results of other data ({found['source']}, {found['data']}); this "
@@ -223,6 +227,18 @@ def begin[Kind: RunSettings](
     print(f"data: {run['source']} ({', '.join(f'{k} {v}' for k, v in counts.items())} images)")
     print(f"results: {results}")
     return Experiment(settings, dataset, results, CACHE / f"data-{dataset.fingerprint}")
+
+
+def _record(path: Path) -> dict[str, str]:
+    """What ``run.json`` says of the data that the results folder belongs to."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("data", "source")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise data.DataError(
+            f"{path} does not say what data the results belong to ({type(error).__name__}: "
+            f"{error}): restore it, or choose another results folder"
+        ) from None
 
 
 def _drawn(settings: RunSettings) -> Path:

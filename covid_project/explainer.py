@@ -1,6 +1,7 @@
 """Explain a saved model's decisions on image files: overlays, a table, side-by-side sheets."""
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from covid_project import figures
 from covid_project.checkpoints import load_model
-from covid_project.data import CLASSES, IMAGE_SUFFIXES, DataError, UnreadableImage, decode
+from covid_project.data import CLASSES, IMAGE_SUFFIXES, DataError, UnreadableImage, decode_file
 from covid_project.explain.class_score import PREDICTED
 from covid_project.explain.feature_maps import feature_maps
 from covid_project.explain.gradcam import (
@@ -35,6 +36,7 @@ COLUMNS = (
 SEGMENTED = 120  # pixels along a side, at which lungs are sought where no masks are given
 CHUNK = 64  # images explained and written at a time
 TALLEST = 1024  # pixels: larger originals are reduced to this for the overlays
+LONGEST = 50  # characters of a file's name in what is made of it: 255 bytes are a name's limit
 CAPTION = (
     "Heat: where the network finds evidence for the class explained, on {scale}. It is not an "
     "outline of disease, not a probability, and no proof that a doctor would look there."
@@ -90,7 +92,9 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         if not path.exists():
             raise DataError(f"no such path: {path}; give image files or folders of them")
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        images = [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES]
+        images = [
+            file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
+        ]
         if not images:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
             raise DataError(f"no images in {path}: allowed are files that end in {kinds}")
@@ -124,7 +128,9 @@ def explain_files(
         raise DataError(f"{table} is there already: name another folder with --out, or delete it")
     files = image_files(paths)
     methods = tuple(dict.fromkeys(method_named(name) for name in request.methods))
-    model = remove_final_activation(load_model(model_path))
+    model = load_model(model_path)
+    _check_inputs(model, model_path)
+    model = remove_final_activation(model)
     classes = max(model.outputs[0].shape[-1], 2)
     if classes != len(request.classes):
         raise DataError(
@@ -140,13 +146,29 @@ def explain_files(
     return read_csv(table)
 
 
+def _check_inputs(model: keras.Model, path: Path) -> None:
+    shapes = [tuple(tensor.shape) for tensor in model.inputs]
+    outputs = [tuple(tensor.shape) for tensor in model.outputs]
+    fits = len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][3] in (1, 3)
+    if not fits or None in shapes[0][1:]:
+        raise DataError(
+            f"{path} takes inputs of the shape {', '.join(map(str, shapes))}; only models of one "
+            "image (height, width, 1 or 3) of a fixed size can be explained"
+        )
+    if len(outputs) != 1 or len(outputs[0]) != 2:
+        raise DataError(
+            f"{path} gives outputs of the shape {', '.join(map(str, outputs))}; only one score per "
+            "class, (N, 1) or (N, classes), can be explained"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class _Chunk:
     """Some images that could be read, with their maps, and the reasons of those that could not."""
 
     files: list[Path]
     names: list[str]  # of what is made of each file; no two are equal
-    originals: list[np.ndarray]  # uint8 (h, w)
+    originals: list[np.ndarray]  # uint8 (h, w), no side above ``TALLEST``
     images: np.ndarray  # uint8 (N, H, W, C), as the model takes them
     heatmaps: dict[str, Heatmaps]  # by method
     unreadable: dict[Path, str]
@@ -162,17 +184,17 @@ def _explained(
     height, width, channels = model.input_shape[1:]
     begun = time.perf_counter()
     for start in range(0, len(files), CHUNK):
-        originals, unreadable = {}, {}
+        inputs, originals, unreadable = [], {}, {}
         for file in files[start : start + CHUNK]:
             try:
-                originals[file] = decode(file.read_bytes(), str(file))
+                original = decode_file(file)
             except UnreadableImage as error:
                 unreadable[file] = error.reason
-            except OSError as error:
-                unreadable[file] = error.strerror or str(error)
-        images = np.zeros((len(originals), height, width, channels), np.uint8)
-        for image, original in zip(images, originals.values(), strict=True):
-            image[:] = _resized(original, (height, width))[..., None]
+                continue
+            inputs.append(_resized(original, (height, width)))
+            originals[file] = _reduced(original)  # a chunk of the largest would take gigabytes
+        images = np.zeros((len(inputs), height, width, channels), np.uint8)
+        images[:] = np.reshape(inputs, (-1, height, width, 1))
         wanted = [targets[file] for file in originals]
         target = PREDICTED if wanted and wanted[0] == PREDICTED else np.array(wanted, np.int32)
         heatmaps = {
@@ -182,7 +204,10 @@ def _explained(
             for method in methods
         }
         numbers = range(start + 1, start + 1 + len(originals))
-        names = [f"{k:04d}_{file.stem}" for k, file in zip(numbers, originals, strict=True)]
+        names = [
+            f"{number:04d}_{file.stem[:LONGEST]}"
+            for number, file in zip(numbers, originals, strict=True)
+        ]
         yield _Chunk(list(originals), names, list(originals.values()), images, heatmaps, unreadable)
         done = min(start + CHUNK, len(files))
         left = (time.perf_counter() - begun) * (len(files) / done - 1)
@@ -216,12 +241,11 @@ def _written(chunk: _Chunk, out: Path, request: Request) -> pd.DataFrame:
         for file, reason in chunk.unreadable.items()
     ]
     for number, (file, original) in enumerate(zip(chunk.files, chunk.originals, strict=True)):
-        shown = _reduced(original)
         found, lungs = _lungs(file, request.masks, original)
-        blends, titles = [np.repeat(shown[..., None], 3, axis=-1)], [_shortened(file.name)]
+        blends, titles = [np.repeat(original[..., None], 3, axis=-1)], [_shortened(file.name)]
         for method, heatmaps in chunk.heatmaps.items():
             heat = heatmaps.maps[number]
-            blend = overlay(shown[None, ..., None], heat[None], colour_map=request.colour_map)[0]
+            blend = overlay(original[None, ..., None], heat[None], colour_map=request.colour_map)[0]
             name = f"overlays/{chunk.names[number]}_{method}.png"
             _save_picture(out / name, blend)
             target, score = request.classes[heatmaps.target[number]], heatmaps.scores[number]
@@ -268,7 +292,9 @@ def _scale_in_words(request: Request) -> str:
 
 def _save_figure(path: Path, figure: plt.Figure, caption: str) -> None:
     figure.supxlabel(caption, fontsize=8, wrap=True)
-    with whole_file(path) as part:
+    with warnings.catch_warnings(), whole_file(path) as part:
+        # A file's name may be in letters that the font lacks; it shows boxes for them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(part, dpi=200, bbox_inches="tight")
     plt.close(figure)
 
@@ -311,7 +337,7 @@ def _lungs(file: Path, folder: Path | None, image: np.ndarray) -> tuple[str, np.
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return "none", np.zeros(image.shape, bool)
-    mask = decode(path.read_bytes(), str(path))
+    mask = decode_file(path)
     inside = np.uint8(255) * (mask > mask.max() / 2)
     return "mask", _resized(inside, image.shape) >= 128
 
@@ -339,4 +365,5 @@ def _reduced(image: np.ndarray) -> np.ndarray:
 
 
 def _shortened(name: str, longest: int = 28) -> str:
+    name = "".join(letter if letter.isprintable() else "·" for letter in name)
     return name if len(name) <= longest else f"{name[: longest - 1]}…"

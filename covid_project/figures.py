@@ -81,7 +81,7 @@ def image_grid(
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
         image = np.squeeze(image)
         axis.imshow(image, **(GREY if image.ndim == 2 else {}))
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=8, parse_math=False)  # a file may be called $x^$.png
     return figure
 
 

@@ -270,8 +270,11 @@ def split_at(model: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
         raise ValueError(f"{model.name} has no layer {layer!r}; it has: {', '.join(names)}")
     cut = model.get_layer(layer).output
     try:
-        return keras.Model(model.input, cut), keras.Model(cut, model.output)
-    except ValueError as error:
+        head = keras.Model(cut, model.output)
+        # Old releases of Keras notice only here, and only for another shape than the cut's.
+        head.compute_output_spec(keras.KerasTensor((1, *cut.shape[1:])))
+        return keras.Model(model.input, cut), head
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"{model.name} cannot be cut at {layer!r}: a connection passes it by. "
             "Choose a layer at the end of a block."

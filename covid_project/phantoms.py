@@ -151,6 +151,8 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
             _write_png(drawn / "masks/lesions" / row.path, radiograph.lesions)
         rows.to_csv(drawn / "phantoms.csv", index=False)
         (drawn / "phantoms.json").write_text(json.dumps(arguments, indent=2) + "\n", "utf-8")
+        if _holds_set(folder, arguments):  # another run has drawn it meanwhile
+            return folder
         if folder.is_dir():
             folder.rmdir()  # empty, or it would have been refused
         drawn.rename(folder)

@@ -1,7 +1,10 @@
 """Run notebooks in order, each in a fresh kernel, with progress line by line."""
 
+import asyncio
 import os
+import signal
 import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import nbformat
@@ -11,7 +14,7 @@ from nbconvert import HTMLExporter
 
 from covid_project.experiment import CACHE
 from covid_project.settings import HOUSE, NOTEBOOKS, SETTINGS_VARIABLE, RunSettings, as_yaml
-from covid_project.storage import write_text
+from covid_project.storage import fingerprint, write_text
 
 EXECUTED = "notebooks"  # folder of the results: they show pixels of the data set and stay local
 
@@ -20,7 +23,13 @@ class NotebookFailed(RuntimeError):
     """A cell raised an error; the message holds the notebook, the error and where to read on."""
 
 
-def run_notebooks(settings: RunSettings, names: tuple[str, ...] = NOTEBOOKS) -> None:
+class Stopped(KeyboardInterrupt):
+    """The user ended the run; the message says where."""
+
+
+def run_notebooks(
+    settings: RunSettings, names: tuple[str, ...] = NOTEBOOKS, lock: int | None = None
+) -> None:
     """Execute notebooks and write them, with their outputs, to ``notebooks/`` of the results.
 
     ``names`` are paths in the project without their suffix, such as ``studies/pneumonia``. Each is
@@ -28,9 +37,22 @@ def run_notebooks(settings: RunSettings, names: tuple[str, ...] = NOTEBOOKS) -> 
     not changed. What a cell prints appears at once, so that the progress of a long training is
     seen; after each cell a line says which it was and how much time is left, judged by the
     profile's expected seconds and the pace so far.
+
+    ``lock`` is the descriptor from ``lock.only_run``: the kernels hold the results folder too, as
+    they outlive for a moment a run that is killed.
+
+    Raises
+    ------
+    NotebookFailed
+        A cell raised an error, or its kernel died.
+    Stopped
+        The process was asked to end (Ctrl-C, or SIGTERM).
     """
     results = Path(settings.results)
-    profile = CACHE / "run.yaml"  # not among the results: it holds this machine's paths
+    # Not among the results, as it holds this machine's paths; of this run alone, as others may run
+    # in the same working folder.
+    own = CACHE / f"run-{fingerprint(str(results.absolute()))}"
+    profile = own / "run.yaml"
     write_text(profile, as_yaml(settings))
     os.environ[SETTINGS_VARIABLE] = str(profile.absolute())
     expected = {name: settings.expected_seconds.get(name, 60.0) for name in names}
@@ -40,20 +62,30 @@ def run_notebooks(settings: RunSettings, names: tuple[str, ...] = NOTEBOOKS) -> 
         pace = spent / finished if finished else 1.0
         title = f"[{number}/{len(names)} {name}]"
         begun = time.perf_counter()
-        _execute(name, results, title, expected[name] * pace, later * pace)
+        _execute(name, results, own, lock, title, expected[name] * pace, later * pace)
         spent += time.perf_counter() - begun
         finished += expected[name]
     print(f"finished {len(names)} notebooks in {_duration(spent)}; results: {results}")
 
 
-def _execute(name: str, results: Path, title: str, expected: float, later: float) -> None:
+def _execute(
+    name: str,
+    results: Path,
+    own: Path,
+    lock: int | None,
+    title: str,
+    expected: float,
+    later: float,
+) -> None:
     notebook = nbformat.read(HOUSE / f"{name}.ipynb", as_version=4)
     page = results / EXECUTED / f"{Path(name).name}.html"
-    log = CACHE / f"{Path(name).name}.log"
+    log = own / f"{Path(name).name}.log"
     cells = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     begun = time.perf_counter()
+    done = []
 
     def report(cell, cell_index, **_):
+        done.append(cell_index)
         spent = time.perf_counter() - begun
         left = max(expected - spent, 0) + later
         print(
@@ -74,11 +106,14 @@ def _execute(name: str, results: Path, title: str, expected: float, later: float
     client.title = title
     try:
         with log.open("w") as stderr:  # TensorFlow's start-up notes, but also a crash's last words
-            client.execute(stderr=stderr)
-    except CellExecutionError as error:
-        reason = f"{name}.ipynb: {error.ename}: {error.evalue}"
-        raise NotebookFailed(f"{reason}\n(the cell and the traceback are in {page})") from None
-    except DeadKernelError as error:
+            client.execute(stderr=stderr, pass_fds=() if lock is None else (lock,))
+    except (asyncio.CancelledError, CellExecutionError, DeadKernelError) as error:
+        if client.stopped:
+            where = f"{name}.ipynb, cell {len(done) + 1} of {len(cells)}"
+            raise Stopped(f"stopped in {where}; results: {results}") from None
+        if isinstance(error, CellExecutionError):
+            reason = f"{name}.ipynb: {error.ename}: {error.evalue}"
+            raise NotebookFailed(f"{reason}\n(the cell and the traceback are in {page})") from None
         raise NotebookFailed(f"{name}.ipynb: {error} (see {log})") from None
     finally:  # a failed notebook is worth reading too
         write_text(page, HTMLExporter().from_notebook_node(notebook)[0])
@@ -86,9 +121,27 @@ def _execute(name: str, results: Path, title: str, expected: float, later: float
 
 
 class _TalkingClient(NotebookClient):
-    """Shows what cells print while they run; nbclient alone keeps it until the end."""
+    """Shows what cells print while they run, and stops cleanly; nbclient alone does neither."""
 
     title = ""
+    stopped = False
+
+    @asynccontextmanager
+    async def async_setup_kernel(self, **kwargs):
+        task = asyncio.current_task()
+
+        def stop():
+            self.stopped = True
+            self.shutdown_kernel = "immediate"
+            task.cancel()
+
+        async with super().async_setup_kernel(**kwargs):
+            try:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    asyncio.get_running_loop().add_signal_handler(number, stop)
+            except RuntimeError:  # Windows, or a thread: Python's own KeyboardInterrupt is left
+                pass
+            yield
 
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":

@@ -5,7 +5,9 @@ their range are refused with the name of the key, so that a typing error cannot 
 """
 
 import dataclasses
+import math
 import os
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -94,16 +96,19 @@ class Axis:
 
     def __post_init__(self):
         if (self.times is None) == (self.plus is None):
-            raise SettingsError("give either times (geometric) or plus (stepped), not both")
-        if (self.times is not None and self.times <= 1) or (
-            self.plus is not None and self.plus <= 0
-        ):
-            raise SettingsError("times must be above 1, plus above 0")
+            raise SettingsError(
+                "give either times (geometric) or plus (stepped), found times "
+                f"{self.times} and plus {self.plus}; allowed: one of them"
+            )
+        for name, least in (("times", 1), ("plus", 0)):
+            step = getattr(self, name)
+            if step is not None and not least < step < math.inf:
+                raise SettingsError(f"{name} is {step}; allowed: above {least}, and finite")
         if not self.values or list(self.values) != sorted(set(self.values)):
-            raise SettingsError(f"values must rise, found {list(self.values)}")
+            raise SettingsError(f"values must rise, found {_short(self.values)}")
         if self.values[0] < self.low or self.values[-1] > self.high:
             raise SettingsError(
-                f"values {list(self.values)} leave the limits {self.low} to {self.high}"
+                f"values {_short(self.values)} leave the limits; allowed: {self.low} to {self.high}"
             )
 
 
@@ -146,6 +151,14 @@ class FineTuning:
     shrink: float = within(0.01, 0.9)  # of the learning rate after a sudden drop
     attempts: int = within(1, 10)
 
+    def __post_init__(self):
+        low, high = HYPERPARAMETERS["learning_rate"]
+        if not low <= self.learning_rate.low <= self.learning_rate.high <= high:
+            raise SettingsError(
+                f"learning_rate reaches from {self.learning_rate.low} to "
+                f"{self.learning_rate.high}; allowed: within {low} to {high}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
@@ -187,6 +200,11 @@ class RunSettings:
                 f"profile {self.profile} needs data: give the path of a zip archive of images or "
                 "of its unpacked folder (--data PATH)"
             )
+        for name, seconds in self.expected_seconds.items():
+            if not 0 <= seconds < math.inf:
+                raise SettingsError(
+                    f"expected_seconds.{name} is {seconds}; allowed: from 0, and finite"
+                )
 
     @property
     def common(self) -> tuple:
@@ -267,9 +285,9 @@ def load_profile[Kind: RunSettings](
             f"(--data PATH, or load_settings(data=PATH)) it is the profile {defaults[0]}"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not valid YAML: {error}") from error
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (SettingsError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold keys and values, found {type(values).__name__}")
     values.setdefault("profile", path.stem)
@@ -279,6 +297,29 @@ def load_profile[Kind: RunSettings](
     for key, value in (changes or {}).items():
         _change(values, key, value)
     return _read(kind, values, "")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone; a key that stands twice is refused, as one of the two would be lost."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"found {', '.join(twice)} twice in one group", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> typing.Any:
+    """Plain values of a YAML text; ``SettingsError`` where it is not valid."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise SettingsError("not valid YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise SettingsError(f"not valid YAML: {error}") from None
 
 
 def as_yaml(settings: RunSettings) -> str:
@@ -305,7 +346,7 @@ def _change(values: dict, dotted: str, value) -> None:
 def _read(kind: type, values, where: str):
     """Build the dataclass ``kind`` from a mapping, refusing whatever does not fit."""
     if not isinstance(values, dict):
-        raise SettingsError(f"{where} must hold keys and values, found {values!r}")
+        raise SettingsError(f"{where} must hold keys and values, found {_short(values)}")
     hints = typing.get_type_hints(kind)
     fields = {item.name: item for item in dataclasses.fields(kind)}
     prefix = f"{where}." if where else ""
@@ -321,15 +362,16 @@ def _read(kind: type, values, where: str):
         raise SettingsError(f"missing setting {', '.join(missing)}")
     arguments = {}
     for name, value in values.items():
-        arguments[name] = _value(hints[name], value, f"{prefix}{name}")
-        _check(arguments[name], fields[name].metadata, f"{prefix}{name}")
+        limits = fields[name].metadata
+        arguments[name] = _value(hints[name], value, f"{prefix}{name}", limits)
+        _check(arguments[name], limits, f"{prefix}{name}")
     try:
         return kind(**arguments)
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}" if where else str(error)) from None
 
 
-def _value(hint, value, where: str):
+def _value(hint, value, where: str, limits: Mapping = types.MappingProxyType({})):
     """One value converted to its declared type, without guessing."""
     if isinstance(hint, types.UnionType):  # written as `kind | None`
         if value is None:
@@ -339,23 +381,36 @@ def _value(hint, value, where: str):
         return _read(hint, value, where)
     if typing.get_origin(hint) is dict:
         if not isinstance(value, dict):
-            raise SettingsError(f"{where} must hold keys and values, found {value!r}")
+            raise SettingsError(f"{where} must hold keys and values, found {_short(value)}")
         kind = typing.get_args(hint)[1]
         return {str(key): _value(kind, item, f"{where}.{key}") for key, item in value.items()}
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list):
-            raise SettingsError(f"{where} must be a list, found {value!r}")
+            raise SettingsError(f"{where} must be a list, found {_short(value)}")
         return tuple(_value(float, item, where) for item in value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # An integer stays one where a float is allowed: batch sizes and filters are counted.
     fits = number and value == value if hint is float else type(value) is hint
     if not fits:
-        raise SettingsError(f"{where} must be a {hint.__name__}, found {value!r}")
+        raise SettingsError(
+            f"{where} must be a {hint.__name__}, found {_short(value)}{_allowed(limits)}"
+        )
     return value
 
 
+def _allowed(limits: Mapping) -> str:
+    if "choices" in limits:
+        return f"; allowed: {', '.join(limits['choices'])}"
+    return f"; allowed: {limits['low']} to {limits['high']}" if "low" in limits else ""
+
+
+def _short(value) -> str:
+    """A value for a message: cut, as a few lines of YAML can stand for gigabytes."""
+    return reprlib.repr(value)
+
+
 def _check(value, limits: Mapping, where: str) -> None:
-    if "choices" in limits and value not in limits["choices"]:
-        raise SettingsError(f"{where} is {value!r}; allowed: {', '.join(limits['choices'])}")
-    if "low" in limits and not limits["low"] <= value <= limits["high"]:
-        raise SettingsError(f"{where} is {value}; allowed: {limits['low']} to {limits['high']}")
+    wrong = "choices" in limits and value not in limits["choices"]
+    wrong |= "low" in limits and not limits["low"] <= value <= limits["high"]
+    if wrong:
+        raise SettingsError(f"{where} is {_short(value)}{_allowed(limits)}")

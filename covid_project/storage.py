@@ -1,15 +1,20 @@
 """What lies on disk is whole or absent: every file is written beside its name, then renamed."""
 
+import csv
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+PART = ".part-"  # how the names of temporary files begin
 
 
 @contextmanager
@@ -21,7 +26,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PART, suffix=path.suffix)
     os.close(handle)
     try:
         yield Path(name)
@@ -33,6 +38,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left half written under a folder, once it is an hour old.
+
+    A younger one may still be at work on it.
+    """
+    for part in list(Path(folder).rglob(f"{PART}*")):
+        if time.time() - part.stat().st_mtime > 3600:
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8."""
     with whole_file(path) as part:
@@ -41,8 +56,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # unquoted it would end a row: file names may hold it
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     with whole_file(path) as part:
-        table.to_csv(part, index=False)
+        part.write_text(text, encoding="utf-8", newline="")
 
 
 def append_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
@@ -56,22 +74,36 @@ def append_rows(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Return the table at ``path``; empty where there is no such file."""
-    return (
-        pd.read_csv(path, float_precision="round_trip") if Path(path).is_file() else pd.DataFrame()
-    )
+    """Return the table at ``path``; empty where there is no such file.
+
+    Raises
+    ------
+    ValueError
+        The file is no table; names it.
+    """
+    if not Path(path).is_file():
+        return pd.DataFrame()
+    try:
+        return pd.read_csv(path, float_precision="round_trip")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} cannot be read as a table ({error}): restore it or take it away"
+        ) from None
 
 
 def cached_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Return the array at ``path`` (``.npy``), read-only and mapped into memory.
 
-    It is computed and written where the file is missing.
+    It is computed and written where the file is missing; another file is refused (``ValueError``).
     """
     if not Path(path).is_file():
         array = compute()
         with whole_file(path) as part, open(part, "wb") as file:
             np.save(file, array, allow_pickle=False)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} holds no array of ours ({error}): delete it") from None
 
 
 def fingerprint(*parts: str | bytes | np.ndarray | Mapping) -> str:

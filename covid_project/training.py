@@ -119,7 +119,7 @@ def fit(
     Raises
     ------
     FloatingPointError
-        The loss is not finite.
+        The loss, the validation loss in every epoch, or a weight is not finite.
     SuddenDrop
         The training accuracy fell below ``least_accuracy``.
     """
@@ -149,9 +149,10 @@ def fit(
         verbose=0,
         shuffle=False,
     )
-    if not np.isfinite(run.history["loss"]).all():
+    reason = _not_finite(model, run.history)
+    if reason:
         raise FloatingPointError(
-            f"the loss is no longer finite in epoch {len(run.history['loss'])} at learning rate "
+            f"{reason} no longer finite in epoch {len(run.history['loss'])} at learning rate "
             f"{learning_rate:g}; try a smaller one"
         )
     history = pd.DataFrame(run.history)
@@ -159,6 +160,19 @@ def fit(
     history["learning_rate"] = clock.learning_rates
     history["seconds"] = clock.seconds
     return history
+
+
+def _not_finite(model: keras.Model, history: Mapping[str, list[float]]) -> str:
+    """What is not finite, with its verb; "" where all is well.
+
+    A loss is computed before the step that may ruin the weights: of the last step it tells nothing.
+    """
+    if not np.isfinite(history["loss"]).all():
+        return "the loss is"
+    if not np.isfinite(history.get("val_loss", [0.0])).any():
+        return "the validation loss is"
+    finite = all(np.isfinite(weight).all() for weight in model.get_weights())
+    return "" if finite else "the weights are"
 
 
 class SuddenDrop(FloatingPointError):

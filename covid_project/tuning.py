@@ -50,7 +50,9 @@ def propose(
         if missing:
             return missing
         centre = _centre(trials, axes)
-        return [point for name in axes if (point := _beyond(axes, name, centre, trials))]
+        # One at a time: each may move the centre, and a resumed search must decide the same again.
+        further = (_beyond(axes, name, centre, trials) for name in axes)
+        return [point for point in further if point][:1]
     if strategy != "one at a time":
         raise ValueError(f"unknown strategy {strategy!r}; allowed: 'grid', 'one at a time'")
     centre = dict(start)

@@ -58,6 +58,13 @@ def test_a_results_folder_of_other_data_is_refused_and_left_alone(experiment, ti
     assert (experiment.results / "run.json").read_text() == record
 
 
+@pytest.mark.parametrize("record", ["", "{", "[]", "{}", "null"])
+def test_a_record_that_says_nothing_of_its_data_is_refused(experiment, settings, record):
+    (experiment.results / "run.json").write_text(record)
+    with pytest.raises(DataError, match=r"run\.json does not say what data"):
+        begin(settings)
+
+
 def test_identity_changes_with_the_settings_it_depends_on(experiment, tiny_profile):
     other = begin(load_settings(tiny_profile, changes={"normalization": "fixed"}))
     assert other.identity()["settings"] != experiment.identity()["settings"]

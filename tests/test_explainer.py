@@ -1,5 +1,6 @@
 """``python -m covid_project explain``, as a user calls it."""
 
+import os
 from pathlib import Path
 
 import keras
@@ -158,6 +159,17 @@ def test_an_unreadable_file_is_listed_and_the_others_are_explained(
     assert broken["status"].str.startswith("unreadable: not an image").all()
     assert len(table) == 5
     assert "unreadable" in capsys.readouterr().err
+
+
+def test_pipes_and_devices_are_listed_and_not_read(model_path, images, tmp_path):
+    os.mkfifo(images / "COVID" / "pipe.png")  # once it was waited for, without end
+    (images / "COVID" / "device.png").symlink_to("/dev/zero")
+    (images / "COVID" / "folder.png").mkdir()
+    status, table = explain(model_path, images, tmp_path / "out")
+    assert status == 1
+    unreadable = table[table["status"].str.contains("no regular file")]
+    assert sorted(Path(name).name for name in unreadable["image"]) == ["device.png", "pipe.png"]
+    assert len(table) == 6
 
 
 @pytest.mark.parametrize(

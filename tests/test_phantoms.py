@@ -345,3 +345,17 @@ def test_lesions_of_images_that_are_not_drawn_are_not_known(tmp_path):
     (folder / "phantoms.json").unlink()
     with pytest.raises(DataError, match="holds no phantoms"):
         load_lesions(open_dataset(folder), 32)
+
+
+def test_a_set_that_another_run_has_drawn_meanwhile_is_taken(tmp_path, monkeypatch):
+    counts = {"train": 1, "val": 1, "test": 1}
+    folder = phantoms.write_dataset(tmp_path / "set", counts, 32, 0)
+    really, asked = phantoms._holds_set, []
+
+    def not_yet(*arguments):
+        asked.append(arguments)
+        return len(asked) > 1 and really(*arguments)
+
+    monkeypatch.setattr(phantoms, "_holds_set", not_yet)
+    assert phantoms.write_dataset(tmp_path / "set", counts, 32, 0) == folder
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

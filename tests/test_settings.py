@@ -89,6 +89,13 @@ def test_broken_yaml_names_the_file(tmp_path):
         load_settings(path)
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("seed: 1\nseed: 2\n")
+    with pytest.raises(SettingsError, match=r"twice\.yaml: not valid YAML: found seed twice"):
+        load_settings(path)
+
+
 def test_yaml_cannot_run_code(tmp_path):
     path = tmp_path / "evil.yaml"
     path.write_text("seed: !!python/object/apply:os.getpid []")

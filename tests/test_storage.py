@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from covid_project.storage import (
     cached_array,
     fingerprint,
     read_csv,
+    remove_leftovers,
     whole_file,
     write_csv,
     write_text,
@@ -45,6 +47,18 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
 
 
+def test_what_killed_processes_left_is_removed_once_it_is_old(tmp_path):
+    for age, name in ((7200, "old"), (60, "young")):
+        for part in (tmp_path / f".part-{name}.csv", tmp_path / "deep" / f".part-{name}"):
+            part.parent.mkdir(exist_ok=True)
+            part.mkdir() if part.parent != tmp_path else part.touch()
+            os.utime(part, (time.time() - age,) * 2)
+    write_text(tmp_path / "table.csv", "kept")
+    remove_leftovers(tmp_path)
+    left = sorted(path.name for path in tmp_path.rglob("*"))
+    assert left == [".part-young", ".part-young.csv", "deep", "table.csv"]
+
+
 def test_appended_rows_come_back_as_written(tmp_path):
     path = tmp_path / "new" / "table.csv"
     first = pd.DataFrame({"a": [1], "b": [0.1 + 0.2]})
@@ -53,6 +67,14 @@ def test_appended_rows_come_back_as_written(tmp_path):
     assert table["b"][0] == 0.1 + 0.2  # to the last bit
     assert table["c"].tolist()[1] == "x"
     pd.testing.assert_frame_equal(table, read_csv(path))
+
+
+def test_text_with_any_end_of_line_comes_back_as_it_was(tmp_path):
+    names = ["a\rb", "a\nb", "a\r\nb", 'a"b', "a,b", ""]
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"name": names, "number": range(6)}))
+    table = read_csv(tmp_path / "t.csv")
+    assert table["name"].fillna("").tolist() == names
+    assert table["number"].tolist() == list(range(6))
 
 
 def test_a_missing_table_is_empty(tmp_path):

@@ -99,6 +99,20 @@ def test_a_search_cut_off_anywhere_goes_on_and_ends_the_same(tmp_path, strategy,
     assert len(calls) == len(whole)  # none lost, none repeated
 
 
+@pytest.mark.parametrize("strategy", ["grid", "one at a time"])
+def test_a_search_goes_on_the_same_from_each_of_its_trials(tmp_path, strategy):
+    # Once, a grid that was cut off between two extensions of one round chose others afterwards.
+    objective = bowl(0.016, 0.6, 32)
+    whole = run(tmp_path / "whole.csv", objective, strategy)
+    for finished in range(1, len(whole)):
+        path = tmp_path / f"{finished}.csv"
+        whole.iloc[:finished].to_csv(path, index=False)
+        resumed = run(path, objective, strategy)
+        pd.testing.assert_frame_equal(
+            resumed.drop(columns="seconds"), whole.drop(columns="seconds"), check_dtype=False
+        )
+
+
 def test_a_finished_search_runs_nothing(tmp_path):
     trials = run(tmp_path / "t.csv", bowl(0.002, 0.2, 32))
     again = run(tmp_path / "t.csv", lambda point: pytest.fail("ran a trial"))

@@ -1,0 +1,86 @@
+"""Many searches in one process: memory, threads and open files stay where they were."""
+
+import gc
+import math
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from faults.children import call, memory
+
+SEED = 26
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def searches(number: str) -> dict:
+    """Run small searches one after another; what the process holds after each."""
+    import keras
+
+    from covid_project.models import baseline_cnn
+    from covid_project.normalization import SampleNormalization
+    from covid_project.pipeline import evaluation_batches
+    from covid_project.settings import Axis
+    from covid_project.training import best_epoch, fit, logits, set_seed
+    from covid_project.tuning import outcome, search
+
+    rng = np.random.default_rng(SEED)
+    labels = np.arange(16) % 2
+    images = rng.integers(0, 256, (16, 32, 32, 1), dtype=np.uint8)
+    axes = {"learning_rate": Axis(values=(0.001, 0.002), times=2, low=0.001, high=0.002)}
+
+    def trial(point):
+        keras.backend.clear_session()
+        set_seed(1)
+        model = baseline_cnn(32, SampleNormalization(), filters=2, dropout=0.2)
+        batches = evaluation_batches(images, labels, 8)
+        history = fit(model, batches, epochs=2, validation=batches, patience=2, **point)
+        scores = logits(model, images)
+        return outcome(best_epoch(history), history["val_loss"].min(), labels, scores)
+
+    held = {"bytes": [], "threads": [], "files": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for count in range(int(number)):
+            search(
+                axes, {"learning_rate": 0.001}, trial, Path(folder) / f"{count}.csv",
+                strategy="grid", identity={"data": "d", "seed": 1}, title="search",
+            )  # fmt: skip
+            gc.collect()
+            held["bytes"].append(memory("VmRSS"))
+            held["threads"].append(threading.active_count())
+            held["files"].append(open_files())
+    return held
+
+
+def run(number: int, record, within: float = math.inf) -> None:
+    held = call("faults.test_long_and_many:searches", number, seconds=1500)
+    settled = number // 5  # TensorFlow allocates what it needs in the first ones
+    growth = held["bytes"][-1] / held["bytes"][settled] - 1
+    record("long and many", f"{number} searches: memory", f"grew by {growth:.1%}", SEED, number)
+    assert growth < within
+    for kind in ("threads", "files"):
+        grown = held[kind][-1] - held[kind][settled]
+        record("long and many", f"{number} searches: open {kind}", f"{grown} more", SEED, number)
+        assert grown <= 0
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
+def test_a_few_searches_leave_nothing_open(record):
+    run(3, record)  # too few to judge the memory, which has yet to settle
+
+
+@pytest.mark.long
+@pytest.mark.xfail(
+    strict=True,
+    reason="TensorFlow 2.21 keeps a hundred traced graphs of a training after its model is gone: "
+    "25 to 30 MiB even of a tiny one, with keras' clear_session or without",
+)
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
+def test_fifty_searches_keep_the_memory_flat(record):
+    run(50, record, within=0.1)
