@@ -1,4 +1,4 @@
-"""Drawn axial CT slices of the chest in Hounsfield units, with nodules and all that is true of them.
+"""Drawn axial CT slices of the chest in Hounsfield units, with what is true of each.
 
 Stand-ins where no real slices are at hand: they test the machinery, and nothing learned on them
 says anything about patients. Each slice has a body with fat, muscle, ribs and spine, a table under

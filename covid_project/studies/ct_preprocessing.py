@@ -190,7 +190,8 @@ AIR_BELOW = -400.0  # HU, between lung and soft tissue
 SURE_AIR = -650.0  # HU, certainly lung where it lies inside the body
 LEAST_LUNG = 0.02  # of the body's area; what is smaller is the trachea or gas in the bowel
 CLOSING = 16.0  # mm, radius of the ball that rolls along the lung: bays narrower than it are lung
-PART = 0.25  # a lung whose narrowest place is this much thinner than its parts is two lungs
+NECK = 5.0  # mm, half the width of the widest bridge at which touching lungs are parted
+BOTH = 2 / 3  # of the lungs' area; a connected part above it is both lungs, touching
 
 
 def lung_mask(hounsfield: np.ndarray, spacing: float = 0.7) -> np.ndarray:
@@ -224,7 +225,7 @@ def lung_mask(hounsfield: np.ndarray, spacing: float = 0.7) -> np.ndarray:
     far = smooth > AIR_BELOW + 250
     markers[_eroded(far, 1) | ~body] = 2
     flooded = watershed(sobel(smooth), markers) == 1
-    lungs = [_rolled(lung, CLOSING / spacing) for lung in _parted(flooded)]
+    lungs = [_rolled(lung, CLOSING / spacing) for lung in _parted(flooded, NECK / spacing)]
     return _filled(np.any(lungs, axis=0) & body)
 
 
@@ -265,21 +266,24 @@ def _large_parts(mask: np.ndarray, least: float) -> np.ndarray:
     return (areas >= max(least, 1))[parts]
 
 
-def _parted(mask: np.ndarray) -> list[np.ndarray]:
-    """Each lung by itself: parts that hang together by a narrow neck are cut there.
+def _parted(mask: np.ndarray, neck: float) -> list[np.ndarray]:
+    """Each lung by itself, its vessels filled; one that is most of both is cut where it is thin.
 
-    The markers are what remains of a part when it is eroded to `PART` of its greatest depth; the
+    The markers are the large parts of what lies deeper than ``neck`` (pixels) in the lungs; the
     flood over the distance to the edge meets at the neck.
     """
-    lungs = []
-    parts, count = ndimage.label(mask)
-    for part in range(1, count + 1):
-        lung = parts == part
-        depth = ndimage.distance_transform_edt(lung)
-        seeds, _ = ndimage.label(depth > PART * depth.max())
-        pieces = watershed(-depth, seeds, mask=lung)
-        lungs += [pieces == piece for piece in range(1, pieces.max() + 1)]
-    return lungs
+    parts, count = ndimage.label(_filled(mask))
+    lungs = [parts == part for part in range(1, count + 1)]
+    whole = max(lungs, key=np.sum)
+    if whole.sum() < BOTH * mask.sum():
+        return lungs
+    depth = ndimage.distance_transform_edt(whole)
+    seeds, count = ndimage.label(_large_parts(depth > neck, 0.1 * whole.sum()))
+    if count < 2:
+        return lungs
+    pieces = watershed(-depth, seeds, mask=whole)
+    rest = parts.astype(bool) & (pieces == 0)
+    return [pieces == piece for piece in range(1, count + 1)] + ([rest] if rest.any() else [])
 
 
 def _rolled(lung: np.ndarray, radius: float) -> np.ndarray:
@@ -296,11 +300,13 @@ def _rolled(lung: np.ndarray, radius: float) -> np.ndarray:
 
 
 def _eroded(mask: np.ndarray, radius: float) -> np.ndarray:
-    return ndimage.distance_transform_edt(mask) > radius
+    return ndimage.distance_transform_edt(mask) > radius if not mask.all() else mask
 
 
 def _opened(mask: np.ndarray, radius: float) -> np.ndarray:
-    return ndimage.distance_transform_edt(~_eroded(mask, radius)) <= radius
+    core = _eroded(mask, radius)
+    # A transform without any background measures nothing.
+    return ndimage.distance_transform_edt(~core) <= radius if core.any() else core
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
