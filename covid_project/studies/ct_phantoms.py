@@ -112,8 +112,8 @@ def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: 
     ``full/<name>.nrrd`` and ``nodule/<name>.nrrd`` are int16 HU with their spacing, the same names
     in ``masks/lungs`` and ``masks/nodules`` uint8 masks of the full view. ``labels.csv`` has one
     row per slice (name, patient, malignancy, and where in the full view the nodule view lies: top,
-    left, height, width in pixels). ``phantoms.json`` says that the folder is drawn. The folder appears when it is
-    complete; one that holds the same set already is returned as it is.
+    left, height, width in pixels). ``phantoms.json`` says that the folder is drawn. The
+    folder appears when it is complete; one that holds the same set already is returned as it is.
 
     Parameters
     ----------
@@ -128,8 +128,9 @@ def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: 
         Too few slices; as DataError, a folder that holds something else.
     """
     folder = Path(folder)
-    asked = {"drawing": DRAWING, "kind": "CT slices", "slices": slices, "per_patient": per_patient}
-    record = json.dumps({**asked, "size": size, "seed": seed}, indent=2) + "\n"
+    counts = {"slices": slices, "per_patient": per_patient}
+    asked = {"drawing": DRAWING, "kind": "CT slices", **counts, "size": size, "seed": seed}
+    record = json.dumps(asked, indent=2) + "\n"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = folder / "phantoms.json"
         if not found.is_file() or found.read_text(encoding="utf-8") != record:
