@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 
 from covid_project.data import DataError
@@ -14,7 +15,7 @@ from covid_project.studies.ct_phantoms import (
     write_dataset,
     write_slice,
 )
-from covid_project.studies.nrrd_slices import load_slices, open_slices, read_nrrd
+from covid_project.studies.nrrd_slices import load_masks, load_slices, open_slices
 
 
 def drawn(number, **how):
@@ -92,14 +93,14 @@ def test_a_written_set_opens_as_a_real_folder_does(tmp_path):
     labels = pd.read_csv(folder / "labels.csv").set_index("name").loc[dataset.table["name"]]
     np.testing.assert_array_equal(labels["malignancy"] - 1, dataset.table["label"])
     full, nodule = load_slices(dataset, "full"), load_slices(dataset, "nodule")
-    row = labels.iloc[7]
-    window = np.s_[row["top"] :, row["left"] :]
-    crop = full[7].values[window][: row["height"], : row["width"]]
-    np.testing.assert_array_equal(crop, nodule[7].values)
+    window = sliding_window_view(full[7].values, nodule[7].values.shape)
+    assert (window == nodule[7].values).all(axis=(2, 3)).sum() == 1  # cut from the full view
     assert full[7].spacing == nodule[7].spacing
     assert 2.4 < full[7].spacing[0] < 3.2  # mm, at 128 pixels
-    mask = read_nrrd(folder / "masks" / "nodules" / f"{dataset.table['name'][7]}.nrrd").values
-    assert set(np.unique(mask)) == {0, 1}
+    for view, images in (("full", full), ("nodule", nodule), ("lungs", full)):
+        masks = load_masks(dataset, view)
+        assert [mask.shape for mask in masks] == [image.values.shape for image in images]
+        assert all(mask.any() for mask in masks)
     assert write_dataset(folder, 25, 2, 128, seed=4) == folder  # the same again
     again = write_dataset(tmp_path / "again", 25, 2, 128, seed=4)
     assert open_slices(again).fingerprint == dataset.fingerprint

@@ -109,11 +109,11 @@ def draw_slice(
 def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: int) -> Path:
     """Draw a folder of NRRD files with a label table, and return the folder.
 
-    ``full/<name>.nrrd`` and ``nodule/<name>.nrrd`` are int16 HU with their spacing, the same names
-    in ``masks/lungs`` and ``masks/nodules`` uint8 masks of the full view. ``labels.csv`` has one
-    row per slice (name, patient, malignancy, and where in the full view the nodule view lies: top,
-    left, height, width in pixels). ``phantoms.json`` says that the folder is drawn. The
-    folder appears when it is complete; one that holds the same set already is returned as it is.
+    ``full/<name>.nrrd`` and ``nodule/<name>.nrrd`` are int16 HU with their spacing. Under the same
+    names lie uint8 masks: of the nodule in either view in ``masks/full`` and ``masks/nodule``, of
+    the lungs in the full view in ``masks/lungs``. ``labels.csv`` has one row per slice (name,
+    patient, malignancy). ``phantoms.json`` says that the folder is drawn. The folder appears when
+    it is complete; one that holds the same set already is returned as it is.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
         drawn = Path(part) / "slices"
-        for kind in ("full", "nodule", "masks/lungs", "masks/nodules"):
+        for kind in ("full", "nodule", "masks/lungs", "masks/full", "masks/nodule"):
             (drawn / kind).mkdir(parents=True)
         rows = []
         for number, grade in enumerate(grades):
@@ -155,16 +155,19 @@ def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: 
                 size=size,
             )
             name = f"phantom-{patient:04d}-{number:05d}"
-            write_slice(drawn / "full" / f"{name}.nrrd", one.hounsfield, one.spacing)
-            write_slice(drawn / "nodule" / f"{name}.nrrd", one.hounsfield[one.view], one.spacing)
-            for kind, mask in (("lungs", one.lungs), ("nodules", one.nodule)):
-                path = drawn / "masks" / kind / f"{name}.nrrd"
-                write_slice(path, mask.astype(np.uint8), one.spacing)
-            rows.append((name, f"patient-{patient:04d}", int(grade), *_box(one.view)))
+            pictures = {
+                "full": one.hounsfield,
+                "nodule": one.hounsfield[one.view],
+                "masks/lungs": one.lungs.astype(np.uint8),
+                "masks/full": one.nodule.astype(np.uint8),
+                "masks/nodule": one.nodule[one.view].astype(np.uint8),
+            }
+            for kind, picture in pictures.items():
+                write_slice(drawn / kind / f"{name}.nrrd", picture, one.spacing)
+            rows.append((name, f"patient-{patient:04d}", int(grade)))
             if (number + 1) % 100 == 0:
                 print(f"drawn CT slices: {number + 1} of {slices}", flush=True)
-        columns = ["name", "patient", "malignancy", "top", "left", "height", "width"]
-        table = pd.DataFrame(rows, columns=columns)
+        table = pd.DataFrame(rows, columns=["name", "patient", "malignancy"])
         table.to_csv(drawn / "labels.csv", index=False)
         (drawn / "phantoms.json").write_text(record, encoding="utf-8")
         if folder.is_dir():
@@ -207,11 +210,6 @@ def write_slice(path: Path, values: np.ndarray, spacing: float) -> None:
     pixels = values.astype(values.dtype.newbyteorder("<")).tobytes()
     packed = gzip.compress(pixels, compresslevel=1, mtime=0)
     Path(path).write_bytes("\n".join(header).encode() + b"\n\n" + packed)
-
-
-def _box(view: tuple[slice, slice]) -> tuple[int, int, int, int]:
-    rows, columns = view
-    return rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start
 
 
 # Anatomy. Lengths in mm; x to the right, y down (to the back), (0, 0) is the middle of the body.

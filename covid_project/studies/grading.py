@@ -255,7 +255,7 @@ def train(
         accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
         targets, wanted = data.labels, np.asarray(validation[1])
     optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=WEIGHT_DECAY)
-    model.compile(optimizer=optimizer, loss=loss, metrics=[accuracy])
+    model.compile(optimizer=optimizer, loss=loss, metrics=[accuracy], jit_compile=False)
     order = np.random.default_rng(seed).permutation(len(targets))  # then shuffled in each epoch
     begun = time.perf_counter()
     run = model.fit(

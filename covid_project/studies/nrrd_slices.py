@@ -3,13 +3,15 @@
 A folder holds two views of each slice, under the same file name, and one label table beside them:
 
     full/<name>.nrrd    nodule/<name>.nrrd    labels.csv (or .xlsx): name, malignancy, patient
+    masks/full/<name>.nrrd    masks/nodule/<name>.nrrd    (where there are any: the nodule's)
 
 Whatever does not fit is refused with its name: a slice without a label is never guessed at, and
 pixels that are not in Hounsfield units never pass for such.
 """
 
+import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -334,21 +336,50 @@ def _refuse_mismatches(
         )
 
 
-def load_slices(dataset: Dataset, view: str) -> list[Image]:
-    """All slices of one of `VIEWS` in HU, in the order of the table; they may differ in size.
+def load_slices[Kind](
+    dataset: Dataset,
+    view: str,
+    change: Callable[[Image], Kind] = lambda image: image,
+    *,
+    progress: str | None = None,
+) -> list[Kind]:
+    """What ``change`` makes of each slice of one of `VIEWS` in HU, in the order of the table.
+
+    One slice at a time is in memory; they may differ in size.
 
     Raises
     ------
     DataError
         Names every file that cannot be used, and why.
     """
-    images, wrong = [], []
-    for path in dataset.table[view]:
+    made, wrong, begun, shown = [], [], time.perf_counter(), time.perf_counter()
+    for number, path in enumerate(dataset.table[view], start=1):
         try:
-            images.append(read_hounsfield(dataset.root / path))
+            made.append(change(read_hounsfield(dataset.root / path)))
         except DataError as error:
             wrong.append(str(error))
+        now = time.perf_counter()
+        if progress and now - shown > 5:
+            shown, left = now, (now - begun) / number * (len(dataset.table) - number)
+            print(f"{progress}: {number} of {len(dataset.table)}, {left:.0f} s left", flush=True)
     if wrong:
         listed = "\n".join(wrong[:LISTED])
         raise DataError(f"{len(wrong)} slice(s) cannot be used:\n{listed}")
-    return images
+    return made
+
+
+def load_masks(dataset: Dataset, kind: str, rows: Iterable[int] | None = None) -> list[np.ndarray]:
+    """Masks bool (H, W) from ``masks/<kind>/<name>.nrrd`` of some rows of the table, or of all.
+
+    Empty where the data have no such folder.
+
+    Raises
+    ------
+    DataError
+        A mask that is missing from the folder or cannot be read.
+    """
+    folder = dataset.root / "masks" / kind
+    if not folder.is_dir():
+        return []
+    names = dataset.table["name"].iloc[slice(None) if rows is None else list(rows)]
+    return [read_nrrd(folder / f"{name}.nrrd").values > 0 for name in names]
