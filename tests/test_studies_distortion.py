@@ -36,7 +36,7 @@ def test_rotation_keeps_the_size_and_reaches_its_limit():
     angle = np.degrees(0.5 * np.arctan2(2 * xy, yy - xx))
     assert 27 < np.abs(angle).max() < 31
     assert abs(angle.mean()) < 4
-    np.testing.assert_allclose(xx + yy, np.mean(xx + yy), rtol=0.05)
+    np.testing.assert_allclose(xx + yy, np.mean(xx + yy), rtol=0.08)  # cut at the border
 
 
 def test_shear_moves_sideways_in_proportion_to_the_height():

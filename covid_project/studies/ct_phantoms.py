@@ -299,11 +299,10 @@ def _draw_nodule(
     radius = np.exp(rng.uniform(low, high)) / 2 / spacing  # pixels
     depth = ndimage.distance_transform_edt(lungs)
     if pleural:
-        # On the outer pleura: farther from the midline than the lung's own middle.
-        columns = np.abs(np.arange(len(lungs)) - len(lungs) / 2)[None]
-        fits = (np.abs(depth - 0.75 * radius) < 1) & (
-            columns > 0.62 * columns[0][lungs.any(0)].max()
-        )
+        # On the outer pleura: farther from the midline than most of the lung.
+        lateral = np.abs(np.arange(len(lungs)) - len(lungs) / 2)
+        outer = lateral > 0.62 * lateral[lungs.any(axis=0)].max()
+        fits = lungs & outer & (np.abs(depth - 0.75 * radius) < 1)
     else:
         fits = depth > radius + 2 / spacing
     places = np.argwhere(fits)
