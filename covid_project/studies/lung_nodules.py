@@ -15,8 +15,9 @@ import pandas as pd
 
 from covid_project import experiment
 from covid_project.data import Dataset
+from covid_project.evaluation import RESAMPLES, percentile_interval, record_test_look
 from covid_project.settings import RunSettings, load_profile, within
-from covid_project.storage import cached_array, fingerprint
+from covid_project.storage import cached_array, fingerprint, read_csv, write_csv
 from covid_project.studies import cgan, ct_phantoms
 from covid_project.studies.ct_preprocessing import (
     as_grey,
@@ -30,8 +31,12 @@ from covid_project.studies.ct_preprocessing import (
     without_background,
 )
 from covid_project.studies.grading import (
+    METRICS,
     Predict,
+    Verdicts,
     fit_svm,
+    interval_over_seeds,
+    metrics_table,
     perceptron,
     predictor,
     train,
@@ -294,11 +299,6 @@ def synthetic(
     return np.stack([as_grey(resized(one[..., 0] / 255, (size, size))) for one in made])
 
 
-def features_of(backbone: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Pooled features, float32 (N, D)."""
-    return outputs(backbone, images)
-
-
 def fit_head(
     head: str,
     data: Balanced,
@@ -339,3 +339,78 @@ def whole_network(backbone: keras.Model, head: keras.Model) -> keras.Model:
     for layer in head.layers[1:]:
         x = layer(x)
     return keras.Model(backbone.input, x, name="nodule_network")
+
+
+def said_by(network: keras.Model, images: np.ndarray) -> Verdicts:
+    """What a whole network with K logits says of images uint8 (N, S, S, 1)."""
+    logits = outputs(network, images).astype(np.float64)
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return Verdicts(scores / scores.sum(axis=1, keepdims=True), logits.argmax(axis=1))
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def over_seeds(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Trials of several seeds, one row per case: of each metric the mean, ``_low`` and ``_high``.
+
+    The interval is Student's over seeds (see ``grading.interval_over_seeds``); ``seeds`` says of
+    how many.
+    """
+    rows = []
+    for case, group in trials.groupby(by, sort=False):
+        row = dict(zip(by, case, strict=True))
+        for metric in METRICS:
+            found = interval_over_seeds(group[metric])
+            row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), found, strict=True))
+        rows.append({**row, "seeds": len(group)})
+    return pd.DataFrame(rows)
+
+
+def evaluate_on_test(
+    run: experiment.Experiment,
+    stage: str,
+    model: str,
+    labels: np.ndarray,
+    verdicts: Verdicts,
+    source: Mapping[str, object],
+) -> pd.DataFrame:
+    """Metrics of a final model on the test split, entered into the ledger.
+
+    As ``Experiment.evaluate_on_test``, for any number of classes: writes each slice's scores to
+    ``scores_<stage>_test.csv`` and the metrics to ``metrics.csv``.
+    """
+    look = record_test_look(
+        run.results / "test_ledger.csv", stage, {"model": model, **run.identity(), **source}
+    )
+    scored = pd.DataFrame(
+        {"path": run.paths("test"), "label": labels, "predicted": verdicts.predicted}
+    )
+    for label in range(verdicts.scores.shape[1]):
+        scored[f"score_{label}"] = verdicts.scores[:, label]
+    write_csv(run.results / f"scores_{stage}_test.csv", scored)
+    metrics = metrics_table(labels, verdicts, seed=run.settings.seed)
+    metrics.insert(0, "stage", stage)
+    metrics = metrics.assign(**{**run.identity(), **source, "look": look})
+    path = run.results / "metrics.csv"
+    found = read_csv(path)
+    groups = dict(list(found.groupby("stage", sort=False))) if len(found) else {}
+    groups[stage] = metrics  # in its old place, so that a replay changes nothing
+    write_csv(path, pd.concat(groups.values(), ignore_index=True))
+    return metrics
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of values (N,) and its 95 % percentile interval of a bootstrap; NaN values left out."""
+    values = np.asarray(values, float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return np.nan, np.nan, np.nan
+    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    return float(values.mean()), *percentile_interval(values[drawn].mean(axis=1))
+
+
+def small_masks(masks: list[np.ndarray], size: int) -> np.ndarray:
+    """Masks bool (H, W) of any sizes as bool (N, size, size); none loses its last pixel."""
+    small = [resized(mask.astype(np.float32), (size, size)) for mask in masks]
+    return np.stack([one >= min(0.5, one.max()) if one.any() else one > 0 for one in small])
