@@ -136,6 +136,33 @@ def test_the_perceptron_learns_grades_and_its_offsets_fall(ordinal, rng):
         assert (np.diff(model.get_layer("ranks").offsets.numpy()) < 0).all()
 
 
+def test_a_training_does_not_depend_on_those_before_it(rng):
+    """Although one compiled network serves all: against a network compiled for itself."""
+    features, labels = graded_set(rng, 100)
+    data = balance("class_weights", features, labels, ["train"] * 100, seed=0)
+    how = {"learning_rate": 0.01, "batch_size": 32, "epochs": 3, "seed": 0, "ordinal": False}
+
+    def fresh():
+        set_seed(7)
+        return perceptron(8, 5, ordinal=False, units=(16, 16, 16), dropout=0.3)
+
+    first = fresh()
+    train(first, data, (features, labels), **how)
+    train(perceptron(8, 5, ordinal=False, units=(16, 16, 16), dropout=0.3), data,
+          (features, labels), **how)  # fmt: skip
+    again = fresh()
+    history = train(again, data, (features, labels), **how)
+    for one, other in zip(first.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    own = fresh()
+    own.compile(keras.optimizers.AdamW(0.01, weight_decay=1e-4), jit_compile=False,
+                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))  # fmt: skip
+    order = np.random.default_rng(0).permutation(100)
+    run = own.fit(features[order], labels[order], sample_weight=data.sample_weights[order],
+                  batch_size=32, epochs=3, verbose=0)  # fmt: skip
+    np.testing.assert_allclose(history["loss"], run.history["loss"], rtol=1e-5)
+
+
 def test_softmax_scores_are_probabilities(rng):
     model = perceptron(8, 5, ordinal=False, units=(4, 4, 4), dropout=0.5)
     said = predictor(model, ordinal=False)(100 * rng.normal(size=(9, 8)))

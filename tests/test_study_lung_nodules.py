@@ -58,15 +58,16 @@ def test_imbalance_has_every_answer_task_and_view_with_intervals_over_seeds(fini
     assert set(table["answer"]) == set(study.ANSWERS)
     trials = read_csv(finished / "imbalance_trials.csv")
     row = table.iloc[5]
-    own = trials.query("view == @row.view and task == @row.task and answer == @row.answer")
+    own = trials
+    for column in ("view", "task", "answer"):
+        own = own[own[column] == row[column]]
     for metric in ("macro_F1", "balanced_accuracy", "AUC"):
         wanted = interval_over_seeds(own[metric])
         assert tuple(row[[metric, f"{metric}_low", f"{metric}_high"]]) == pytest.approx(wanted)
     five = trials.query("task == 'five' and view == 'full'").groupby("answer")["samples"].max()
     assert five["none"] == five["class_weights"] > five["undersample"]
     filled = five[["oversample", "smote_pixels", "smote_features", "cgan"]]
-    assert filled.nunique() == 1
-    assert filled["cgan"] > five["none"]
+    assert filled.min() == filled.max() > five["none"]
     assert table["data"].str.startswith("phantoms-").all()
 
 

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import keras
 import numpy as np
@@ -214,7 +215,7 @@ def predictor(model: keras.Model, *, ordinal: bool) -> Predict:
     """What the perceptron says of inputs (N, ...); an ordinal one counts the steps exceeded."""
 
     def predict(inputs: np.ndarray) -> Verdicts:
-        logits = model.predict(np.asarray(inputs, np.float32), batch_size=256, verbose=0)
+        logits = keras.ops.convert_to_numpy(model(np.asarray(inputs, np.float32), training=False))
         if ordinal:
             return Verdicts(rank_probabilities(logits), (logits > 0).sum(axis=1))
         scores = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -245,20 +246,18 @@ def train(
     One row per epoch: epoch (from 1), loss, val_loss, accuracy, val_accuracy, learning_rate,
     seconds.
     """
-    classes = model.output_shape[-1] + ordinal
+    targets, wanted = data.labels, np.asarray(validation[1])
     if ordinal:
-        loss = keras.losses.BinaryCrossentropy(from_logits=True)
-        accuracy = _rank_accuracy
-        targets, wanted = (rank_targets(one, classes) for one in (data.labels, validation[1]))
-    else:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-        targets, wanted = data.labels, np.asarray(validation[1])
-    optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=WEIGHT_DECAY)
-    model.compile(optimizer=optimizer, loss=loss, metrics=[accuracy], jit_compile=False)
+        classes = model.output_shape[-1] + 1
+        targets, wanted = (rank_targets(labels, classes) for labels in (targets, wanted))
+    twin = _compiled(model.to_json(), ordinal)
+    for variable in twin.optimizer.variables:
+        variable.assign(keras.ops.zeros_like(variable))
+    twin.optimizer.learning_rate = learning_rate
+    _copy(model, twin)
     order = np.random.default_rng(seed).permutation(len(targets))  # then shuffled in each epoch
     begun = time.perf_counter()
-    run = model.fit(
+    run = twin.fit(
         np.asarray(data.inputs, np.float32)[order],
         targets[order],
         sample_weight=data.sample_weights[order],
@@ -274,6 +273,7 @@ def train(
         ],
         verbose=0,
     )
+    _copy(twin, model)
     history = pd.DataFrame(run.history).rename(
         columns=lambda name: name.replace("_rank_accuracy", "accuracy")
     )
@@ -286,6 +286,30 @@ def train(
             flush=True,
         )
     return history
+
+
+@lru_cache(maxsize=16)
+def _compiled(architecture: str, ordinal: bool) -> keras.Model:
+    """A network of the architecture, compiled once: tracing costs more than a short training does.
+
+    Its variables are set anew for each training, dropout's random state and Adam's moments too.
+    """
+    twin = keras.models.model_from_json(architecture)
+    if ordinal:
+        loss, accuracy = keras.losses.BinaryCrossentropy(from_logits=True), _rank_accuracy
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    optimizer = keras.optimizers.AdamW(weight_decay=WEIGHT_DECAY)
+    optimizer.build(twin.trainable_variables)
+    twin.compile(optimizer=optimizer, loss=loss, metrics=[accuracy], jit_compile=False)
+    return twin
+
+
+def _copy(source: keras.Model, target: keras.Model) -> None:
+    for layer, other in zip(source.layers, target.layers, strict=True):
+        for variable, twin in zip(layer.variables, other.variables, strict=True):
+            twin.assign(variable)
 
 
 def _rank_accuracy(targets, logits):
