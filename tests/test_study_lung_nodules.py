@@ -194,3 +194,17 @@ def test_the_mean_s_interval_leaves_out_what_is_undefined(rng):
     assert mean == pytest.approx(np.nanmean(values))
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
     assert np.isnan(study.mean_interval(np.array([np.nan]))[0])
+
+
+def test_without_data_ct_slices_are_drawn_and_named_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {"phantoms.size": 128, "phantoms.slices": 40, "phantoms.per_patient": 1}
+    run = study.begin(study.load_settings(results=tmp_path / "made", changes=small))
+    assert run.dataset.is_phantom
+    assert run.notes == ["phantoms: drawn images, a test of the machinery"]
+    assert run.identity()["data"].startswith("phantoms-")
+    assert set(run.dataset.table["split"]) == {"train", "val", "test"}
+    again = study.begin(study.load_settings(results=tmp_path / "made", changes=small))
+    assert again.dataset.fingerprint == run.dataset.fingerprint
+    kept = pd.read_csv(tmp_path / "made" / "splits.csv")
+    assert kept.groupby("label")["split"].nunique().min() == 3
