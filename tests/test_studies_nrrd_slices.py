@@ -78,6 +78,12 @@ def test_a_single_slice_in_three_dimensions_and_its_spacing(tmp_path, sizes):
     assert image.spacing == (0.75, 0.5)  # rows, columns
 
 
+def test_a_slice_of_a_single_row_keeps_two_axes(tmp_path):
+    row = np.arange(COLUMNS, dtype=np.int16)
+    path = written(tmp_path / "a.nrrd", row, kind="short", sizes=(COLUMNS, 1, 1))
+    np.testing.assert_array_equal(read_nrrd(path).values, [row])
+
+
 def test_spacing_of_directions_in_space_and_none_at_all(tmp_path):
     extra = ["space: left-posterior-superior", "space directions: (0.6,0,0) (0,0,-0.8) (0,2.5,0)"]
     path = written(tmp_path / "a.nrrd", picture(), kind="short", sizes=(COLUMNS, ROWS, 1),

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from covid_project.settings import HOUSE, PROFILES
+from covid_project.settings import HOUSE, PROFILES, SettingsError
 from covid_project.storage import read_csv
 from covid_project.studies import lung_nodules as study
 from covid_project.studies.ct_phantoms import write_dataset
@@ -42,12 +42,12 @@ def finished(tmp_path_factory):
 
 
 def test_the_notebook_writes_every_table_and_figure(finished):
-    for name in ("exploration", "noise", "removed", "lungs", "cgan", "cgan_distances", "imbalance",
-                 "heads", "augmentation", "metrics", "test_ledger", "gradcam", "gradcam_summary",
-                 "history_full_five", "history_nodule_binary"):  # fmt: skip
+    tables = "exploration sizes noise removed lungs cgan cgan_distances imbalance heads "
+    tables += "augmentation metrics test_ledger gradcam gradcam_summary "
+    for name in (tables + "history_full_five history_nodule_binary").split():
         assert (finished / f"{name}.csv").is_file(), name
-    for name in ("class_distribution", "imbalance", "confusion_roc", "history_nodule_five",
-                 "images_steps_full", "images_cgan_nodule", "images_gradcam_full"):  # fmt: skip
+    pictures = "class_distribution imbalance confusion_roc history_nodule_five images_samples_full "
+    for name in (pictures + "images_steps_full images_cgan_nodule images_gradcam_full").split():
         assert (finished / "figures" / f"phantom_{name}.pdf").is_file(), name
     assert (finished / "notebooks" / "lung_nodules.html").is_file()
 
@@ -116,6 +116,21 @@ def test_the_committed_notebook_is_thin_and_without_outputs():
     assert len(cells) <= 30
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"backbones": {"VGG16": 1.0}}, "VGG19.*found .'VGG16'"),
+        ({"backbones": {}}, "found none"),
+        ({"preparation.low": 500}, "preparation: low is 500 and high 400"),
+        ({"cgan.image_size": 20}, "cgan: image_size is 20; allowed: multiples of 8"),
+        ({"without_weights": "guess"}, "allowed: stop, random"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(changes, said):
+    with pytest.raises(SettingsError, match=said):
+        study.load_settings("lung_nodules_demo", changes=changes)
 
 
 def test_the_binary_task_begins_at_the_given_malignancy():

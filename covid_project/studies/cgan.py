@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from covid_project.settings import within
+from covid_project.settings import SettingsError, within
 from covid_project.storage import fingerprint, whole_file
 from covid_project.studies.grading import Verdicts, graded_metrics
 from covid_project.studies.imbalance import NotTraining
@@ -39,6 +39,10 @@ class Recipe:
     batch_size: int = within(2, 1024)
     steps: int = within(1, 1_000_000)
     learning_rate: float = within(1e-7, 1)
+
+    def __post_init__(self):
+        if self.image_size % 8:
+            raise SettingsError(f"image_size is {self.image_size}; allowed: multiples of 8")
 
 
 def generator_network(recipe: Recipe, classes: int) -> keras.Model:
@@ -126,7 +130,7 @@ def train(
     NotTraining
         An image of another split.
     ValueError
-        Images of another size or type, a size that is no multiple of 8, a class without images.
+        Images of another size or type, or a class without images.
     FloatingPointError
         A loss is no longer finite.
     """
@@ -134,10 +138,9 @@ def train(
     if len(splits) != len(images) or (splits != "train").any():
         raise NotTraining("a GAN sees training images only: give the split of each, all 'train'")
     size = recipe.image_size
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 1) or size % 8:
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 1):
         raise ValueError(
-            f"images are {images.dtype} {images.shape}; wanted uint8 (N, {size}, {size}, 1) and a "
-            "size that is a multiple of 8"
+            f"images are {images.dtype} {images.shape}; wanted uint8 (N, {size}, {size}, 1)"
         )
     members = [np.flatnonzero(labels == label) for label in range(classes)]
     if min(map(len, members)) == 0:

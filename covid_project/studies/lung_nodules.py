@@ -16,7 +16,8 @@ import pandas as pd
 from covid_project import experiment
 from covid_project.data import Dataset
 from covid_project.evaluation import RESAMPLES, percentile_interval, record_test_look
-from covid_project.settings import RunSettings, load_profile, within
+from covid_project.models import BACKBONES
+from covid_project.settings import RunSettings, SettingsError, load_profile, one_of, within
 from covid_project.storage import cached_array, fingerprint, read_csv, write_csv
 from covid_project.studies import cgan, ct_phantoms
 from covid_project.studies.ct_preprocessing import (
@@ -75,6 +76,12 @@ class Preparation:
     only_lungs: bool  # in the full view, what lies outside the lungs is made 0
     noise_percentile: float = within(50, 100)  # training images above it are removed; 100: none
 
+    def __post_init__(self):
+        if self.low >= self.high:
+            raise SettingsError(
+                f"low is {self.low} and high {self.high} HU: low must be below high"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -95,14 +102,22 @@ class Settings(RunSettings):
     preparation: Preparation
     image_size: int = within(32, 512)  # pixels, of a backbone's input
     backbones: dict[str, float]  # name: width multiplier; the first is the one that is explained
-    weights: str  # "imagenet", "random"
-    without_weights: str
+    weights: str = one_of("imagenet", "random")
+    without_weights: str = one_of("stop", "random")  # when they cannot be had
     training: Training
     seeds: int = within(1, 100)  # trainings of each case
     cgan: cgan.Recipe
     augmented_copies: int = within(0, 100)  # ahead of time
     small_epochs: int = within(1, 1000)  # of the small network on which augmentation is compared
     explained: int = within(1, 1000)  # test images in the Grad-CAM table
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = sorted(set(self.backbones) - set(BACKBONES))
+        if unknown or not self.backbones:
+            raise SettingsError(
+                f"backbones must name some of {', '.join(BACKBONES)}, found {unknown or 'none'}"
+            )
 
     @property
     def common(self) -> tuple:

@@ -88,7 +88,9 @@ def read_nrrd(path: Path) -> Image:
             f"{path} cannot be read: {_reason(error)}. The file is damaged, cut off or no NRRD "
             "image: copy it again or take it out"
         ) from None
-    axes = [axis for axis, size in enumerate(values.shape) if size > 1 or values.ndim == 2]
+    axes = list(range(values.ndim))
+    if values.ndim == 3:
+        axes.remove(values.shape.index(1))
     spacings = _spacings(header, values.ndim)
     return Image(
         values.reshape([values.shape[axis] for axis in axes]).astype(
@@ -140,7 +142,7 @@ def _check_header(header: Mapping, path: Path) -> None:
     sizes = [int(size) for size in header["sizes"]]
     if header["type"] == "block":
         raise DataError(f"{path}: its type is 'block', which holds no numbers")
-    if len([size for size in sizes if size != 1]) > 2 or len(sizes) not in (2, 3):
+    if len(sizes) not in (2, 3) or (len(sizes) == 3 and 1 not in sizes):
         shape = " × ".join(map(str, sizes))
         raise DataError(f"{path} is {shape} (fastest axis first); allowed: a single slice")
     if min(sizes) < 1 or int(np.prod(sizes, dtype=object)) > MAX_PIXELS:
