@@ -12,15 +12,15 @@ ARCHIVE = "covid_xray.zip"
 KAGGLE = "tawsifurrahman/covid19-radiography-database"
 
 
-def prepare(archive: str = ARCHIVE, kaggle: str = KAGGLE) -> str | None:
+def prepare(archive: str = ARCHIVE, kaggle: str | None = KAGGLE) -> str | None:
     """Check for Python 3.12; on Colab, install the requirements and look for the data.
 
     Parameters
     ----------
     archive
-        File name of the data, sought in the usual places.
+        Name of the data's file or folder, sought in the usual places.
     kaggle
-        The set on Kaggle that is downloaded where there is no such file.
+        The set on Kaggle that is downloaded where there is none; None: nothing is downloaded.
 
     Returns
     -------
@@ -43,9 +43,9 @@ def prepare(archive: str = ARCHIVE, kaggle: str = KAGGLE) -> str | None:
         [sys.executable, "-m", "pip", "install", "--quiet", "-r", "requirements.txt"], check=True
     )
     for place in (Path(), Path("/content"), Path("/content/drive/MyDrive")):
-        if (place / archive).is_file():
+        if (place / archive).exists():
             return str(place / archive)
-    if importlib.util.find_spec("kagglehub"):
+    if kaggle and importlib.util.find_spec("kagglehub"):
         import kagglehub
 
         return kagglehub.dataset_download(kaggle)

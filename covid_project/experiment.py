@@ -177,7 +177,9 @@ def open_course(source: Path, settings: Settings) -> data.Dataset:
 
 
 def begin[Kind: RunSettings](
-    settings: Kind, open_data: Callable[[Path, Kind], data.Dataset] = open_course
+    settings: Kind,
+    open_data: Callable[[Path, Kind], data.Dataset] = open_course,
+    draw: Callable[[Kind], Path] | None = None,
 ) -> Experiment:
     """Open the data, claim the results folder, and report both.
 
@@ -185,6 +187,8 @@ def begin[Kind: RunSettings](
     ----------
     open_data
         Opens a folder or an archive, with the splits that the run uses; a study has its own.
+    draw
+        Draws what stands in where no data are given, and gives its folder; None: radiographs.
 
     Raises
     ------
@@ -194,7 +198,7 @@ def begin[Kind: RunSettings](
         Another run is at work in the results folder.
     """
     refuse_others(Path(settings.results))
-    source = _drawn(settings) if settings.data is None else Path(settings.data)
+    source = (draw or _drawn)(settings) if settings.data is None else Path(settings.data)
     results = Path(settings.results)
     dataset = open_data(source, settings)
     record = results / "run.json"

@@ -134,19 +134,32 @@ def classification_head(features, *, dropout: float):
     return layers.Dense(1, name="logit")(x)
 
 
+# How a backbone wants its colour channels, from grey values 0–255.
+CONVENTIONS = {
+    "scaled": "−1 to 1",
+    "centred": "blue, green, red, each less its mean over ImageNet",
+    "raw": "0 to 255: the network scales them itself",
+}
+IMAGENET_MEANS = (103.939, 116.779, 123.68)  # blue, green, red, in grey levels
+
+
 @dataclass(frozen=True)
 class Backbone:
-    """A network of ``keras.applications``; all of these expect grey values scaled to −1…1."""
+    """A network of ``keras.applications``, and the input that its weights were trained on."""
 
     build: Callable[..., keras.Model]
     takes_width: bool
     frozen_up_to: str  # end of a block: what comes after it is fine-tuned by default
+    convention: str = "scaled"  # one of CONVENTIONS
 
 
 BACKBONES = {
     "ResNet50V2": Backbone(keras.applications.ResNet50V2, False, "conv5_block1_out"),
     "MobileNetV2": Backbone(keras.applications.MobileNetV2, True, "block_12_add"),
     "MobileNet": Backbone(keras.applications.MobileNet, True, "conv_pw_11_relu"),
+    "VGG19": Backbone(keras.applications.VGG19, False, "block4_pool", "centred"),
+    "ResNet50": Backbone(keras.applications.ResNet50, False, "conv5_block1_out", "centred"),
+    "EfficientNetB0": Backbone(keras.applications.EfficientNetB0, False, "block6d_add", "raw"),
 }
 
 
@@ -178,8 +191,7 @@ def build_backbone(
     if width != 1 and not backbone.takes_width:
         raise ValueError(f"{name} has no width multiplier: width is {width}, allowed: 1")
     images = keras.Input((image_size, image_size, 1), name="images")
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalization")(images)
-    x = layers.Concatenate(name="rgb")([x, x, x])  # the grey image in each colour channel
+    x = _channels(images, backbone.convention)
     try:
         with warnings.catch_warnings():
             # Without top there are only convolutions, whose weights fit images of any size.
@@ -205,6 +217,17 @@ def build_backbone(
     model = keras.Model(images, features, name=name)
     model.trainable = False
     return model
+
+
+def _channels(images, convention: str):
+    """Three colour channels of grey images 0–255, as the convention wants them."""
+    if convention == "scaled":
+        images = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalization")(images)
+    x = layers.Concatenate(name="rgb")([images] * 3)  # the grey image in each colour channel
+    if convention == "centred":
+        offset = [-mean for mean in IMAGENET_MEANS]
+        x = layers.Rescaling(1.0, offset=offset, name="normalization")(x)
+    return x
 
 
 def available_backbone(

@@ -23,6 +23,7 @@ PROFILES = HOUSE / "profiles"
 NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")  # in their order
 STUDIES = (
     "ct_lesions",
+    "lung_nodules",
     "pneumonia",
 )  # notebooks in ``studies/``, modules in ``covid_project.studies``
 SETTINGS_VARIABLE = "COVID_PROJECT_SETTINGS"  # how `python -m covid_project run` reaches notebooks

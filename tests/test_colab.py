@@ -45,3 +45,15 @@ def test_kagglehub_is_used_where_it_is_present(on_colab, monkeypatch):
     hub.__spec__ = types.SimpleNamespace()
     monkeypatch.setitem(sys.modules, "kagglehub", hub)
     assert colab.prepare() == "/downloaded/tawsifurrahman/covid19-radiography-database"
+
+
+def test_a_study_without_a_set_on_kaggle_downloads_nothing_and_finds_its_folder(
+    on_colab, monkeypatch, tmp_path
+):
+    hub = types.ModuleType("kagglehub")
+    hub.dataset_download = lambda name: pytest.fail("downloaded something")
+    hub.__spec__ = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "kagglehub", hub)
+    assert colab.prepare("lung_nodules", kaggle=None) is None
+    (tmp_path / "lung_nodules").mkdir()
+    assert colab.prepare("lung_nodules", kaggle=None) == "lung_nodules"

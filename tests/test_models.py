@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 
+from covid_project.explain.gradcam import grad_cam
 from covid_project.models import (
     BACKBONES,
     WeightsUnavailable,
@@ -73,11 +74,47 @@ def test_the_proposed_cut_exists_and_can_be_cut(name):
     np.testing.assert_allclose(above(below(x)), backbone(x), rtol=1e-4, atol=1e-5)
 
 
-def test_the_grey_image_reaches_the_backbone_scaled_as_keras_does(transfer):
+APPLICATIONS = {
+    "ResNet50V2": keras.applications.resnet_v2,
+    "MobileNetV2": keras.applications.mobilenet_v2,
+    "MobileNet": keras.applications.mobilenet,
+    "VGG19": keras.applications.vgg19,
+    "ResNet50": keras.applications.resnet,
+    "EfficientNetB0": keras.applications.efficientnet,
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_grey_image_reaches_the_backbone_as_keras_prepares_it(name):
+    backbone = build_backbone(name, 32, weights="random")
     x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 1)).astype(np.float32)
-    rgb = keras.Model(transfer.input, transfer.get_layer("rgb").output)(x)
-    expected = keras.applications.mobilenet_v2.preprocess_input(np.repeat(x, 3, axis=-1).copy())
-    np.testing.assert_allclose(rgb, expected, atol=1e-5)
+    last = "rgb" if BACKBONES[name].convention != "centred" else "normalization"
+    channels = keras.Model(backbone.input, backbone.get_layer(last).output)(x)
+    expected = APPLICATIONS[name].preprocess_input(np.repeat(x, 3, axis=-1).copy())
+    np.testing.assert_allclose(channels, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_whole_backbone_computes_what_keras_own_does(name):
+    """With the same weights, on the channels that Keras prepares: nothing is scaled twice."""
+    ours = build_backbone(name, 32, weights="random")
+    whole = getattr(keras.applications, name)
+    theirs = whole(include_top=False, weights=None, input_shape=(32, 32, 3), pooling="avg")
+    theirs.set_weights(ours.get_weights())
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 1)).astype(np.float32)
+    prepared = APPLICATIONS[name].preprocess_input(np.repeat(x, 3, axis=-1).copy())
+    np.testing.assert_allclose(ours(x), theirs(prepared), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["VGG19", "ResNet50", "EfficientNetB0"])
+def test_every_backbone_survives_saving_and_is_explained(name, tmp_path):
+    model = transfer_model(build_backbone(name, 64, weights="random"), dropout=0.1)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    x = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 1)).astype(np.float32)
+    np.testing.assert_allclose(again(x), model(x), rtol=1e-4, atol=1e-5)
+    side = 4 if name == "VGG19" else 2  # its last convolutions lie before the fifth pooling
+    assert grad_cam(again, x, 1).maps.shape == (2, side, side)
 
 
 def test_a_cut_inside_a_residual_block_is_refused(transfer):

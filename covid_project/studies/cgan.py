@@ -1,0 +1,310 @@
+"""A conditional GAN for small grey images, and what its images are worth.
+
+Generator and discriminator are told the class as a one-hot vector (Mirza & Osindero 2014), with
+the layers of DCGAN (Radford et al. 2016). Each step is drawn from the seed and its own number, and
+the whole state is kept on disk, so that a training that was cut off goes on as if it had not been.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from keras import layers
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from covid_project.settings import SettingsError, within
+from covid_project.storage import fingerprint, whole_file
+from covid_project.studies.grading import Verdicts, graded_metrics
+from covid_project.studies.imbalance import NotTraining
+
+SMOOTH = 0.9  # what the discriminator is to say of a real image (Salimans et al. 2016)
+SAVED_EVERY = 100  # steps
+HISTORY = ["step", "discriminator_loss", "generator_loss", "real_score", "synthetic_score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a conditional GAN is made and trained."""
+
+    image_size: int = within(16, 128)  # pixels, a multiple of 8
+    noise: int = within(1, 1024)  # random numbers beside the class
+    width: int = within(4, 256)  # filters at the largest size; twice and four times as many below
+    batch_size: int = within(2, 1024)
+    steps: int = within(1, 1_000_000)
+    learning_rate: float = within(1e-7, 1)
+
+    def __post_init__(self):
+        if self.image_size % 8:
+            raise SettingsError(f"image_size is {self.image_size}; allowed: multiples of 8")
+
+
+def generator_network(recipe: Recipe, classes: int) -> keras.Model:
+    """(noise (N, noise), one-hot (N, K)) → images (N, S, S, 1) in −1…1."""
+    noise = keras.Input((recipe.noise,), name="noise")
+    wanted = keras.Input((classes,), name="class")
+    side, width = recipe.image_size // 8, recipe.width
+    x = layers.Concatenate(name="told")([noise, wanted])
+    x = layers.Dense(side * side * 4 * width, use_bias=False, name="seed")(x)
+    x = layers.Reshape((side, side, 4 * width), name="square")(x)
+    for number, filters in enumerate((4 * width, 2 * width, width), start=1):
+        x = layers.BatchNormalization(momentum=0.9, name=f"norm{number}")(x)
+        x = layers.ReLU(name=f"relu{number}")(x)
+        # Enlarged, then convolved: transposed convolutions leave a chequered pattern.
+        x = layers.UpSampling2D(name=f"up{number}")(x)
+        x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"convolution{number}")(
+            x
+        )
+    x = layers.BatchNormalization(momentum=0.9, name="norm4")(x)
+    x = layers.ReLU(name="relu4")(x)
+    images = layers.Conv2D(1, 3, padding="same", activation="tanh", name="image")(x)
+    return keras.Model([noise, wanted], images, name="generator")
+
+
+def discriminator_network(recipe: Recipe, classes: int) -> keras.Model:
+    """(images (N, S, S, 1) in −1…1, one-hot (N, K)) → logit (N, 1), above 0 for real."""
+    size, width = recipe.image_size, recipe.width
+    images = keras.Input((size, size, 1), name="image")
+    said = keras.Input((classes,), name="class")
+    plane = layers.RepeatVector(size * size, name="everywhere")(said)
+    plane = layers.Reshape((size, size, classes), name="planes")(plane)
+    x = layers.Concatenate(name="told")([images, plane])
+    for number, filters in enumerate((width, 2 * width, 4 * width), start=1):
+        x = layers.Conv2D(filters, 4, strides=2, padding="same", name=f"convolution{number}")(x)
+        x = layers.LeakyReLU(0.2, name=f"relu{number}")(x)
+    logit = layers.Dense(1, name="logit")(layers.Flatten(name="flat")(x))
+    return keras.Model([images, said], logit, name="discriminator")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained generator and how its training went."""
+
+    network: keras.Model
+    recipe: Recipe
+    history: pd.DataFrame  # HISTORY, a row per step
+    classes: int
+
+    def generate(self, label: int, count: int, seed: int) -> np.ndarray:
+        """So many images of a class, uint8 (count, S, S, 1); the same seed gives the same."""
+        rng = np.random.default_rng([seed, label])
+        noise = rng.normal(size=(count, self.recipe.noise)).astype(np.float32)
+        told = np.tile(np.eye(self.classes, dtype=np.float32)[label], (count, 1))
+        images = self.network.predict([noise, told], batch_size=64, verbose=0)
+        return np.rint(127.5 * (images + 1)).astype(np.uint8)
+
+
+def train(
+    images: np.ndarray,
+    labels: np.ndarray,
+    splits: Iterable[str],
+    recipe: Recipe,
+    *,
+    classes: int,
+    seed: int,
+    folder: Path,
+    progress: str | None = None,
+) -> Trained:
+    """Train a conditional GAN on training images, or go on where a training was cut off.
+
+    Every batch holds all classes alike, so that a rare one is learned as long as a frequent one;
+    its images are mirrored at random.
+
+    Parameters
+    ----------
+    images, labels
+        uint8 (N, S, S, 1) with the recipe's S, and int (N,) from 0 to ``classes`` − 1.
+    splits
+        The split of each image (N,): all must be "train".
+    folder
+        Where the state is kept, every 100 steps, under a name that tells data, recipe and seed.
+
+    Raises
+    ------
+    NotTraining
+        An image of another split.
+    ValueError
+        Images of another size or type, or a class without images.
+    FloatingPointError
+        A loss is no longer finite.
+    """
+    labels, splits = np.asarray(labels, int), np.asarray(list(splits))
+    if len(splits) != len(images) or (splits != "train").any():
+        raise NotTraining("a GAN sees training images only: give the split of each, all 'train'")
+    size = recipe.image_size
+    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 1):
+        raise ValueError(
+            f"images are {images.dtype} {images.shape}; wanted uint8 (N, {size}, {size}, 1)"
+        )
+    members = [np.flatnonzero(labels == label) for label in range(classes)]
+    if min(map(len, members)) == 0:
+        raise ValueError(f"a class has no training image: counts are {list(map(len, members))}")
+    keras.utils.set_random_seed(seed)
+    networks = generator_network(recipe, classes), discriminator_network(recipe, classes)
+    optimizers = [keras.optimizers.Adam(recipe.learning_rate, beta_1=0.5) for _ in networks]
+    for network, optimizer in zip(networks, optimizers, strict=True):
+        optimizer.build(network.trainable_variables)
+    variables = [v for owner in (*networks, *optimizers) for v in owner.variables]
+    described = {key: value for key, value in asdict(recipe).items() if key != "steps"}
+    state = Path(folder) / f"cgan-{fingerprint(images, labels, described, str(seed))}.npz"
+    rows = _restored(state, variables, recipe.steps)
+    step = _step_function(*networks, *optimizers)
+    begun, first = time.perf_counter(), len(rows)
+    for number in range(first, recipe.steps):
+        batch = _batch(images, members, recipe, np.random.default_rng([seed, number]))
+        losses = [float(value) for value in step(*batch)]
+        if not np.isfinite(losses).all():
+            raise FloatingPointError(f"cGAN: a loss is not finite in step {number + 1}")
+        rows.append([number + 1, *losses])
+        if (number + 1) % SAVED_EVERY == 0 or number + 1 == recipe.steps:
+            _save(state, variables, rows)
+            if progress:
+                spent = time.perf_counter() - begun
+                left = spent / (number + 1 - first) * (recipe.steps - number - 1)
+                print(
+                    f"{progress}: step {number + 1} of {recipe.steps}, losses {losses[0]:.2f} and "
+                    f"{losses[1]:.2f}, {left:.0f} s left",
+                    flush=True,
+                )
+    history = pd.DataFrame(rows, columns=HISTORY).astype({"step": int})
+    return Trained(networks[0], recipe, history, classes)
+
+
+def _batch(images, members, recipe: Recipe, rng: np.random.Generator) -> list[tf.Tensor]:
+    """Real images −1…1, their one-hot classes, and noise for as many synthetic ones."""
+    drawn = rng.integers(0, len(members), recipe.batch_size)
+    rows = [rng.choice(members[label]) for label in drawn]
+    real = images[rows].astype(np.float32) / 127.5 - 1
+    across, down = rng.uniform(size=(2, len(rows))) < 0.5
+    real[across] = real[across, :, ::-1]
+    real[down] = real[down, ::-1]
+    noise = rng.normal(size=(2, len(rows), recipe.noise)).astype(np.float32)
+    told = np.eye(len(members), dtype=np.float32)[drawn]
+    return [tf.constant(part) for part in (real, told, noise[0], noise[1])]
+
+
+def _step_function(generator, discriminator, for_generator, for_discriminator):
+    """One step of both: the discriminator's on real and synthetic images, then the generator's."""
+    cross = tf.nn.sigmoid_cross_entropy_with_logits
+
+    @tf.function
+    def step(real, told, noise, other_noise):
+        synthetic = generator([noise, told], training=True)
+        with tf.GradientTape() as tape:
+            on_real = discriminator([real, told], training=True)
+            on_synthetic = discriminator([synthetic, told], training=True)
+            loss = tf.reduce_mean(
+                cross(labels=SMOOTH * tf.ones_like(on_real), logits=on_real)
+                + cross(labels=tf.zeros_like(on_synthetic), logits=on_synthetic)
+            )
+        weights = discriminator.trainable_variables
+        for_discriminator.apply(tape.gradient(loss, weights), weights)
+        with tf.GradientTape() as tape:
+            made = generator([other_noise, told], training=True)
+            fooled = discriminator([made, told], training=True)
+            generator_loss = tf.reduce_mean(cross(labels=tf.ones_like(fooled), logits=fooled))
+        weights = generator.trainable_variables
+        for_generator.apply(tape.gradient(generator_loss, weights), weights)
+        return loss, generator_loss, tf.reduce_mean(on_real), tf.reduce_mean(on_synthetic)
+
+    return step
+
+
+def _save(path: Path, variables, rows: list) -> None:
+    arrays = {f"v{number}": variable.numpy() for number, variable in enumerate(variables)}
+    with whole_file(path) as part:
+        np.savez(part, rows=np.array(rows), **arrays)
+
+
+def _restored(path: Path, variables, steps: int) -> list:
+    """Set the variables to the kept state, unless it is farther than wanted; its history's rows."""
+    if not path.is_file():
+        return []
+    with np.load(path, allow_pickle=False) as kept:
+        rows = kept["rows"].tolist()
+        if len(rows) > steps:
+            return []
+        for number, variable in enumerate(variables):
+            variable.assign(kept[f"v{number}"])
+    return rows
+
+
+# ---- what the images are worth ------------------------------------------------------------------
+
+Set = tuple[np.ndarray, np.ndarray]  # features (N, D) and labels (N,)
+
+
+def cross_tests(real: Set, synthetic: Set, held_out: Set, seed: int = 0) -> pd.DataFrame:
+    """Classifiers trained on real or synthetic images, tested on the other kind.
+
+    Trained on synthetic and tested on real (held out) images says whether the classes are shown as
+    they are and in their variety; the reverse, whether a synthetic image shows its class. Both are
+    to be read beside real on real, and beside chance. (Esteban et al. 2017, for time series.)
+
+    Parameters
+    ----------
+    real, synthetic, held_out
+        Features (N, D) and labels: training images, generated ones, and real ones of another split.
+
+    Returns
+    -------
+    One row each: trained, tested, macro_F1, balanced_accuracy, AUC, kappa, n; a logistic
+    regression on standardised features with classes weighted alike.
+    """
+    classes = 1 + max(int(np.max(labels)) for _, labels in (real, synthetic, held_out))
+    cases = {
+        ("real", "real"): (real, held_out),
+        ("synthetic", "real"): (synthetic, held_out),
+        ("real", "synthetic"): (real, synthetic),
+    }
+    rows = []
+    for (trained, tested), ((features, labels), (others, truth)) in cases.items():
+        classifier = LogisticRegression(
+            C=0.01, max_iter=2000, class_weight="balanced", random_state=seed
+        )
+        model = make_pipeline(StandardScaler(), classifier).fit(features, labels)
+        scores = np.zeros((len(others), classes))
+        scores[:, model.classes_] = model.predict_proba(others)
+        found = graded_metrics(truth, Verdicts(scores, scores.argmax(axis=1)))
+        names = ("macro_F1", "balanced_accuracy", "AUC", "kappa")
+        rows.append((trained, tested, *(found[name] for name in names), len(truth)))
+    return pd.DataFrame(rows, columns=["trained", "tested", *names, "n"])
+
+
+def nearest_distances(images: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Distance of each image to the nearest training image, (N,): root mean square, grey levels.
+
+    Both uint8 (N, H, W, 1). Mirrored training images count as well: the GAN has seen them.
+    """
+    variants = [training, training[:, :, ::-1], training[:, ::-1], training[:, ::-1, ::-1]]
+    known = np.concatenate(variants).reshape(4 * len(training), -1).astype(np.float32)
+    asked = images.reshape(len(images), -1).astype(np.float32)
+    squares = (asked**2).sum(axis=1)[:, None] + (known**2).sum(axis=1)[None] - 2 * asked @ known.T
+    return np.sqrt(np.maximum(squares.min(axis=1), 0) / asked.shape[1])
+
+
+def memorisation(synthetic: np.ndarray, training: np.ndarray, held_out: np.ndarray) -> pd.DataFrame:
+    """Do synthetic images copy training images? Their distances beside those of unseen real ones.
+
+    Returns
+    -------
+    One row each for synthetic and held-out images: images, median, nearest (grey levels, see
+    `nearest_distances`), and copies: the share nearer to a training image than all but 1 % of the
+    held-out images are. About 0.01 is what independent images give; much more is memorisation.
+    """
+    distances = {
+        "synthetic": nearest_distances(synthetic, training),
+        "held out": nearest_distances(held_out, training),
+    }
+    limit = np.percentile(distances["held out"], 1)
+    rows = [
+        (name, np.median(found), found.min(), (found < limit).mean(), len(found))
+        for name, found in distances.items()
+    ]
+    return pd.DataFrame(rows, columns=["images", "median", "nearest", "copies", "n"])

@@ -1,0 +1,156 @@
+"""Answers to unequal class counts, all called in one manner and on training data alone.
+
+"none", "class_weights", "oversample", "undersample", "smote" (Chawla et al. 2002) and "cgan", which
+asks a generator for what is missing. Inputs may be images, flattened pixels or a backbone's
+features; SMOTE interpolates between neighbours, which makes sense where straight lines stay among
+plausible inputs: of features more than of pixels.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from imblearn.over_sampling import SMOTE
+
+METHODS = ("none", "class_weights", "oversample", "undersample", "smote", "cgan")
+NEIGHBOURS = 5  # of SMOTE, where the smallest class has as many
+
+# (label, how many, seed) → so many inputs of that class
+Generate = Callable[[int, int, int], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Balanced:
+    """Training data after one of `METHODS`."""
+
+    inputs: np.ndarray  # (M, ...)
+    labels: np.ndarray  # int (M,)
+    weights: dict[int, float]  # of each label in the loss; 1 but for "class_weights"
+    synthetic: np.ndarray  # bool (M,), what no scanner has seen
+
+    @property
+    def sample_weights(self) -> np.ndarray:
+        """The weight of each sample, float (M,)."""
+        return np.array([self.weights[label] for label in self.labels.tolist()])
+
+
+class NotTraining(ValueError):
+    """Something else than training data was to be balanced, which is leakage."""
+
+
+def balance(
+    method: str,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    splits: Iterable[str],
+    *,
+    seed: int,
+    generate: Generate | None = None,
+) -> Balanced:
+    """Answer the imbalance of training data by one of `METHODS`.
+
+    Parameters
+    ----------
+    inputs, labels
+        (N, ...) of any number type, and int (N,) from 0.
+    splits
+        The split of each sample (N,): all must be "train".
+    seed
+        Of what is drawn.
+    generate
+        For "cgan": gives synthetic inputs (n, ...) of a label.
+
+    Returns
+    -------
+    The given samples in their order (for "undersample" those that stay), then the new ones; with
+    "oversample", "smote" and "cgan" every class has as many as the largest, with "undersample" as
+    the smallest.
+
+    Raises
+    ------
+    NotTraining
+        A sample of another split.
+    ValueError
+        Unknown method, lengths that differ, fewer than two classes, one sample of a class for
+        SMOTE, or "cgan" without a generator or with one that gives another shape.
+    """
+    inputs, labels, splits = np.asarray(inputs), np.asarray(labels, int), np.asarray(list(splits))
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}")
+    if not len(inputs) == len(labels) == len(splits):
+        raise ValueError(f"{len(inputs)} inputs, {len(labels)} labels and {len(splits)} splits")
+    if (splits != "train").any():
+        others = sorted(set(splits.tolist()) - {"train"})
+        raise NotTraining(f"only training data may be balanced, found the splits {others} too")
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) < 2:
+        raise ValueError(f"labels hold one class only: {classes.tolist()}")
+    rng = np.random.default_rng(seed)
+    weights = dict.fromkeys(classes.tolist(), 1.0)
+    if method == "class_weights":
+        weights = balanced_weights(labels)
+    if method in ("none", "class_weights"):
+        return Balanced(inputs, labels, weights, np.zeros(len(labels), bool))
+    if method == "undersample":
+        kept = [
+            rng.choice(np.flatnonzero(labels == label), counts.min(), replace=False)
+            for label in classes
+        ]
+        rows = np.sort(np.concatenate(kept))
+        return Balanced(inputs[rows], labels[rows], weights, np.zeros(len(rows), bool))
+    missing = dict(zip(classes.tolist(), (counts.max() - counts).tolist(), strict=True))
+    if method == "oversample":
+        new = [rng.choice(np.flatnonzero(labels == c), n) for c, n in missing.items()]
+        rows = np.concatenate([np.arange(len(labels)), *new])
+        return Balanced(inputs[rows], labels[rows], weights, np.zeros(len(rows), bool))
+    if method == "smote":
+        added, of = _smote(inputs, labels, counts.min(), seed)
+    else:
+        added, of = _generated(generate, missing, inputs.shape[1:], seed)
+    added = _as_type(added, inputs.dtype)
+    synthetic = np.repeat([False, True], [len(labels), len(of)])
+    return Balanced(
+        np.concatenate([inputs, added]), np.concatenate([labels, of]), weights, synthetic
+    )
+
+
+def balanced_weights(labels: np.ndarray) -> dict[int, float]:
+    """Weight of each label, N / (K n) for n of its N samples in K classes; King & Zeng 2001.
+
+    scikit-learn's "balanced", and equation 1 of the published report.
+    """
+    classes, counts = np.unique(np.asarray(labels, int), return_counts=True)
+    weights = len(labels) / (len(classes) * counts)
+    return dict(zip(classes.tolist(), weights.tolist(), strict=True))
+
+
+def _smote(inputs, labels, smallest: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    if smallest < 2:
+        raise ValueError("SMOTE needs two samples of each class at least: it draws between them")
+    flat = inputs.reshape(len(inputs), -1).astype(np.float64)
+    sampler = SMOTE(random_state=seed, k_neighbors=int(min(NEIGHBOURS, smallest - 1)))
+    drawn, of = sampler.fit_resample(flat, labels)
+    # imbalanced-learn gives the samples back first, in their order, and then the new ones.
+    new = drawn[len(labels) :].reshape(-1, *inputs.shape[1:])
+    return new, of[len(labels) :]
+
+
+def _generated(generate, missing, shape, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    if generate is None:
+        raise ValueError("the method 'cgan' needs a generator (see studies.cgan)")
+    added = [np.empty((0, *shape))]
+    for label, count in missing.items():
+        if count:
+            made = np.asarray(generate(label, count, seed))
+            if made.shape != (count, *shape):
+                raise ValueError(f"the generator gave {made.shape}, wanted {(count, *shape)}")
+            added.append(made)
+    of = np.repeat(list(missing), list(missing.values())).astype(int)
+    return np.concatenate(added), of
+
+
+def _as_type(values: np.ndarray, kind: np.dtype) -> np.ndarray:
+    if np.issubdtype(kind, np.integer):  # grey values between two grey values
+        limits = np.iinfo(kind)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values.astype(kind)
