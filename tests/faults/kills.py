@@ -205,9 +205,15 @@ def grows(name: str) -> bool:
     return name.endswith(("tuning.csv", "metrics.csv", "ledger.csv"))
 
 
-def rows_of(path: Path) -> list[str]:
-    """Rows of a table as they are, times included: a trial that was run again would differ."""
-    return path.read_text().splitlines() if path.is_file() else []
+def rows_of(path: Path) -> list[tuple]:
+    """Number, values and seconds of each trial: one that was run again would differ in its time.
+
+    Not the lines themselves: once a trial has failed, counts are written as 3.0 instead of 3.
+    """
+    if not path.is_file():
+        return []
+    columns = ["trial", "learning_rate", "dropout", "seconds"]
+    return list(pd.read_csv(path, float_precision="round_trip")[columns].itertuples(index=False))
 
 
 def archive(path: Path) -> None:
