@@ -193,6 +193,13 @@ def test_readme_says_what_the_benchmarks_measured_and_they_agree():
         assert line in readme
 
 
+def test_readme_says_how_many_faults_were_tried():
+    tried = pd.read_csv(RESULTS / "faults.csv").groupby("fault")["count"].sum()
+    readme = (HOUSE / "README.md").read_text(encoding="utf-8")
+    for count in tried:
+        assert f"| {count:,} |" in readme
+
+
 def test_no_pixels_and_no_paths_of_a_machine_are_committed():
     for path in RESULTS.rglob("*"):
         if "demo" in path.parts or "notebooks" in path.parts or path.name.startswith("images_"):
