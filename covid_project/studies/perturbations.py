@@ -9,10 +9,14 @@ nearest by its ratio. Values are rounded, where the published code cuts off the 
 from collections.abc import Callable
 
 import numpy as np
+from PIL import Image
+from scipy.stats import norm
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST = 20  # pixels along a side: the longest blur of the smallest size moves by 18
-_CHUNK = 2**19  # pixels perturbed at once: what the processor's cache holds
+_CHUNK = 2**18  # grey values perturbed at once: what the processor's cache holds
+# The standard normal distribution in steps of equal probability: as fine as grey values can show.
+_QUANTILES = norm.ppf((np.arange(2**16) + 0.5) / 2**16)
 
 # Perturbation → published size in pixels → what severities 1–5 take. Noise: the standard deviation,
 # as a share of the grey range (of the pixel's own value for speckle). Motion blur: radius and
@@ -109,19 +113,22 @@ def _as_grey_values(values: np.ndarray) -> np.ndarray:
     return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
+def _normal(images: np.ndarray, rng: np.random.Generator, table: np.ndarray) -> np.ndarray:
+    """Look up one random value per pixel in a table of 2¹⁶ equally likely ones."""
+    return table[rng.integers(0, len(table), images.shape, np.uint16)]
+
+
 def _gaussian_noise(images: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    noise = rng.standard_normal(images.shape, np.float32)
-    noise *= np.float32(255 * share)
-    noise += images
-    return _as_grey_values(noise)
+    # Grey values are whole: rounding the sum is rounding the noise.
+    values = _normal(images, rng, np.rint(255 * share * _QUANTILES).astype(np.int16))
+    values += images
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
 def _speckle(images: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    noise = rng.standard_normal(images.shape, np.float32)
-    noise *= np.float32(share)
-    noise += 1
-    noise *= images
-    return _as_grey_values(noise)
+    values = _normal(images, rng, (1 + share * _QUANTILES).astype(np.float32))
+    values *= images
+    return _as_grey_values(values)
 
 
 def _motion_blur(
@@ -144,34 +151,46 @@ def motion_blurred(images: np.ndarray, radius: int, sigma: float, angles: np.nda
     angles
         Directions (N,), in degrees; 0 looks along the rows.
     """
-    height, width = images.shape[1:3]
+    count, height, width, channels = images.shape
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights = (weights / weights.sum()).astype(np.float32)
     turned = np.deg2rad(angles)[:, None]
-    # Moved left (up) by so many pixels, half a pixel counting downwards, as ImageMagick has it.
+    # How far to the right of (below) a pixel its steps lie; as ImageMagick rounds them.
     right = np.ceil(steps * np.cos(turned) - 0.5).astype(int)  # (N, steps)
     down = np.ceil(steps * np.sin(turned) - 0.5).astype(int)
     above, left = -down.min(initial=0), -right.min(initial=0)
     below, beyond = down.max(initial=0), right.max(initial=0)
-    padded = np.pad(images, ((0, 0), (above, below), (left, beyond), (0, 0)), "edge")
-    padded = padded.astype(np.float32)
-    total = np.zeros(images.shape, np.float32)
-    for step, weight in enumerate(weights):
-        places = np.stack([down[:, step], right[:, step]], axis=1)
-        for y, x in np.unique(places, axis=0):  # images that move alike here, all at once
-            alike = np.flatnonzero((places == (y, x)).all(axis=1))
-            moved = padded[alike, above + y : above + y + height, left + x : left + x + width]
-            moved *= weight
-            total[alike] += moved
-    return _as_grey_values(total)
+    edges = ((above, below), (left, beyond))
+    padded_width = left + width + beyond
+    # In an image written row after row, a step is a single distance. The last pixels of the last
+    # row would read beyond the end, but lie in the padding and are cut off.
+    distances = (above + down) * padded_width + left + right
+    found = np.empty_like(images)
+    total, moved = np.empty((2, height * padded_width), np.float32)
+    wide = total.reshape(height, padded_width)
+    for number, channel in np.ndindex(count, channels):
+        plane = np.pad(images[number, ..., channel], edges, "edge").astype(np.float32).ravel()
+        total[:] = 0
+        for weight, distance in zip(weights, distances[number], strict=True):
+            n = min(len(total), len(plane) - distance)
+            np.multiply(plane[distance : distance + n], weight, out=moved[:n])
+            total[:n] += moved[:n]
+        found[number, ..., channel] = _as_grey_values(wide[:, :width])
+    return found
 
 
 def _contrast(images: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    means = images.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
-    values = images * np.float32(factor)
-    values += means * np.float32(1 - factor)
-    return _as_grey_values(values)
+    """Bring every pixel nearer to the mean of its image's channel: a table of 256 values each."""
+    levels = np.arange(256.0)
+    found = np.empty_like(images)
+    for image, out in zip(images, found, strict=True):
+        picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+        counts = np.array(picture.histogram()).reshape(-1, 256)
+        means = counts @ levels / counts[0].sum()
+        tables = _as_grey_values(levels * factor + means[:, None] * (1 - factor))
+        out[:] = np.asarray(picture.point(tables.ravel().tolist())).reshape(out.shape)
+    return found
 
 
 def _brightness(images: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
