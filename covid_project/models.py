@@ -117,7 +117,8 @@ def resnet18(
     """
     if classes < 2 or channels not in (1, 3):
         raise ValueError(
-            f"classes is {classes}, channels {channels}; allowed: 2 classes or more, 1 or 3 channels"
+            f"classes is {classes}, channels {channels}; allowed: 2 classes or more, "
+            "1 or 3 channels"
         )
     if not 16 <= image_size <= max(_STEMS):
         raise ValueError(f"image_size is {image_size}; allowed: 16 to {max(_STEMS)} pixels")

@@ -22,6 +22,7 @@ NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")  # 
 STUDIES = (
     "ct_lesions",
     "pneumonia",
+    "robustness",
 )  # notebooks in ``studies/``, modules in ``covid_project.studies``
 SETTINGS_VARIABLE = "COVID_PROJECT_SETTINGS"  # how `python -m covid_project run` reaches notebooks
 

@@ -1,7 +1,7 @@
 """Robustness under perturbation: its settings, its data, and how ResNet18 is trained on it."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from covid_project import experiment
+from covid_project.checkpoints import fitted
 from covid_project.data import Dataset, open_dataset
 from covid_project.models import resnet18
 from covid_project.normalization import normalization_layer
@@ -77,7 +78,44 @@ def images(run: experiment.Experiment) -> np.ndarray:
     return medmnist.read(run.settings.data).images
 
 
+def split(run: experiment.Experiment, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, H, W, C) and labels (N,) of one split."""
+    rows = run.dataset.rows(name)
+    return images(run)[rows], run.dataset.table["label"].to_numpy()[rows]
+
+
 # ---- training -----------------------------------------------------------------------------------
+
+
+def network(
+    run: experiment.Experiment, recipe: str, seed: int, *, augmented: bool
+) -> tuple[keras.Model, pd.DataFrame]:
+    """The network of one recipe and seed with its history: trained once, then loaded (`train`)."""
+    settings = run.settings
+    how = settings.recipes[recipe]
+    share = settings.perturbed_share if augmented else 0.0
+    stage = stage_name(recipe, seed, augmented=augmented)
+    identity = {**run.identity(), **asdict(how), "perturbed_share": share, "seed": seed}
+    return fitted(
+        run.results,
+        stage,
+        identity,
+        lambda: train(
+            split(run, "train"),
+            split(run, "val"),
+            how,
+            classes=len(run.dataset.classes),
+            normalization=settings.normalization,
+            perturbed_share=share,
+            seed=seed,
+            progress=stage,
+        ),
+    )
+
+
+def stage_name(recipe: str, seed: int, *, augmented: bool) -> str:
+    """Under which a network's files are kept, such as ``thesis_plain_21``."""
+    return f"{recipe}_{'augmented' if augmented else 'plain'}_{seed}"
 
 
 def train(
