@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.special import logsumexp
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -148,7 +149,7 @@ def auc_losses(errors: pd.DataFrame, weights: np.ndarray) -> tuple[pd.DataFrame,
     once = np.ones((1, weights.shape[1]))
     clean = errors[errors["perturbation"] == ORIGINAL]
     labels = clean["label"].to_numpy()
-    reference = [class_auc(labels, _logits(clean), each)for each in (once, weights)]  # fmt: skip
+    reference = [class_auc(labels, _logits(clean), each) for each in (once, weights)]
     rows, resampled = [], []
     for (perturbation, severity), group in errors.groupby(["perturbation", "severity"], sort=False):
         if perturbation == ORIGINAL:
@@ -188,13 +189,11 @@ def correlations(drifts: pd.DataFrame, errors: pd.DataFrame, weights: np.ndarray
         change = changes.loc[pd.MultiIndex.from_frame(group[["perturbation", "severity", "image"]])]
         for measure in MEASURES:
             sign = -1 if measure in SIMILARITIES else 1
+            moved = [(by_set[key]["image"], sign * by_set[key][measure]) for key in order]
             means = [
-                np.stack(
-                    [weighted_mean(sign * by_set[key][measure].to_numpy(), each[:, by_set[key]["image"]])
-                     for key in order], axis=1,
-                )
+                np.stack([weighted_mean(m.to_numpy(), each[:, i]) for i, m in moved], axis=1)
                 for each in (once, weights)
-            ]  # fmt: skip
+            ]
             value = _spearman(means[0], losses["delta"].to_numpy()[None])[0]
             found = interval(_spearman(means[1], spread))
             rows.append((measure, layer, "sets", value, *found, len(order)))
@@ -240,15 +239,14 @@ def features(drifts: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
     an undefined drift counts as the mean of its column.
     """
     keys = ["perturbation", "severity", "image"]
-    wide = drifts.pivot(index=keys, columns="layer", values=list(MEASURES))
+    wide = drifts.set_index([*keys, "layer"])[list(MEASURES)].unstack("layer")  # noqa: PD010
     for measure in SIMILARITIES:
         wide[measure] = -wide[measure]
     wide.columns = [f"{measure} {layer}" for measure, layer in wide.columns]
     wide = wide.fillna(wide.mean()).fillna(0.0)
     logits = _logits(errors)
     top = np.sort(logits, axis=1)[:, ::-1]
-    # log(p / (1 - p)) of the largest softmax probability, without overflow.
-    odds = top[:, 0] - np.log(np.exp(top[:, 1:] - top[:, 1:2]).sum(axis=1)) - top[:, 1]
+    odds = top[:, 0] - logsumexp(top[:, 1:], axis=1)  # log(p / (1 - p)) of the predicted class
     facts = errors.assign(doubt=-odds).set_index(keys)[["label", "wrong", "doubt"]]
     return facts.join(wide, how="inner").reset_index()
 
@@ -277,7 +275,7 @@ def detectors(
             known = fitting[fitting["perturbation"] != perturbation]
             if known["wrong"].nunique() < 2:
                 continue
-            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+            model = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
             model.fit(known[columns], known["wrong"])
             for rows, out in zip((fitting, judged), scores, strict=True):
                 here = (rows["perturbation"] == perturbation).to_numpy()

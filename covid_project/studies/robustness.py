@@ -196,8 +196,10 @@ def train(
                 f"{row['learning_rate']:g}; try a smaller one"
             )
         rows.append(row)
-        if (row["val_auc"], -row["val_loss"]) > best:
-            best, kept = (row["val_auc"], -row["val_loss"]), model.get_weights()
+        # Where a class is missing from validation there is no AUC, and the loss decides alone.
+        reached = float(np.nan_to_num(row["val_auc"])), -row["val_loss"]
+        if reached > best:
+            best, kept = reached, model.get_weights()
         lowest = min(lowest, (row["val_loss"], epoch))
         if progress:
             left = (recipe.epochs - epoch) * np.mean([one["seconds"] for one in rows])

@@ -64,7 +64,7 @@ def drift(before: np.ndarray, after: np.ndarray, size: tuple[int, int]) -> dict[
 
 
 def centroids(maps: np.ndarray) -> np.ndarray:
-    """Centre of mass (row, column) of each map (N, H, W), in pixels: (N, 2); NaN for a blank one."""
+    """Centre of mass (row, column) of maps (N, H, W), in pixels: (N, 2); NaN for a blank one."""
     mass = maps.astype(np.float64)
     total = mass.sum(axis=(1, 2))
     rows = mass.sum(axis=2) @ np.arange(maps.shape[1])
