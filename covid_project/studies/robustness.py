@@ -45,7 +45,7 @@ class Settings(RunSettings):
     recipes: dict[str, Recipe]  # of which the better one on validation is used
     perturbed_share: float = within(0.01, 1)  # of the images of an augmented epoch
     seeds: int = within(1, 100)  # trainings of each kind
-    false_alarms: float = within(0.001, 0.5)  # of the flag, on unperturbed validation images
+    false_alarms: float = within(0.001, 0.5)  # of the flag: share of right validation predictions
     resamples: int = within(100, 100_000)  # of every bootstrap
     shown: int = within(1, 20)  # images in the figure of maps
 
