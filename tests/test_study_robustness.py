@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -30,7 +31,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Results folder of the notebook on a drawn file of three channels and three of its classes."""
+    """Results folder of the notebook on a drawn colour file of five classes."""
     folder = tmp_path_factory.mktemp("study")
     values = yaml.safe_load((PROFILES / "robustness_demo.yaml").read_text())
     for recipe in values["recipes"].values():
@@ -117,12 +118,9 @@ def test_the_kept_model_is_that_of_the_best_epoch(trained):
     np.testing.assert_allclose(history["learning_rate"], [1e-3, 1e-4])
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid per class"])
-def test_training_is_repeatable_and_knows_both_losses(trained, loss):
+def test_training_is_repeatable_with_the_other_loss_and_perturbed_images(trained):
     images, labels, _ = trained
-    recipe = Recipe(
-        loss=loss, batch_size=12, learning_rate=1e-3, epochs=1, patience=1, stepped=False
-    )
+    recipe = replace(RECIPE, loss="sigmoid per class", epochs=1, stepped=False)
     found = [
         train((images, labels), (images, labels), recipe, classes=2, normalization="fixed",
               perturbed_share=0.5)[1]

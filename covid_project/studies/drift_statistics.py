@@ -201,8 +201,8 @@ def correlations(drifts: pd.DataFrame, errors: pd.DataFrame, weights: np.ndarray
             defined = np.isfinite(values)
             ranks = rankdata(values[defined]), rankdata(change.to_numpy()[defined])
             image = group["image"].to_numpy()[defined]
-            value = _weighted_correlation(*ranks, once[:, image])[0]
-            found = interval(_weighted_correlation(*ranks, weights[:, image]))
+            value = _weighted_correlation(*ranks, image, once)[0]
+            found = interval(_weighted_correlation(*ranks, image, weights))
             rows.append((measure, layer, "images", value, *found, int(defined.sum())))
     return pd.DataFrame(rows, columns=["measure", "layer", "kind", "value", "low", "high", "n"])
 
@@ -216,16 +216,19 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide(products, scale, out=np.full(len(products), np.nan), where=scale > 0)
 
 
-def _weighted_correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of x and y (N,) under each weighting (R, N)."""
-    total = weights.sum(1)
-    mean_x, mean_y = weights @ x / total, weights @ y / total
-    covariance = weights @ (x * y) / total - mean_x * mean_y
-    spread = (weights @ x**2 / total - mean_x**2) * (weights @ y**2 / total - mean_y**2)
-    return np.divide(
-        covariance, np.sqrt(np.maximum(spread, 0)), out=np.full(len(total), np.nan),
-        where=spread > 0,
-    )  # fmt: skip
+def _weighted_correlation(
+    x: np.ndarray, y: np.ndarray, image: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Pearson's correlation (R,) of the rows x and y (M,), each weighing as its image (R, N)."""
+    # Summed up per image first: each image has one weight for all its rows.
+    n, sum_x, sum_y, sum_xy, sum_xx, sum_yy = (
+        weights @ np.bincount(image, values, weights.shape[1])
+        for values in (np.ones(len(x)), x, y, x * y, x * x, y * y)
+    )
+    covariance = sum_xy / n - sum_x * sum_y / n**2
+    spread = (sum_xx / n - (sum_x / n) ** 2) * (sum_yy / n - (sum_y / n) ** 2)
+    scale = np.sqrt(np.maximum(spread, 0))
+    return np.divide(covariance, scale, out=np.full(len(weights), np.nan), where=scale > 0)
 
 
 # ---- drift as a detector of errors --------------------------------------------------------------
