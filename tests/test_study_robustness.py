@@ -115,7 +115,8 @@ def test_the_kept_model_is_that_of_the_best_epoch(trained):
     images, labels, (model, history) = trained
     logits = model(images.astype(np.float32), training=False).numpy()
     assert auc(labels, logits) == pytest.approx(history["val_auc"].max())
-    np.testing.assert_allclose(history["learning_rate"], [1e-3, 1e-4])
+    # Half and three quarters of two epochs both lie before the second.
+    np.testing.assert_allclose(history["learning_rate"], [1e-3, 1e-5])
 
 
 def test_training_is_repeatable_with_the_other_loss_and_perturbed_images(trained):
