@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 from covid_project.explain.gradcam import grad_cam
 from covid_project.models import resnet18
 from covid_project.normalization import normalization_layer
+from covid_project.storage import read_csv
 from covid_project.studies import saliency_drift
 from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
 from covid_project.studies.saliency_drift import MEASURES, as_grey_levels, drift, flag, grid
@@ -141,6 +142,14 @@ def test_a_grid_that_was_cut_goes_on_and_is_the_same(whole, network, tmp_path, m
     pd.testing.assert_frame_equal(drifts, whole[2], rtol=1e-3, atol=0.02)
     unchanged = [path.stat().st_mtime_ns == time for path, time in kept.items()]
     assert sum(unchanged) >= 11  # the drift of the version that was cut is made again
+
+
+def test_the_same_table_is_the_same_file(tmp_path):
+    table = pd.DataFrame({"image": [0, 1], "rmse": [0.1, 1 / 3]})
+    for name in ("first.csv.gz", "second.csv.gz"):
+        saliency_drift.write_table(tmp_path / name, table)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "first.csv.gz"), table)
 
 
 def test_the_flag_keeps_its_false_alarm_rate_on_others(rng):

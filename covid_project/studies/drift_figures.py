@@ -4,6 +4,7 @@ Perturbations differ by colour, dash and marker, so that they can be told apart 
 colour-blind readers.
 """
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -80,16 +81,14 @@ def drift_by_layer(
                 axis.text(0.5, 0.5, "no such image", transform=axis.transAxes, ha="center")
             axis.set_xticks(range(len(layers)), _short(layers))
         axes[row, 0].set_ylabel(UNITS[measure])
-    for axis in axes[1]:
-        axis.set_xlabel("block")
     _legend(figure)
-    figure.suptitle(f"severity {severity}, 95 % intervals over images", fontsize=8)
+    figure.supxlabel(f"block; severity {severity}, 95 % intervals over images", fontsize=8)
     return figure
 
 
 def _legend(figure: plt.Figure) -> None:
     handles = [plt.Line2D([], [], label=name, **_line(name)) for name in PERTURBATIONS]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(PERTURBATIONS))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(PERTURBATIONS))
 
 
 def drift_and_loss(
@@ -211,7 +210,7 @@ def summary(
     panel.legend(loc="upper left")
     detection(found, axes[1, 1])
     _legend(figure)
-    figure.supxlabel("\n".join(sentences), fontsize=8)
+    figure.supxlabel(textwrap.fill(" ".join(sentences), 115), fontsize=8)
     return figure
 
 
