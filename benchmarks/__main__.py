@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks explain|training``: measure a suite, write it to a CSV."""
+"""Command line: ``python -m benchmarks SUITE``: measure a suite, write it to a CSV."""
 
 import argparse
 import sys
@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import explain, training
+from benchmarks import explain, perturbations, training
 from benchmarks.runner import differs, line, run, update, worse
 from covid_project.storage import read_csv
 
-SUITES = {"explain": explain.benchmarks, "training": training.benchmarks}
+SUITES = {
+    "explain": explain.benchmarks,
+    "training": training.benchmarks,
+    "perturbations": perturbations.benchmarks,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """Builders of the networks: flat (no nested sub-model), uncompiled, ending in one logit.
 
 Input: grey values 0–255, float32 (N, H, W, 1); normalisation is the first layer. Output: (N, 1),
-the logit of the positive class; the sigmoid is applied where a probability is wanted.
+the logit of the positive class; the sigmoid is applied where a probability is wanted. `resnet18`
+alone also takes colours and has one logit per class.
 """
 
 import warnings
@@ -85,6 +86,66 @@ def slice_cnn(
     return keras.Model(images, layers.Dense(1, name="logit")(x), name="slice_cnn")
 
 
+# Ends of the eight residual blocks of `resnet18`, after their activation, from input to output.
+RESNET18_BLOCKS = tuple(f"block{stage}_{number}" for stage in (1, 2, 3, 4) for number in (1, 2))
+# Kernel and stride of the stem by the largest image side that it is for, and whether pooling
+# follows: small images would be gone before the first block.
+_STEMS = {32: (3, 1, False), 64: (3, 2, False), 512: (7, 2, True)}
+
+
+def resnet18(
+    image_size: int, normalization: layers.Layer, *, classes: int, channels: int = 1
+) -> keras.Model:
+    """ResNet18 for images (N, image_size, image_size, channels), with a logit per class.
+
+    He et al. 2016 ("Deep Residual Learning for Image Recognition", CVPR), table 1, 18 layers. Its
+    stem suits images of 224 pixels and is kept from 65 pixels on; up to 64 it is a 3×3 convolution
+    of stride 2, up to 32 one of stride 1, without pooling, as usual for small images.
+
+    Parameters
+    ----------
+    normalization
+        Layer from ``normalization.normalization_layer``; it becomes part of the model.
+    classes
+        Number of logits, 2 or more, for softmax.
+    channels
+        1 for grey, 3 for colour.
+
+    Notes
+    -----
+    The outputs of the residual blocks are layers named as in ``RESNET18_BLOCKS``.
+    """
+    if classes < 2 or channels not in (1, 3):
+        raise ValueError(
+            f"classes is {classes}, channels {channels}; allowed: 2 classes or more, "
+            "1 or 3 channels"
+        )
+    if not 16 <= image_size <= max(_STEMS):
+        raise ValueError(f"image_size is {image_size}; allowed: 16 to {max(_STEMS)} pixels")
+    kernel, strides, pooled = next(stem for side, stem in _STEMS.items() if image_size <= side)
+    images = keras.Input((image_size, image_size, channels), name="images")
+    x = _convolution(normalization(images), 64, kernel=kernel, strides=strides, name="stem")
+    if pooled:
+        x = layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
+    for name in RESNET18_BLOCKS:
+        stage, number = int(name[5]), int(name[7])
+        halved = stage > 1 and number == 1
+        x = _residual_block(x, 32 * 2**stage, strides=2 if halved else 1, name=name)
+    x = layers.GlobalAveragePooling2D(name="features")(x)
+    return keras.Model(images, layers.Dense(classes, name="logits")(x), name="resnet18")
+
+
+def _residual_block(x, filters: int, *, strides: int, name: str):
+    """Two 3×3 convolutions, added to the input; a 1×1 convolution fits the input to them."""
+    change = _convolution(x, filters, strides=strides, name=f"{name}_1")
+    change = _convolution(change, filters, activation=False, name=f"{name}_2")
+    if strides > 1:
+        x = _convolution(
+            x, filters, kernel=1, strides=strides, activation=False, name=f"{name}_shortcut"
+        )
+    return layers.ReLU(name=name)(layers.Add(name=f"{name}_add")([x, change]))
+
+
 def mlp(image_size: int, normalization: layers.Layer, *, units: int, dropout: float) -> keras.Model:
     """Multilayer perceptron: every pixel an input, no notion of neighbourhood.
 
@@ -112,7 +173,9 @@ def shift_threshold(model: keras.Model, threshold: float) -> None:
     bias.assign(bias - threshold)
 
 
-def _convolution(x, filters: int, *, name: str, kernel: int = 3, strides: int = 1):
+def _convolution(
+    x, filters: int, *, name: str, kernel: int = 3, strides: int = 1, activation: bool = True
+):
     """Convolution, BatchNorm, ReLU; the BatchNorm's offset takes the bias' place."""
     x = layers.Conv2D(
         filters,
@@ -124,7 +187,7 @@ def _convolution(x, filters: int, *, name: str, kernel: int = 3, strides: int = 
         name=f"{name}_convolution",
     )(x)
     x = layers.BatchNormalization(momentum=0.95, name=f"{name}_norm")(x)
-    return layers.ReLU(name=f"{name}_relu")(x)
+    return layers.ReLU(name=f"{name}_relu")(x) if activation else x
 
 
 def classification_head(features, *, dropout: float):

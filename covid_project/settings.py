@@ -25,6 +25,7 @@ STUDIES = (
     "ct_lesions",
     "lung_nodules",
     "pneumonia",
+    "robustness",
 )  # notebooks in ``studies/``, modules in ``covid_project.studies``
 SETTINGS_VARIABLE = "COVID_PROJECT_SETTINGS"  # how `python -m covid_project run` reaches notebooks
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import explain, memory, training
+from benchmarks import explain, memory, perturbations, training
 from benchmarks.runner import Benchmark, differs, line, measure, run, update, worse
 from covid_project.storage import read_csv
 
@@ -177,3 +177,24 @@ def test_the_sweep_on_features_learns_what_the_whole_network_learns():
 def test_a_part_of_the_peers_work_counts_as_often_as_it_is_done():
     row = measure(counted([2], [3], peer_counts=10))
     assert (row["peer"], row["ratio"]) == (30, 15)
+
+
+def test_perturbed_batches_and_those_of_the_package_have_the_same_means():
+    pytest.importorskip(
+        "imagecorruptions",
+        reason="a peer only: pip install -r requirements-bench.txt",
+        exc_type=ImportError,
+    )
+    found = list(perturbations.benchmarks(perturbations.Scale(images=3, size=64, repeats=1)))
+    assert len(found) == 2 * 5
+    for benchmark in found:
+        ours, peer = benchmark.ours(), benchmark.peer()
+        if "contrast" in benchmark.name or "brightness" in benchmark.name:
+            assert benchmark.agreement(ours, peer) <= benchmark.tolerance, benchmark.name
+        assert benchmark.agreement(ours, peer + 2) > benchmark.tolerance
+
+
+def test_the_missing_peer_is_named(monkeypatch):
+    monkeypatch.setattr(perturbations, "PACKAGE", "imagecorruptions_that_nobody_has")
+    with pytest.raises(perturbations.PeerMissing, match=r"requirements-bench\.txt"):
+        next(perturbations.benchmarks())

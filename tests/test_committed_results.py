@@ -207,6 +207,7 @@ def test_no_pixels_and_no_paths_of_a_machine_are_committed():
         assert path.suffix in (
             "",
             ".csv",
+            ".gz",
             ".json",
             ".yaml",
             ".md",

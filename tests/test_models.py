@@ -12,6 +12,7 @@ from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from covid_project.explain.gradcam import grad_cam
 from covid_project.models import (
     BACKBONES,
+    RESNET18_BLOCKS,
     WeightsUnavailable,
     available_backbone,
     baseline_cnn,
@@ -20,6 +21,7 @@ from covid_project.models import (
     mlp,
     model_fingerprint,
     parameter_counts,
+    resnet18,
     shift_threshold,
     slice_cnn,
     split_at,
@@ -329,3 +331,49 @@ def test_slice_cnn_is_flat_and_counts_as_by_hand(filters, kernel):
     assert kinds.index("Dropout") == kinds.index("MaxPooling2D") + 1
     # Grey values go in as they are: normalisation is inside.
     assert kinds[1] == "Rescaling"
+
+
+@pytest.mark.parametrize(
+    ("image_size", "classes", "expected"),
+    [
+        (224, 1000, 11_689_512),  # He et al.'s network, as torchvision publishes its count
+        (28, 10, 11_173_962),  # the one for small images, as published for CIFAR-10
+    ],
+)
+def test_resnet18_has_the_known_number_of_parameters(image_size, classes, expected):
+    model = resnet18(image_size, normalization_layer("fixed", None), classes=classes, channels=3)
+    assert parameter_counts(model)["trained_parameters"] == expected
+
+
+@pytest.mark.parametrize(
+    ("image_size", "sides"),
+    [(28, [28, 14, 7, 4]), (64, [32, 16, 8, 4]), (128, [32, 16, 8, 4]), (224, [56, 28, 14, 7])],
+)
+def test_the_blocks_of_resnet18_halve_the_image_from_stage_to_stage(image_size, sides):
+    model = resnet18(image_size, normalization_layer("fixed", None), classes=2)
+    shapes = [model.get_layer(name).output.shape[1:] for name in RESNET18_BLOCKS]
+    expected = [(side, side, width) for side, width in zip(sides, (64, 128, 256, 512), strict=True)]
+    assert shapes == [shape for shape in expected for _ in (1, 2)]
+    assert model.output.shape == (None, 2)
+
+
+def test_a_residual_block_adds_its_input():
+    model = resnet18(28, normalization_layer("fixed", None), classes=2)
+    for weight in model.get_layer("block3_2_2_norm").weights[:1]:  # the scale of what is added
+        weight.assign(np.zeros(weight.shape))
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1)).astype(np.float32)
+    both = keras.Model(
+        model.input, [model.get_layer(name).output for name in ("block3_1", "block3_2")]
+    )
+    before, after = both(images, training=False)
+    np.testing.assert_allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"classes": 1}, "classes is 1"), ({"channels": 2}, "channels 2"), ({"size": 8}, "is 8")],
+)
+def test_resnet18_refuses_what_it_is_not_made_for(change, message):
+    arguments = {"classes": 2, "channels": 1, "size": 28} | change
+    with pytest.raises(ValueError, match=message):
+        resnet18(arguments.pop("size"), normalization_layer("fixed", None), **arguments)

@@ -1,0 +1,209 @@
+"""How far a saliency map moves when its image is perturbed, and a flag made from that.
+
+The map of the original image is compared with that of the perturbed one, each for the class that
+the network predicts there. Four measures, since the root mean square error alone confuses how a
+map is scaled with where it lies.
+"""
+
+import gzip
+import math
+import time
+from collections.abc import Iterable, Sequence
+from itertools import product
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from covid_project.explain.gradcam import heatmap_function, resize_heatmaps
+from covid_project.explain.quality.similarities import rank_correlation, ssim
+from covid_project.models import RESNET18_BLOCKS
+from covid_project.storage import read_csv, whole_file
+from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
+from covid_project.training import outputs
+
+MEASURES = ("rmse", "ssim", "spearman", "centroid_shift")
+METHOD = "grad-cam++"
+ORIGINAL = "none"  # the perturbation of the images as they are, with severity 0
+SETS = ((ORIGINAL, 0), *product(PERTURBATIONS, SEVERITIES))  # the 26 versions of a split
+
+
+# ---- measures -----------------------------------------------------------------------------------
+
+
+def as_grey_levels(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps (N, h, w) in [0, 1] as 8-bit images of the size (H, W): uint8 (N, H, W)."""
+    return np.rint(255 * np.clip(resize_heatmaps(maps, size), 0, 1)).astype(np.uint8)
+
+
+def drift(before: np.ndarray, after: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """How far each map moved, float64 (N,) for each of ``MEASURES``.
+
+    Parameters
+    ----------
+    before, after
+        Maps (N, h, w) in [0, 1] of the original and of the perturbed images.
+    size
+        Height and width (H, W) of the images.
+
+    Returns
+    -------
+    "rmse": root mean square error of the maps as 8-bit images of the images' size, in grey levels
+    (0–255). "ssim" (Wang et al. 2004) and "spearman", 1 for equal maps. "centroid_shift": distance
+    of the centres of mass in pixels of the image. All but rmse are NaN where a map is blank (for
+    spearman, constant).
+    """
+    first, second = as_grey_levels(before, size), as_grey_levels(after, size)
+    difference = first.astype(np.float64) - second
+    return {
+        "rmse": np.sqrt((difference**2).mean(axis=(1, 2))),
+        "ssim": ssim(before, after),
+        "spearman": rank_correlation(before, after),
+        "centroid_shift": np.hypot(*(centroids(first) - centroids(second)).T),
+    }
+
+
+def centroids(maps: np.ndarray) -> np.ndarray:
+    """Centre of mass (row, column) of maps (N, H, W), in pixels: (N, 2); NaN for a blank one."""
+    mass = maps.astype(np.float64)
+    total = mass.sum(axis=(1, 2))
+    rows = mass.sum(axis=2) @ np.arange(maps.shape[1])
+    columns = mass.sum(axis=1) @ np.arange(maps.shape[2])
+    centre = np.stack([rows, columns], axis=1)
+    return np.divide(
+        centre, total[:, None], np.full(centre.shape, np.nan), where=total[:, None] > 0
+    )
+
+
+# ---- the grid -----------------------------------------------------------------------------------
+
+
+def grid(
+    model: keras.Model,
+    images: np.ndarray,
+    folder: Path,
+    *,
+    layers: Sequence[str] = RESNET18_BLOCKS,
+    seed: int = 0,
+    progress: str | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Predictions and drift of a split under every perturbation and severity.
+
+    Each of the 26 versions of the split is a file of its own in ``folder``, whole or absent: a run
+    that was cut goes on with the first one missing, and none is ever there twice. All layers'
+    maps of a version come from one pass.
+
+    Parameters
+    ----------
+    model
+        Ends in one logit per class.
+    images
+        uint8 (N, H, W, C).
+    folder
+        Its name must tell the model, the images and the seed apart.
+    layers
+        Names of spatial layers.
+
+    Returns
+    -------
+    scores
+        One row per image, perturbation and severity, "none" and 0 being the original: image (its
+        number, from 0), perturbation, severity, logit_0, logit_1, …
+    drifts
+        One row per image, perturbation, severity and layer: image, perturbation, severity, layer,
+        and ``MEASURES``.
+    """
+    folder = Path(folder)
+    explain = heatmap_function(model, list(layers), METHOD)
+    size, before, begun = images.shape[1:3], None, time.perf_counter()
+    missing = [
+        which for which in SETS if not all(path.is_file() for path in _parts(folder, *which))
+    ]
+    for number, (perturbation, severity) in enumerate(missing, start=1):
+        if before is None:
+            before = explain(images, "predicted")
+        version = _version(images, perturbation, severity, seed)
+        scores_path, *drift_path = _parts(folder, perturbation, severity)
+        rows = pd.DataFrame({"image": np.arange(len(images))})
+        rows = rows.assign(perturbation=perturbation, severity=severity)
+        if perturbation != ORIGINAL:
+            after = explain(version, "predicted")
+            moved = [
+                rows.assign(layer=layer, **drift(before[layer].maps, after[layer].maps, size))
+                for layer in layers
+            ]
+            write_table(drift_path[0], pd.concat(moved).sort_values("image", kind="stable"))
+        logits = pd.DataFrame(outputs(model, version)).add_prefix("logit_")
+        write_table(scores_path, pd.concat([rows, logits], axis=1))
+        if progress:
+            left = (time.perf_counter() - begun) / number * (len(missing) - number)
+            print(
+                f"{progress}: {perturbation} {severity or ''}: {number} of {len(missing)}, "
+                f"{left:.0f} s left",
+                flush=True,
+            )
+    parts = [_parts(folder, *which) for which in SETS]
+    return _joined(part[0] for part in parts), _joined(part[1] for part in parts[1:])
+
+
+def _joined(paths: Iterable[Path]) -> pd.DataFrame:
+    return pd.concat([read_csv(path) for path in paths], ignore_index=True)
+
+
+def _version(images: np.ndarray, perturbation: str, severity: int, seed: int) -> np.ndarray:
+    if perturbation == ORIGINAL:
+        return images
+    # Every version draws its own noise.
+    key = (seed, PERTURBATIONS.index(perturbation), severity)
+    return perturbed(images, perturbation, severity, key)
+
+
+def _parts(folder: Path, perturbation: str, severity: int) -> list[Path]:
+    """Files of one version: the scores, and but for the original the drift."""
+    name = f"{perturbation.replace(' ', '-')}-{severity}.csv.gz"
+    kinds = ("scores",) if perturbation == ORIGINAL else ("scores", "drift")
+    return [folder / f"{kind}-{name}" for kind in kinds]
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as a compressed CSV that is the same file for the same rows."""
+    with whole_file(path) as part:
+        # Neither a date nor the temporary name inside.
+        part.write_bytes(gzip.compress(table.to_csv(index=False).encode(), mtime=0))
+
+
+# ---- the flag -----------------------------------------------------------------------------------
+
+
+def flag(scores: np.ndarray, wrong: np.ndarray, false_alarms: float) -> float:
+    """Threshold above which a prediction is flagged as untrustworthy.
+
+    Parameters
+    ----------
+    scores
+        (N,), higher where an error is more likely; of validation predictions.
+    wrong
+        bool (N,), whether each of these predictions is wrong.
+    false_alarms
+        Highest expected share of right predictions that are flagged, 0 to 1.
+
+    Returns
+    -------
+    The k-th smallest score of the n right predictions, k = ⌈(n + 1)(1 − false_alarms)⌉: for
+    further predictions like these the expected share of false alarms is at most the chosen one
+    (split conformal prediction; Vovk et al. 2005). Infinite where n is too small for that.
+
+    Raises
+    ------
+    ValueError
+        Scores that are not finite, or a share outside of 0 to 1.
+    """
+    scores, wrong = np.asarray(scores, float), np.asarray(wrong, bool)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite")
+    if not 0 < false_alarms < 1:
+        raise ValueError(f"false_alarms is {false_alarms}; allowed: between 0 and 1")
+    right = np.sort(scores[~wrong])
+    place = math.ceil((len(right) + 1) * (1 - false_alarms))
+    return float(right[place - 1]) if place <= len(right) else math.inf

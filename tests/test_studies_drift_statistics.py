@@ -1,0 +1,205 @@
+"""Statistics of drift, against scikit-learn, SciPy and naive loops."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from covid_project.studies import drift_statistics as statistics
+from covid_project.studies.perturbations import PERTURBATIONS
+from covid_project.studies.robustness import auc
+from covid_project.studies.saliency_drift import MEASURES, ORIGINAL, SETS
+
+LAYERS = ("block1_1", "block4_2")
+IMAGES = 40
+
+
+def made(rng, *, classes=2, told=0.0):
+    """A grid of scores and drift in which drift tells of errors as much as ``told`` says."""
+    labels = np.arange(IMAGES) % classes
+    scores, drifts = [], []
+    for perturbation, severity in SETS:
+        logits = rng.normal(0, 1, (IMAGES, classes))
+        logits[np.arange(IMAGES), labels] += 2 - 0.35 * severity
+        rows = pd.DataFrame({"image": np.arange(IMAGES)})
+        rows = rows.assign(perturbation=perturbation, severity=severity)
+        scores.append(pd.concat([rows, pd.DataFrame(logits).add_prefix("logit_")], axis=1))
+        wrong = logits.argmax(1) != labels
+        for layer in LAYERS:
+            values = {name: rng.normal(size=IMAGES) + told * wrong for name in MEASURES}
+            for name in statistics.SIMILARITIES:
+                values[name] = -values[name]
+            if perturbation != ORIGINAL:
+                drifts.append(rows.assign(layer=layer, **values))
+    joined = pd.concat(scores, ignore_index=True), pd.concat(drifts, ignore_index=True)
+    return labels, statistics.with_errors(joined[0], labels), joined[1]
+
+
+@pytest.fixture
+def weights():
+    return statistics.draws(np.arange(IMAGES) % 2, 300, seed=1)
+
+
+def test_draws_keep_the_size_of_every_class():
+    labels = np.array([0] * 5 + [1] * 11)
+    counts = statistics.draws(labels, 50)
+    np.testing.assert_array_equal(counts[:, :5].sum(1), 5)
+    np.testing.assert_array_equal(counts[:, 5:].sum(1), 11)
+    assert counts.std(axis=0).min() > 0
+
+
+def test_weighted_auc_is_that_of_the_repeated_rows(rng):
+    positive = rng.random(30) < 0.4
+    scores = rng.integers(0, 6, 30).astype(float)  # with ties
+    counts = statistics.draws(positive, 20, seed=2)
+    found = statistics.weighted_auc(positive, scores, counts)
+    for row, value in zip(counts.astype(int), found, strict=True):
+        expected = roc_auc_score(np.repeat(positive, row), np.repeat(scores, row))
+        assert value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_class_auc_is_the_one_of_the_training_and_of_scikit_learn(rng, classes):
+    labels = np.arange(60) % classes
+    logits = rng.normal(size=(60, classes))
+    found = statistics.class_auc(labels, logits, np.ones((1, 60)))[0]
+    assert found == pytest.approx(auc(labels, logits))
+    if classes > 2:
+        chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        expected = roc_auc_score(labels, chances, multi_class="ovr", average="macro")
+        assert found == pytest.approx(expected)
+
+
+def test_the_loss_of_auc_is_paired(rng, weights):
+    labels, errors, _ = made(rng)
+    clean = errors[errors["perturbation"] == ORIGINAL].filter(like="logit_").to_numpy()
+    same = errors.copy()
+    columns = [name for name in errors if name.startswith("logit_")]
+    same[columns] = np.tile(clean, (len(SETS), 1))
+    losses, _ = statistics.auc_losses(same, weights)
+    np.testing.assert_allclose(losses[["delta", "low", "high"]], 0, atol=1e-12)
+    losses, spread = statistics.auc_losses(errors, weights)
+    row = losses.iloc[-1]
+    last = errors[(errors["perturbation"] == row.perturbation) & (errors["severity"] == 5)]
+    pair = [clean, last.filter(like="logit_").to_numpy()]
+    expected = [roc_auc_score(labels, each[:, 1] - each[:, 0]) for each in pair]
+    assert row.delta == pytest.approx(expected[0] - expected[1])
+    assert row.low <= row.delta <= row.high
+    assert spread.shape == (300, 25)
+
+
+def test_confidence_and_change_of_score_are_probabilities(rng):
+    labels, errors, _ = made(rng, classes=3)
+    logits = errors.filter(like="logit_").to_numpy()
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(errors["confidence"], chances.max(1))
+    first = chances[:IMAGES].argmax(1)
+    row = errors.iloc[5 * IMAGES + 7]
+    change = abs(chances[5 * IMAGES + 7, first[7]] - chances[7, first[7]])
+    assert row.score_change == pytest.approx(change)
+    assert (errors["wrong"] == (logits.argmax(1) != labels[errors["image"]])).all()
+
+
+def test_drift_by_layer_is_the_mean_of_its_cell(rng, weights):
+    _, errors, drifts = made(rng)
+    table = statistics.drift_by_layer(drifts, errors, ("no", "yes"), weights)
+    original = errors[errors["perturbation"] == ORIGINAL]
+    chosen = original["image"][~original["wrong"] & (original["label"] == 1)]
+    cell = drifts[
+        (drifts["perturbation"] == "contrast")
+        & (drifts["severity"] == 2)
+        & (drifts["layer"] == "block4_2")
+        & drifts["image"].isin(chosen)
+    ]
+    where = {"measure": "rmse", "perturbation": "contrast", "severity": 2, "layer": "block4_2"}
+    where |= {"class": "yes", "prediction": "right"}
+    (row,) = table[(table[list(where)] == pd.Series(where)).all(axis=1)].itertuples()
+    assert row.value == pytest.approx(cell["rmse"].mean())
+    assert row.n == len(cell)
+    assert row.low < row.value < row.high
+    assert (row.high - row.low) / 3.92 == pytest.approx(
+        cell["rmse"].std() / np.sqrt(len(cell)), rel=0.3
+    )
+
+
+def test_correlations_are_those_of_scipy(rng, weights):
+    _, errors, drifts = made(rng)
+    drifts["rmse"] += 3 * drifts["severity"]
+    table = statistics.correlations(drifts, errors, weights)
+    table = table.set_index(["measure", "layer", "kind"])
+    losses, _ = statistics.auc_losses(errors, weights)
+    here = drifts[drifts["layer"] == "block1_1"]
+    means = here.groupby(["perturbation", "severity"], sort=False)["rmse"].mean()
+    row = table.loc["rmse", "block1_1", "sets"]
+    assert row["value"] == pytest.approx(spearmanr(means, losses["delta"]).statistic)
+    assert row["low"] <= row["high"]
+    merged = here.merge(errors, on=["image", "perturbation", "severity"])
+    row = table.loc["ssim", "block1_1", "images"]
+    expected = spearmanr(-merged["ssim"], merged["score_change"]).statistic
+    assert row["value"] == pytest.approx(expected)
+    assert row["n"] == 25 * IMAGES
+
+
+def test_detectors_find_what_is_there_and_nothing_else(rng, weights):
+    found = {}
+    for told in (0.0, 2.0):
+        (_, *fitting), (_, *judged) = made(rng, told=told), made(rng, told=told)
+        rows = [statistics.features(drifts, errors) for errors, drifts in (fitting, judged)]
+        scores = {name: one[1] for name, one in statistics.detectors(*rows).items()}
+        table = statistics.detection(rows[1], scores, weights)
+        found[told] = table.set_index(["perturbation", "detector"])
+    assert found[0.0].loc[("all", "drift"), "auc"] == pytest.approx(0.5, abs=0.08)
+    assert found[2.0].loc[("all", "drift"), "auc"] > 0.9
+    row = found[2.0].loc[("all", "both")]
+    assert 0 < row["gain_low"] < row["gain"] < row["gain_high"]
+    assert (found[0.0].loc[(slice(None), "confidence"), "gain"] == 0).all()
+
+
+def test_the_judged_perturbation_is_not_in_the_fit(rng):
+    (_, *fitting), (_, *judged) = made(rng, told=2.0), made(rng, told=2.0)
+    rows = [statistics.features(drifts, errors) for errors, drifts in (fitting, judged)]
+    before = statistics.detectors(*rows)["drift"][1]
+    turned = rows[0].copy()
+    here = turned["perturbation"] == PERTURBATIONS[0]
+    turned.loc[here, "wrong"] = ~turned.loc[here, "wrong"]
+    after = statistics.detectors(turned, rows[1])["drift"][1]
+    same = (rows[1]["perturbation"] == PERTURBATIONS[0]).to_numpy()
+    np.testing.assert_array_equal(before[same], after[same])
+    assert (before[~same] != after[~same]).all()
+
+
+def test_doubt_is_minus_the_log_odds_of_the_confidence(rng):
+    _, errors, drifts = made(rng, classes=4)
+    rows = statistics.features(drifts, errors)
+    merged = rows.merge(errors, on=["image", "perturbation", "severity"])
+    expected = -np.log(merged["confidence"] / (1 - merged["confidence"]))
+    np.testing.assert_allclose(merged["doubt"], expected)
+
+
+def test_rates_of_the_flag_are_shares(rng, weights):
+    _, errors, drifts = made(rng)
+    rows = statistics.features(drifts, errors)
+    scores = rng.normal(size=len(rows))
+    found = statistics.flag_rates(rows, scores, 0.3, weights)
+    assert found["false_alarms"] == pytest.approx((scores[~rows["wrong"]] > 0.3).mean())
+    assert found["detected"] == pytest.approx((scores[rows["wrong"]] > 0.3).mean())
+    assert found["detected_low"] < found["detected"] < found["detected_high"]
+
+
+def test_balanced_error_is_that_of_scikit_learn(rng, weights):
+    labels, errors, _ = made(rng)
+    labels = np.where(np.arange(IMAGES) < 8, 1, 0)  # unlike classes
+    errors["label"] = labels[errors["image"]]
+    errors["wrong"] = errors["predicted"] != errors["label"]
+    table = statistics.balanced_errors(errors, weights).set_index("perturbation")
+    means = {}
+    for name, group in errors.groupby("perturbation"):
+        each = [
+            1 - balanced_accuracy_score(rows["label"], rows["predicted"])
+            for _, rows in group.groupby("severity")
+        ]
+        means[name] = np.mean(each)
+        assert table.loc[name, "balanced_error"] == pytest.approx(means[name])
+    expected = np.mean([means[name] for name in PERTURBATIONS]) - means[ORIGINAL]
+    assert table.loc["all", "relative"] == pytest.approx(expected)

@@ -1,0 +1,147 @@
+"""The robustness study: its settings and its training, and its notebook on a few drawn images."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from covid_project.data import DataError
+from covid_project.settings import HOUSE, PROFILES, SettingsError
+from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES
+from covid_project.studies.robustness import (
+    Recipe,
+    auc,
+    begin,
+    load_settings,
+    partly_perturbed,
+    train,
+)
+
+RECIPE = Recipe(
+    loss="softmax", batch_size=8, learning_rate=1e-3, epochs=2, patience=2, stepped=True
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Results folder of the notebook on a drawn colour file of five classes."""
+    folder = tmp_path_factory.mktemp("study")
+    values = yaml.safe_load((PROFILES / "robustness_demo.yaml").read_text())
+    for recipe in values["recipes"].values():
+        recipe |= {"epochs": 1, "batch_size": 16}
+    del values["recipes"]["medmnist"]
+    values |= {"resamples": 100, "shown": 1}
+    profile = folder / "small.yaml"
+    profile.write_text(yaml.safe_dump(values))
+    rng, arrays = np.random.default_rng(0), {}
+    for split, n in (("train", 20), ("val", 15), ("test", 15)):
+        labels = np.arange(n) % 5
+        images = rng.integers(0, 120, (n, 20, 20, 3)) + 25 * labels[:, None, None, None]
+        arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels[:, None]}
+    np.savez(folder / "retinamnist.npz", **arrays)
+    command = [sys.executable, "-m", "covid_project", "run", "--study", "robustness"]
+    command += ["--profile", str(profile), "--data", "retinamnist.npz", "--results", "made"]
+    where = {**os.environ, "PYTHONPATH": str(HOUSE)}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=where)
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    return folder / "made"
+
+
+def test_the_notebook_writes_every_table_and_figure(finished):
+    for name in ("counts", "recipes", "performance", "auc_losses", "balanced_errors",
+                 "correlations", "detection", "flags", "test_ledger",
+                 "history_thesis_plain_21", "history_thesis_augmented_21"):  # fmt: skip
+        assert (finished / f"{name}.csv").is_file(), name
+    names = ["summary", "drift_and_loss_plain", "detection_augmented", "images_maps"]
+    names += [f"drift_plain_severity{severity}" for severity in SEVERITIES]
+    for name in names:
+        assert (finished / "figures" / f"{name}.pdf").is_file(), name
+    assert (finished / "notebooks" / "robustness.html").is_file()
+
+
+def test_each_final_network_saw_the_test_set_once(finished):
+    ledger = pd.read_csv(finished / "test_ledger.csv")
+    assert ledger["stage"].tolist() == ["thesis_plain_21", "thesis_augmented_21"]
+    assert (ledger["look"] == 1).all()
+
+
+def test_the_grid_has_one_row_per_image_perturbation_severity_and_layer(finished):
+    drifts = pd.read_csv(finished / "drift_thesis_plain_21_test.csv.gz")
+    keys = ["image", "perturbation", "severity", "layer"]
+    assert len(drifts) == 15 * 25 * 8
+    assert not drifts.duplicated(keys).any()
+
+
+def test_the_tables_hold_what_the_scores_say(finished):
+    scores = pd.read_csv(finished / "scores_thesis_plain_21_test.csv.gz")
+    clean = scores[scores["perturbation"] == "none"].filter(like="logit_").to_numpy()
+    labels = np.arange(15) % 5
+    performance = pd.read_csv(finished / "performance.csv").set_index(["training", "metric"])
+    assert performance.loc[("plain", "AUC"), "value"] == pytest.approx(auc(labels, clean))
+    losses = pd.read_csv(finished / "auc_losses.csv")
+    assert (losses.groupby("training").size() == 25).all()
+    row = losses.iloc[0]
+    assert row["auc"] + row["delta"] == pytest.approx(auc(labels, clean))
+
+
+def test_a_share_of_the_images_is_perturbed(rng):
+    images = rng.integers(0, 256, (400, 20, 20, 1), np.uint8)
+    np.testing.assert_array_equal(partly_perturbed(images, 0.0, rng), images)
+    changed = (partly_perturbed(images, 0.5, rng) != images).any(axis=(1, 2, 3))
+    assert changed.mean() == pytest.approx(0.5, abs=4 * np.sqrt(0.25 / 400))
+    assert len(PERTURBATIONS) * len(SEVERITIES) == 25
+
+
+@pytest.fixture(scope="module")
+def trained():
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 2
+    images = (rng.integers(0, 100, (24, 20, 20, 1)) + 120 * labels[:, None, None, None]).astype(
+        np.uint8
+    )
+    return images, labels, train(
+        (images, labels), (images, labels), RECIPE, classes=2, normalization="fixed", seed=1
+    )  # fmt: skip
+
+
+def test_the_kept_model_is_that_of_the_best_epoch(trained):
+    images, labels, (model, history) = trained
+    logits = model(images.astype(np.float32), training=False).numpy()
+    assert auc(labels, logits) == pytest.approx(history["val_auc"].max())
+    # Half and three quarters of two epochs both lie before the second.
+    np.testing.assert_allclose(history["learning_rate"], [1e-3, 1e-5])
+
+
+def test_training_is_repeatable_with_the_other_loss_and_perturbed_images(trained):
+    images, labels, _ = trained
+    recipe = replace(RECIPE, loss="sigmoid per class", epochs=1, stepped=False)
+    found = [
+        train((images, labels), (images, labels), recipe, classes=2, normalization="fixed",
+              perturbed_share=0.5)[1]
+        for _ in range(2)
+    ]  # fmt: skip
+    pd.testing.assert_frame_equal(*(one.drop(columns="seconds") for one in found))
+
+
+def test_unknown_settings_and_other_data_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match="needs data"):
+        load_settings("robustness")
+    with pytest.raises(SettingsError, match=r"recipes\.thesis\.loss"):
+        load_settings("robustness_demo", changes={"recipes.thesis.loss": "hinge"})
+    with pytest.raises(DataError, match=r"no file .*give the path of a MedMNIST"):
+        begin(load_settings(data=tmp_path / "breastmnist.npz", results=tmp_path / "made"))
+
+
+def test_the_committed_notebook_is_short_and_carries_no_outputs():
+    cells = nbformat.read(Path(HOUSE, "studies", "robustness.ipynb"), as_version=4).cells
+    assert len(cells) <= 30
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert max(cell.source.count("\n") + 1 for cell in code) <= 30
