@@ -193,6 +193,19 @@ def test_readme_says_what_the_benchmarks_measured_and_they_agree():
         assert line in readme
 
 
+def test_readme_says_what_the_short_run_of_the_robustness_study_found():
+    folder = RESULTS / "robustness"
+    performance = pd.read_csv(folder / "performance.csv").set_index(["training", "metric"])
+    detection = pd.read_csv(folder / "detection.csv").query("perturbation == 'all'")
+    detection = detection.set_index(["training", "detector"]).rename(columns={"auc": "value"})
+    readme = (HOUSE / "README.md").read_text(encoding="utf-8")
+    for training, name in (("plain", "plain"), ("augmented", "perturbed")):
+        rows = [performance.loc[(training, metric)] for metric in ("AUC", "accuracy")]
+        rows += [detection.loc[(training, kind)] for kind in ("confidence", "drift", "both")]
+        shown = [f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in rows]
+        assert f"| {name} | {' | '.join(shown)} |" in readme
+
+
 def test_readme_says_how_many_faults_were_tried():
     tried = pd.read_csv(RESULTS / "faults.csv").groupby("fault")["count"].sum()
     readme = (HOUSE / "README.md").read_text(encoding="utf-8")
