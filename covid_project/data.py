@@ -760,7 +760,11 @@ def _grey_of_16_bits(image: Image.Image) -> Image.Image:
     transparent = image.info.get("transparency")
     if transparent is not None:
         grey[transparent] = 0
-    return Image.fromarray(grey[np.asarray(image, np.uint16)])
+    values = np.asarray(image, np.uint16)
+    converted = np.empty(values.shape, np.uint8)
+    for into, row in zip(converted, values, strict=True):  # all at once, indices take 8 bytes each
+        into[:] = grey[row]
+    return Image.fromarray(converted)
 
 
 def _reason(error: Exception) -> str:
