@@ -37,6 +37,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of the content,
 MAX_PIXELS = 64_000_000  # of one image; a chest radiograph has at most about 16 million
 MAX_FILE_BYTES = 256 * 2**20  # 64 million pixels in 16-bit grey need half of it
 PIECE = 2**20  # bytes read at a time
+BAND = 1024  # rows converted at a time: copies of a whole large image add up
 LARGE = 8_000_000  # pixels of an image from which no other such one is decoded beside it
 
 MAX_MEMBERS = 500_000
@@ -740,14 +741,22 @@ def _converted(image: Image.Image, name: str) -> Image.Image:
         if image.mode.startswith("I;16"):
             return _grey_of_16_bits(image)
         if image.mode not in ("I", "F"):
-            if image.has_transparency_data:
-                colours = image if image.mode == "RGBA" else image.convert("RGBA")
-                # Over black, a pixel's luminance is its own times its opacity.
-                return ImageChops.multiply(colours.convert("L"), colours.getchannel("A"))
-            return image.convert("L")
+            grey = Image.new("L", image.size)
+            for top in range(0, image.height, BAND):
+                box = (0, top, image.width, min(top + BAND, image.height))
+                grey.paste(_luminance(image.crop(box)), box)
+            return grey
     except Exception as error:  # as in _header
         raise UnreadableImage(name, f"damaged or cut off ({_reason(error)})") from None
     raise UnreadableImage(name, "32-bit or float grey values, whose range is unknown")
+
+
+def _luminance(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("L")
+    colours = image if image.mode == "RGBA" else image.convert("RGBA")
+    # Over black, a pixel's luminance is its own times its opacity.
+    return ImageChops.multiply(colours.convert("L"), colours.getchannel("A"))
 
 
 def _grey_of_16_bits(image: Image.Image) -> Image.Image:
