@@ -191,7 +191,7 @@ def test_perturbed_batches_and_those_of_the_package_have_the_same_means():
         ours, peer = benchmark.ours(), benchmark.peer()
         if "contrast" in benchmark.name or "brightness" in benchmark.name:
             assert benchmark.agreement(ours, peer) <= benchmark.tolerance, benchmark.name
-        assert benchmark.agreement(ours, peer + 2) > benchmark.tolerance
+        assert benchmark.agreement(ours, peer + 3) > benchmark.tolerance
 
 
 def test_the_missing_peer_is_named(monkeypatch):
