@@ -52,18 +52,25 @@ def augment(images: tf.Tensor, amounts: Augmentation, seed: tf.Tensor) -> tf.Ten
         height=height,
         width=width,
     )
-    images = tf.raw_ops.ImageProjectiveTransformV3(
+    return recolour(
+        transformed(images, matrices),
+        contrast=1 + uniform(amounts.contrast),
+        brightness=uniform(amounts.brightness) * 255,
+    )
+
+
+def transformed(images: tf.Tensor, matrices: tf.Tensor) -> tf.Tensor:
+    """Images float32 (N, H, W, C) under matrices (N, 8) such as `affine` gives, interpolated once.
+
+    What comes in from outside the frame mirrors what is inside.
+    """
+    return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=matrices,
         output_shape=tf.shape(images)[1:3],
         fill_value=0.0,
         fill_mode="REFLECT",
         interpolation="BILINEAR",
-    )
-    return recolour(
-        images,
-        contrast=1 + uniform(amounts.contrast),
-        brightness=uniform(amounts.brightness) * 255,
     )
 
 

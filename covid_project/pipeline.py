@@ -3,7 +3,7 @@
 The images stay uint8 until a batch is formed. Normalisation is not here: it lives in the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -29,12 +29,25 @@ def training_batches(
     Finite dataset of (float32 (B, H, W, 1) in 0–255, float32 (B, 1)); the last batch may be
     smaller.
     """
+    return changed_batches(
+        images, labels, batch_size, lambda batch, number: augment(batch, amounts, number), seed
+    )
+
+
+def changed_batches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    batch_size: int,
+    change: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    seed: int,
+) -> tf.data.Dataset:
+    """`training_batches` with any random ``change`` of images (B, H, W, 1), given a seed (2,)."""
     images, labels = tf.constant(images), _column(labels)
     rows = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed).batch(batch_size)
     numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
     def form(row, number):
-        return augment(tf.gather(images, row), amounts, number), tf.gather(labels, row)
+        return change(tf.gather(images, row), number), tf.gather(labels, row)
 
     batches = tf.data.Dataset.zip(rows, numbers)
     return batches.map(form, num_parallel_calls=2).prefetch(2)

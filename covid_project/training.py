@@ -62,14 +62,22 @@ def cosine_schedule(learning_rate: float, steps: int) -> keras.optimizers.schedu
 
 
 def class_weights(labels: np.ndarray) -> dict[int, float]:
-    """Weight of each label, N / (2 n), with which both classes count alike in the loss.
-
-    King & Zeng 2001. The mean weight of the images is 1, so the learning rate keeps its meaning.
-    """
+    """`balanced_weights` of labels (N,) 0 and 1; ``ValueError`` where these are not both there."""
     counts = np.bincount(np.asarray(labels, int), minlength=2)
     if len(counts) != 2 or not counts.all():
         raise ValueError(f"labels must hold both 0 and 1 and nothing else, found counts {counts}")
-    return {label: float(len(labels) / (2 * count)) for label, count in enumerate(counts)}
+    return balanced_weights(labels)
+
+
+def balanced_weights(labels: np.ndarray) -> dict[int, float]:
+    """Weight of each label, N / (K n) for n of its N samples, by which K classes count alike.
+
+    King & Zeng 2001; scikit-learn's "balanced". The mean weight of the samples is 1, so the
+    learning rate keeps its meaning.
+    """
+    classes, counts = np.unique(np.asarray(labels, int), return_counts=True)
+    weights = len(labels) / (len(classes) * counts)
+    return dict(zip(classes.tolist(), weights.tolist(), strict=True))
 
 
 def fit(

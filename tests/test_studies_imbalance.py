@@ -5,7 +5,8 @@ import pytest
 from imblearn.over_sampling import SMOTE
 from sklearn.utils.class_weight import compute_class_weight
 
-from covid_project.studies.imbalance import METHODS, NotTraining, balance, balanced_weights
+from covid_project.studies.imbalance import METHODS, NotTraining, balance
+from covid_project.training import balanced_weights
 
 COUNTS = [4, 9, 20, 7, 3]
 

@@ -8,6 +8,9 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from covid_project.augmentation import transformed
+from covid_project.pipeline import changed_batches
+
 ROTATION, SHEAR, ZOOM = 30.0, 0.2, 0.2  # degrees; shift per pixel of height; share
 
 
@@ -57,14 +60,7 @@ def distorted(
     x, y = (width - 1) / 2, (height - 1) / 2
     zero = tf.zeros([count])
     matrices = [a, b, x - a * x - b * y, c, d, y - c * x - d * y, zero, zero]
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=tf.stack(matrices, axis=1),
-        output_shape=tf.shape(images)[1:3],
-        fill_value=0.0,
-        fill_mode="REFLECT",
-        interpolation="BILINEAR",
-    )
+    return transformed(images, tf.stack(matrices, axis=1))
 
 
 def distorted_copies(images: np.ndarray, copies: int, seed: int) -> np.ndarray:
@@ -83,12 +79,4 @@ def distorted_batches(
 
     Finite dataset of (float32 (B, H, W, 1) in 0–255, float32 (B, 1)).
     """
-    pixels = tf.constant(images)
-    column = tf.constant(np.asarray(labels, np.float32)[:, None])
-    rows = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed).batch(batch_size)
-    numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
-
-    def form(row, number):
-        return distorted(tf.gather(pixels, row), number), tf.gather(column, row)
-
-    return tf.data.Dataset.zip(rows, numbers).map(form, num_parallel_calls=2).prefetch(2)
+    return changed_batches(images, labels, batch_size, distorted, seed)

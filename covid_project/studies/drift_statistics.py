@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from covid_project.evaluation import LEVEL
+from covid_project.evaluation import percentile_interval
 from covid_project.studies.perturbations import PERTURBATIONS
 from covid_project.studies.saliency_drift import MEASURES, ORIGINAL
 
@@ -38,7 +38,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     if len(values) == 0:
         return np.nan, np.nan
-    return tuple(float(v) for v in np.quantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2]))
+    return percentile_interval(values)
 
 
 def weighted_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -65,10 +65,9 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def class_auc(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """AUC as `robustness.auc` has it, under each weighting (R, N) of the images: (R,)."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores = shifted / shifted.sum(axis=1, keepdims=True)
     if logits.shape[1] == 2:
         return weighted_auc(labels == 1, logits[:, 1] - logits[:, 0], weights)
+    scores = softmax(logits, axis=1)
     each = [weighted_auc(labels == k, scores[:, k], weights) for k in range(logits.shape[1])]
     return np.mean(each, axis=0)
 
@@ -80,8 +79,7 @@ def with_errors(scores: pd.DataFrame, labels: np.ndarray) -> pd.DataFrame:
     probability of the class that the original was predicted as has moved, absolute.
     """
     logits = scores.filter(like="logit_").to_numpy()
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    chances = shifted / shifted.sum(axis=1, keepdims=True)
+    chances = softmax(logits, axis=1)
     label = np.asarray(labels)[scores["image"]]
     predicted = logits.argmax(axis=1)
     original = (scores["perturbation"] == ORIGINAL).to_numpy()

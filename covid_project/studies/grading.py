@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pandas as pd
 from keras import layers
+from scipy.special import softmax
 from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
@@ -218,8 +219,7 @@ def predictor(model: keras.Model, *, ordinal: bool) -> Predict:
         logits = keras.ops.convert_to_numpy(model(np.asarray(inputs, np.float32), training=False))
         if ordinal:
             return Verdicts(rank_probabilities(logits), (logits > 0).sum(axis=1))
-        scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return Verdicts(scores / scores.sum(axis=1, keepdims=True), logits.argmax(axis=1))
+        return Verdicts(softmax(logits, axis=1), logits.argmax(axis=1))
 
     return predict
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from imblearn.over_sampling import SMOTE
 
+from covid_project.training import balanced_weights
+
 METHODS = ("none", "class_weights", "oversample", "undersample", "smote", "cgan")
 NEIGHBOURS = 5  # of SMOTE, where the smallest class has as many
 
@@ -112,16 +114,6 @@ def balance(
     return Balanced(
         np.concatenate([inputs, added]), np.concatenate([labels, of]), weights, synthetic
     )
-
-
-def balanced_weights(labels: np.ndarray) -> dict[int, float]:
-    """Weight of each label, N / (K n) for n of its N samples in K classes; King & Zeng 2001.
-
-    scikit-learn's "balanced", and equation 1 of the published report.
-    """
-    classes, counts = np.unique(np.asarray(labels, int), return_counts=True)
-    weights = len(labels) / (len(classes) * counts)
-    return dict(zip(classes.tolist(), weights.tolist(), strict=True))
 
 
 def _smote(inputs, labels, smallest: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

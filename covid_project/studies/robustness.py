@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
 from covid_project import experiment
@@ -230,12 +231,6 @@ def partly_perturbed(pixels: np.ndarray, share: float, rng: np.random.Generator)
     return found
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, K) of logits (N, K)."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
-
-
 def auc(labels: np.ndarray, logits: np.ndarray) -> float:
     """AUC of labels (N,) and logits (N, K): each class against the rest, averaged, as in MedMNIST.
 
@@ -244,7 +239,7 @@ def auc(labels: np.ndarray, logits: np.ndarray) -> float:
     classes = logits.shape[1]
     if len(np.unique(labels)) < classes:
         return float("nan")
-    scores = softmax(logits)
+    scores = softmax(logits.astype(np.float64), axis=1)
     if classes == 2:
         return float(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
     return float(np.mean([roc_auc_score(labels == k, scores[:, k]) for k in range(classes)]))
