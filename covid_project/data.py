@@ -488,11 +488,16 @@ def _dealt_once(
     except (ValueError, KeyError):  # not a CSV, or another one
         fits = False
     if not fits:
-        raise DataError(
-            f"{splits_file} is the split of other data, or was changed: give the data that it was "
-            "dealt for, another results folder, or take it away to have a new split dealt"
-        )
+        raise other_split(splits_file)
     return splits
+
+
+def other_split(splits_file: Path) -> DataError:
+    """What to say of a splits file that does not fit the data."""
+    return DataError(
+        f"{splits_file} is the split of other data, or was changed: give the data that it was "
+        "dealt for, another results folder, or take it away to have a new split dealt"
+    )
 
 
 def write_splits(path: Path, dataset: Dataset, splits: np.ndarray) -> None:

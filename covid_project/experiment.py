@@ -129,13 +129,23 @@ class Experiment:
         scored = rows[["path", "label"]].assign(score=scores)
         write_csv(self.results / f"scores_{stage}_{split}.csv", scored)
         metrics = metrics_table(scored["label"], scored["score"], seed=self.settings.seed)
+        return self.keep_metrics(stage, split, metrics, source)
+
+    def keep_metrics(
+        self, stage: str, split: str, metrics: pd.DataFrame, source: Mapping[str, object]
+    ) -> pd.DataFrame:
+        """Write metrics of a stage and split to ``metrics.csv``; return them as they stand there.
+
+        They take the place of earlier ones of that stage and split, so that a replay changes
+        nothing.
+        """
+        metrics = metrics.assign(**{**self.identity(), **source})
         metrics.insert(0, "stage", stage)
         metrics.insert(1, "split", split)
-        metrics = metrics.assign(**{**self.identity(), **source})
         path = self.results / "metrics.csv"
         found = read_csv(path)
         groups = dict(list(found.groupby(["stage", "split"], sort=False))) if len(found) else {}
-        groups[stage, split] = metrics  # in its old place, so that a replay changes nothing
+        groups[stage, split] = metrics
         write_csv(path, pd.concat(groups.values(), ignore_index=True))
         return metrics
 

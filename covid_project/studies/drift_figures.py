@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from covid_project.figures import GREY, PAGE
+from covid_project.figures import COLOURS, DASHES, GREY, MARKERS, PAGE
 from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES
 
 UNITS = {
@@ -24,9 +24,9 @@ STYLES = dict(
     zip(
         PERTURBATIONS,
         zip(
-            ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7"),
-            ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))),
-            ("o", "s", "^", "D", "v"),
+            (*COLOURS, "#CC79A7"),
+            (*DASHES, (0, (5, 1, 1, 1, 1, 1))),
+            (*MARKERS, "v"),
             strict=True,
         ),
         strict=True,

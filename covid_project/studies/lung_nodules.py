@@ -12,13 +12,14 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
 from covid_project import experiment
 from covid_project.data import Dataset
 from covid_project.evaluation import RESAMPLES, percentile_interval, record_test_look
 from covid_project.models import BACKBONES
 from covid_project.settings import RunSettings, SettingsError, load_profile, one_of, within
-from covid_project.storage import cached_array, fingerprint, read_csv, write_csv
+from covid_project.storage import cached_array, fingerprint, write_csv
 from covid_project.studies import cgan, ct_phantoms
 from covid_project.studies.ct_preprocessing import (
     as_grey,
@@ -125,16 +126,8 @@ class Settings(RunSettings):
         return (self.preparation, self.malignant_from, self.image_size)
 
 
-def load_settings(
-    profile: str | Path | None = None,
-    *,
-    data: str | Path | None = None,
-    results: str | Path | None = None,
-    changes: Mapping[str, object] | None = None,
-) -> Settings:
-    """Settings of a profile: ``lung_nodules``, or without data ``lung_nodules_demo``."""
-    defaults = ("lung_nodules", "lung_nodules_demo")
-    return load_profile(Settings, defaults, profile, data=data, results=results, changes=changes)
+# Settings of a profile, by name or path; without data that of drawn slices.
+load_settings = partial(load_profile, Settings, ("lung_nodules", "lung_nodules_demo"))
 
 
 def begin(settings: Settings) -> experiment.Experiment:
@@ -359,8 +352,7 @@ def whole_network(backbone: keras.Model, head: keras.Model) -> keras.Model:
 def said_by(network: keras.Model, images: np.ndarray) -> Verdicts:
     """What a whole network with K logits says of images uint8 (N, S, S, 1)."""
     logits = outputs(network, images).astype(np.float64)
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return Verdicts(scores / scores.sum(axis=1, keepdims=True), logits.argmax(axis=1))
+    return Verdicts(softmax(logits, axis=1), logits.argmax(axis=1))
 
 
 # ---- tables -------------------------------------------------------------------------------------
@@ -405,14 +397,7 @@ def evaluate_on_test(
         scored[f"score_{label}"] = verdicts.scores[:, label]
     write_csv(run.results / f"scores_{stage}_test.csv", scored)
     metrics = metrics_table(labels, verdicts, seed=run.settings.seed)
-    metrics.insert(0, "stage", stage)
-    metrics = metrics.assign(**{**run.identity(), **source, "look": look})
-    path = run.results / "metrics.csv"
-    found = read_csv(path)
-    groups = dict(list(found.groupby("stage", sort=False))) if len(found) else {}
-    groups[stage] = metrics  # in its old place, so that a replay changes nothing
-    write_csv(path, pd.concat(groups.values(), ignore_index=True))
-    return metrics
+    return run.keep_metrics(stage, "test", metrics, {**source, "look": look})
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from covid_project.audit.duplicates import grouped_split
-from covid_project.data import SPLITS, DataError, Dataset
+from covid_project.data import SPLITS, Dataset, other_split
 from covid_project.storage import fingerprint, write_csv
 
 COLUMNS = ["path", "label", "split", "group", "fingerprint"]
@@ -77,10 +77,7 @@ def _as_written(dataset: Dataset, splits_file: Path) -> pd.DataFrame:
     except (ValueError, KeyError):  # not a CSV, or another one
         fits = False
     if not fits:
-        raise DataError(
-            f"{splits_file} is the split of other data, or was changed: give the data that it was "
-            "dealt for, another results folder, or take it away to have a new split dealt"
-        )
+        raise other_split(splits_file)
     return table
 
 
