@@ -15,7 +15,7 @@ LAYERS = ("block1_1", "block4_2")
 IMAGES = 40
 
 
-def made(rng, *, classes=2, told=0.0):
+def made(rng, *, classes=2, told=0.0, seed=0):
     """A grid of scores and drift in which drift tells of errors as much as ``told`` says."""
     labels = np.arange(IMAGES) % classes
     scores, drifts = [], []
@@ -32,8 +32,13 @@ def made(rng, *, classes=2, told=0.0):
                 values[name] = -values[name]
             if perturbation != ORIGINAL:
                 drifts.append(rows.assign(layer=layer, **values))
-    joined = pd.concat(scores, ignore_index=True), pd.concat(drifts, ignore_index=True)
+    joined = [pd.concat(parts, ignore_index=True).assign(seed=seed) for parts in (scores, drifts)]
     return labels, statistics.with_errors(joined[0], labels), joined[1]
+
+
+def both(*networks):
+    """The grids of several networks as one."""
+    return [pd.concat(tables, ignore_index=True) for tables in zip(*networks, strict=True)]
 
 
 @pytest.fixture
@@ -99,6 +104,26 @@ def test_confidence_and_change_of_score_are_probabilities(rng):
     change = abs(chances[5 * IMAGES + 7, first[7]] - chances[7, first[7]])
     assert row.score_change == pytest.approx(change)
     assert (errors["wrong"] == (logits.argmax(1) != labels[errors["image"]])).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_performance_is_of_each_network_their_mean_and_all_together(rng, weights, classes):
+    grids = [made(rng, classes=classes, seed=seed) for seed in (4, 5)]
+    labels = grids[0][0]
+    table = statistics.performance(both(*(grid[1:] for grid in grids))[0], weights)
+    found = table.set_index(["network", "metric"])["value"]
+    logits = [
+        errors[errors["perturbation"] == ORIGINAL].filter(like="logit_").to_numpy()
+        for _, errors, _ in grids
+    ]
+    for name, each in {4: logits[0], 5: logits[1], "together": sum(logits) / 2}.items():
+        assert found[name, "AUC"] == pytest.approx(auc(labels, each))
+        assert found[name, "accuracy"] == pytest.approx((each.argmax(1) == labels).mean())
+    assert found["mean", "AUC"] == pytest.approx((found[4, "AUC"] + found[5, "AUC"]) / 2)
+    alone = statistics.performance(grids[0][1], weights)
+    assert alone["network"].tolist() == [4, 4, "mean", "mean"]
+    assert (table["low"] <= table["value"]).all()
+    assert (table["value"] <= table["high"]).all()
 
 
 def test_drift_by_layer_is_the_mean_of_its_cell(rng, weights):
@@ -181,7 +206,7 @@ def test_rates_of_the_flag_are_shares(rng, weights):
     _, errors, drifts = made(rng)
     rows = statistics.features(drifts, errors)
     scores = rng.normal(size=len(rows))
-    found = statistics.flag_rates(rows, scores, 0.3, weights)
+    found = statistics.flag_rates(rows, scores > 0.3, weights)
     assert found["false_alarms"] == pytest.approx((scores[~rows["wrong"]] > 0.3).mean())
     assert found["detected"] == pytest.approx((scores[rows["wrong"]] > 0.3).mean())
     assert found["detected_low"] < found["detected"] < found["detected_high"]
@@ -203,3 +228,50 @@ def test_balanced_error_is_that_of_scikit_learn(rng, weights):
         assert table.loc[name, "balanced_error"] == pytest.approx(means[name])
     expected = np.mean([means[name] for name in PERTURBATIONS]) - means[ORIGINAL]
     assert table.loc["all", "relative"] == pytest.approx(expected)
+
+
+def test_what_is_said_of_two_networks_is_the_mean_of_both(rng, weights):
+    grids = [made(rng, told=1.0, seed=seed)[1:] for seed in (0, 1)]
+    judged = [made(rng, told=1.0, seed=seed)[1:] for seed in (0, 1)]
+
+    def found(fitting, judged):
+        errors, drifts = judged
+        rows = [statistics.features(*reversed(grid)) for grid in (fitting, judged)]
+        scores = {name: one[1] for name, one in statistics.detectors(*rows).items()}
+        return {
+            "delta": statistics.auc_losses(errors, weights)[0][["delta", "wrong"]],
+            "balanced": statistics.balanced_errors(errors, weights)[["balanced_error"]],
+            "images": statistics.correlations(drifts, errors, weights)
+            .query("kind == 'images'")[["value"]],
+            "auc": statistics.detection(rows[1], scores, weights)[["auc", "gain"]],
+        }  # fmt: skip
+
+    single = [found(*grid) for grid in zip(grids, judged, strict=True)]
+    together = found(both(*grids), both(*judged))
+    for name, table in together.items():
+        expected = (single[0][name] + single[1][name]) / 2
+        np.testing.assert_allclose(table, expected, atol=1e-12, err_msg=name)
+
+
+def test_drift_of_two_networks_counts_their_own_errors(rng, weights):
+    grids = [made(rng, seed=seed)[1:] for seed in (0, 1)]
+    errors, drifts = both(*grids)
+    table = statistics.drift_by_layer(drifts, errors, ("no", "yes"), weights)
+    single = [statistics.drift_by_layer(d, e, ("no", "yes"), weights) for e, d in grids]
+    keys = ["measure", "perturbation", "severity", "layer", "class", "prediction"]
+    parts = pd.concat(single)
+    parts["sum"] = parts["value"] * parts["n"]
+    sums = parts.groupby(keys)[["sum", "n"]].sum()
+    merged = table.set_index(keys).join(sums, rsuffix="_expected")
+    np.testing.assert_array_equal(merged["n"], merged["n_expected"])
+    np.testing.assert_allclose(merged["value"], merged["sum"] / merged["n"])
+
+
+def test_the_gain_of_single_networks_spans_that_of_both(rng, weights):
+    grids = [made(rng, told=told, seed=seed)[1:] for seed, told in enumerate((0.0, 2.0))]
+    errors, drifts = both(*grids)
+    rows = statistics.features(drifts, errors)
+    scores = {name: one[1] for name, one in statistics.detectors(rows, rows).items()}
+    row = statistics.detection(rows, scores, weights).query("detector == 'drift'").iloc[-1]
+    assert row["least_gain"] < row["gain"] < row["most_gain"]
+    assert (row["least_gain"] + row["most_gain"]) / 2 == pytest.approx(row["gain"])

@@ -75,9 +75,9 @@ def drift_by_layer(
                 style = _line(perturbation)
                 axis.plot(places, lines["value"], label=perturbation, **style)
                 axis.vlines(places, lines["low"], lines["high"], color=style["color"], lw=0.6)
-            images = int(here["n"].max()) if len(here) else 0
-            axis.set_title(f"{name}, predicted {prediction}: {images} images")
-            if not images:
+            predictions = int(here["n"].max()) if len(here) else 0
+            axis.set_title(f"{name}, predicted {prediction}: n = {predictions}")
+            if not predictions:
                 axis.text(0.5, 0.5, "no such image", transform=axis.transAxes, ha="center")
             axis.set_xticks(range(len(layers)), _short(layers))
         axes[row, 0].set_ylabel(UNITS[measure])

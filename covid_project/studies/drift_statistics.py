@@ -1,11 +1,15 @@
 """What drift says: by layer, beside the loss of AUC, as a detector of errors; with intervals.
 
 All intervals are percentile intervals of a bootstrap over images: an image is drawn with all its
-perturbed versions, since these are not independent, and within its class, so that the classes keep
-their sizes. The same draws serve both sides of a difference, which pairs them.
+perturbed versions and for all networks, since these are not independent, and within its class, so
+that the classes keep their sizes. Both sides of a difference have the same draws, which pairs them.
+
+The tables hold one network or several, trained alike from several seeds: their column ``seed``
+tells them apart, and what is said of them is the mean over the networks.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -96,6 +100,35 @@ def with_errors(scores: pd.DataFrame, labels: np.ndarray) -> pd.DataFrame:
     )
 
 
+def performance(errors: pd.DataFrame, weights: np.ndarray) -> pd.DataFrame:
+    """AUC and accuracy on the original images.
+
+    Returns
+    -------
+    network, metric ("AUC" or "accuracy"), value, low, high: one row per metric and network (its
+    seed), their "mean", and, of several, the answers of all "together" (the mean of their logits).
+    """
+    clean = errors[errors["perturbation"] == ORIGINAL]
+    labels = clean["label"].to_numpy()[clean["seed"] == clean["seed"].iloc[0]]
+    logits = {seed: _logits(group) for seed, group in clean.groupby("seed")}
+    every = np.vstack([np.ones(weights.shape[1]), weights])  # the sample itself, and its resamples
+
+    def measured(logits: np.ndarray) -> np.ndarray:
+        right = (logits.argmax(axis=1) == labels).astype(float)
+        return np.stack([class_auc(labels, logits, every), weighted_mean(right, every)])
+
+    found = {network: measured(each) for network, each in logits.items()}
+    found["mean"] = np.mean(list(found.values()), axis=0)
+    if len(logits) > 1:
+        found["together"] = measured(np.mean(list(logits.values()), axis=0))
+    rows = [
+        (network, metric, values[0], *interval(values[1:]))
+        for network, both in found.items()
+        for metric, values in zip(("AUC", "accuracy"), both, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["network", "metric", "value", "low", "high"])
+
+
 def drift_by_layer(
     drifts: pd.DataFrame, errors: pd.DataFrame, classes: Sequence[str], weights: np.ndarray
 ) -> pd.DataFrame:
@@ -106,20 +139,17 @@ def drift_by_layer(
     Parameters
     ----------
     drifts, errors
-        The grid's drift, and its scores after `with_errors`.
+        The grid's drift, and its scores after `with_errors`; both with ``seed``.
     weights
         From `draws`, (R, N).
 
     Returns
     -------
-    measure, perturbation, severity, layer, class, prediction ("right" or "wrong"), n, value, low,
-    high.
+    measure, perturbation, severity, layer, class, prediction ("right" or "wrong"), n (predictions:
+    images times networks), value, low, high.
     """
-    original = errors[errors["perturbation"] == ORIGINAL].set_index("image")
-    facts = drifts.assign(
-        label=original["label"].loc[drifts["image"]].to_numpy(),
-        wrong=original["wrong"].loc[drifts["image"]].to_numpy(),
-    )
+    original = errors[errors["perturbation"] == ORIGINAL].set_index(["seed", "image"])
+    facts = drifts.join(original[["label", "wrong"]], on=["seed", "image"])
     keys = ["perturbation", "severity", "layer", "label", "wrong"]
     rows = []
     for key, group in facts.groupby(keys, sort=False):
@@ -146,13 +176,12 @@ def auc_losses(errors: pd.DataFrame, weights: np.ndarray) -> tuple[pd.DataFrame,
     """
     once = np.ones((1, weights.shape[1]))
     clean = errors[errors["perturbation"] == ORIGINAL]
-    labels = clean["label"].to_numpy()
-    reference = [class_auc(labels, _logits(clean), each) for each in (once, weights)]
+    reference = [mean_auc(clean, each) for each in (once, weights)]
     rows, resampled = [], []
     for (perturbation, severity), group in errors.groupby(["perturbation", "severity"], sort=False):
         if perturbation == ORIGINAL:
             continue
-        value, spread = (class_auc(labels, _logits(group), each) for each in (once, weights))
+        value, spread = (mean_auc(group, each) for each in (once, weights))
         delta = reference[1] - spread
         resampled.append(delta)
         point = float(reference[0][0] - value[0])
@@ -160,6 +189,18 @@ def auc_losses(errors: pd.DataFrame, weights: np.ndarray) -> tuple[pd.DataFrame,
                      group["wrong"].mean()))  # fmt: skip
     columns = ["perturbation", "severity", "auc", "delta", "low", "high", "wrong"]
     return pd.DataFrame(rows, columns=columns), np.stack(resampled, axis=1)
+
+
+def mean_auc(rows: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+    """Mean over the networks of the AUC on one version of the images, under each weighting: (R,).
+
+    ``rows`` hold every image once per network (``seed``), in the order of the images.
+    """
+    each = [
+        class_auc(group["label"].to_numpy(), _logits(group), weights)
+        for _, group in rows.groupby("seed")
+    ]
+    return np.mean(each, axis=0)
 
 
 def _logits(rows: pd.DataFrame) -> np.ndarray:
@@ -172,19 +213,19 @@ def correlations(drifts: pd.DataFrame, errors: pd.DataFrame, weights: np.ndarray
     Returns
     -------
     One row per measure, layer and kind: "sets" correlates the mean drift of the perturbed sets with
-    their ΔAUC; "images" the drift of each perturbed image with its ``score_change``, all sets
-    together (the ranks there are those of the whole sample in every resample). Columns measure,
-    layer, kind, value, low, high, n. Similarities count negatively: a positive value always means
-    that more drift goes with more loss.
+    their ΔAUC; "images" the drift of each perturbed image with its ``score_change``, all sets of a
+    network together (the ranks there are those of its whole sample in every resample). Columns
+    measure, layer, kind, value, low, high, n. Similarities count negatively: a positive value
+    always means that more drift goes with more loss.
     """
     losses, spread = auc_losses(errors, weights)
     order = list(zip(losses["perturbation"], losses["severity"], strict=True))
-    changes = errors.set_index(["perturbation", "severity", "image"])["score_change"]
+    keys = ["seed", "perturbation", "severity", "image"]
+    changes = errors.set_index(keys)["score_change"]
     once = np.ones((1, weights.shape[1]))
     rows = []
-    for layer, group in drifts.groupby("layer", sort=False):
+    for layer, group in drifts.join(changes, on=keys).groupby("layer", sort=False):
         by_set = dict(list(group.groupby(["perturbation", "severity"], sort=False)))
-        change = changes.loc[pd.MultiIndex.from_frame(group[["perturbation", "severity", "image"]])]
         for measure in MEASURES:
             sign = -1 if measure in SIMILARITIES else 1
             moved = [(by_set[key]["image"], sign * by_set[key][measure]) for key in order]
@@ -195,13 +236,22 @@ def correlations(drifts: pd.DataFrame, errors: pd.DataFrame, weights: np.ndarray
             value = _spearman(means[0], losses["delta"].to_numpy()[None])[0]
             found = interval(_spearman(means[1], spread))
             rows.append((measure, layer, "sets", value, *found, len(order)))
-            values = sign * group[measure].to_numpy()
-            defined = np.isfinite(values)
-            ranks = rankdata(values[defined]), rankdata(change.to_numpy()[defined])
-            image = group["image"].to_numpy()[defined]
-            value = _weighted_correlation(*ranks, image, once)[0]
-            found = interval(_weighted_correlation(*ranks, image, weights))
-            rows.append((measure, layer, "images", value, *found, int(defined.sum())))
+            moved = group.dropna(subset=measure)
+            related = [
+                [
+                    _weighted_correlation(
+                        rankdata(sign * one[measure]),
+                        rankdata(one["score_change"]),
+                        one["image"].to_numpy(),
+                        each,
+                    )
+                    for _, one in moved.groupby("seed")
+                ]
+                for each in (once, weights)
+            ]
+            (value,), spread_of_images = (np.mean(each, axis=0) for each in related)
+            found = interval(spread_of_images)
+            rows.append((measure, layer, "images", value, *found, len(moved)))
     return pd.DataFrame(rows, columns=["measure", "layer", "kind", "value", "low", "high", "n"])
 
 
@@ -233,13 +283,13 @@ def _weighted_correlation(
 
 
 def features(drifts: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
-    """One row per perturbed image, with what a detector of errors may look at.
+    """One row per perturbed image and network, with what a detector of errors may look at.
 
-    Columns image, perturbation, severity, label, wrong, doubt (minus the log-odds of the
+    Columns seed, image, perturbation, severity, label, wrong, doubt (minus the log-odds of the
     confidence), and ``<measure> <layer>`` for every measure and layer, higher for more drift;
     an undefined drift counts as the mean of its column.
     """
-    keys = ["perturbation", "severity", "image"]
+    keys = ["seed", "perturbation", "severity", "image"]
     wide = drifts.set_index([*keys, "layer"])[list(MEASURES)].unstack("layer")  # noqa: PD010
     for measure in SIMILARITIES:
         wide[measure] = -wide[measure]
@@ -258,9 +308,9 @@ def detectors(
     """Scores of three detectors of errors: "confidence", "drift", and "both".
 
     Confidence needs no fit. Drift, and drift with confidence, are logistic regressions (L2, C = 1)
-    on the standardised `features`. What is judged under one perturbation was fitted on
-    ``fitting``, other images, under the other four: neither the image nor the perturbation is
-    known.
+    on the standardised `features`, one for each network. What is judged under one perturbation was
+    fitted on ``fitting``, other images, under the other four: neither the image nor the
+    perturbation is known.
 
     Returns
     -------
@@ -272,14 +322,15 @@ def detectors(
     found = {"confidence": (fitting["doubt"].to_numpy(), judged["doubt"].to_numpy())}
     for name, columns in {"drift": moved, "both": ["doubt", *moved]}.items():
         scores = np.zeros(len(fitting)), np.zeros(len(judged))
-        for perturbation in PERTURBATIONS:
-            known = fitting[fitting["perturbation"] != perturbation]
+        for seed, perturbation in product(fitting["seed"].unique(), PERTURBATIONS):
+            ours = fitting[fitting["seed"] == seed]
+            known = ours[ours["perturbation"] != perturbation]
             if known["wrong"].nunique() < 2:
                 continue
             model = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
             model.fit(known[columns], known["wrong"])
             for rows, out in zip((fitting, judged), scores, strict=True):
-                here = (rows["perturbation"] == perturbation).to_numpy()
+                here = (rows["seed"] == seed) & (rows["perturbation"] == perturbation)
                 if here.any():
                     out[here] = model.decision_function(rows[columns][here])
         found[name] = scores
@@ -294,45 +345,54 @@ def detection(
     Returns
     -------
     perturbation ("all" is the mean over those with an error), detector, auc, low, high, gain,
-    gain_low, gain_high (over "confidence", paired), errors, n.
+    gain_low, gain_high (over "confidence", paired), least_gain, most_gain (of a single network),
+    errors, n.
     """
     image, wrong = judged["image"].to_numpy(), judged["wrong"].to_numpy()
-    once = np.ones((1, weights.shape[1]))
-    each = {}
-    for perturbation in PERTURBATIONS:
-        here = (judged["perturbation"] == perturbation).to_numpy()
+    kinds, seeds = judged["perturbation"].to_numpy(), judged["seed"].to_numpy()
+    every = np.vstack([np.ones(weights.shape[1]), weights])  # the sample itself, and its resamples
+    cells = {}  # perturbation → its rows of each network that errs there, but not always
+    for perturbation, seed in product(PERTURBATIONS, judged["seed"].unique()):
+        here = (kinds == perturbation) & (seeds == seed)
         if wrong[here].any() and not wrong[here].all():
-            each[perturbation] = here
-    rows = []
+            cells.setdefault(perturbation, {})[seed] = here
     values = {
-        (perturbation, name): [
-            weighted_auc(wrong[here], score[here], one[:, image[here]]) for one in (once, weights)
-        ]
+        (perturbation, name): pd.DataFrame(
+            {
+                seed: weighted_auc(wrong[here], score[here], every[:, image[here]])
+                for seed, here in networks.items()
+            }
+        )
         for name, score in scores.items()
-        for perturbation, here in each.items()
+        for perturbation, networks in cells.items()
     }
-    for name in scores:
-        parts = [values[perturbation, name] for perturbation in each]
-        values["all", name] = [np.mean(part, axis=0) for part in zip(*parts, strict=True)]
-    counted = np.any(list(each.values()), axis=0)
-    for perturbation, here in {**each, "all": counted}.items():
+    rows = []
+    for perturbation in (*cells, "all"):
+        chosen = list(cells) if perturbation == "all" else [perturbation]
+        counted = np.isin(kinds, chosen)
         for name in scores:
-            (point,), spread = values[perturbation, name]
-            (base,), other = values[perturbation, "confidence"]
-            gain = point - base, *interval(spread - other)
-            counts = int(wrong[here].sum()), int(here.sum())
-            rows.append((perturbation, name, point, *interval(spread), *gain, *counts))
+            ours, base = (
+                [values[one, detector] for one in chosen] for detector in (name, "confidence")
+            )
+            auc = np.mean([one.mean(axis=1, skipna=False) for one in ours], axis=0)
+            gains = [one - other for one, other in zip(ours, base, strict=True)]
+            gain = np.mean([one.mean(axis=1, skipna=False) for one in gains], axis=0)
+            single = pd.DataFrame([one.loc[0] for one in gains]).mean()
+            found = auc[0], *interval(auc[1:]), gain[0], *interval(gain[1:])
+            counts = int(wrong[counted].sum()), int(counted.sum())
+            rows.append((perturbation, name, *found, single.min(), single.max(), *counts))
     columns = ["perturbation", "detector", "auc", "low", "high", "gain", "gain_low", "gain_high"]
-    return pd.DataFrame(rows, columns=[*columns, "errors", "n"])
+    return pd.DataFrame(rows, columns=[*columns, "least_gain", "most_gain", "errors", "n"])
 
 
-def flag_rates(
-    judged: pd.DataFrame, scores: np.ndarray, threshold: float, weights: np.ndarray
-) -> dict[str, float]:
-    """Measured false-alarm rate and detection rate of a flag, with intervals over images."""
-    raised = (scores > threshold).astype(float)
+def flag_rates(judged: pd.DataFrame, raised: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Measured false-alarm rate and detection rate of a flag, with intervals over images.
+
+    ``raised`` bool (N,) says which of the rows of ``judged`` (see `features`) are flagged.
+    """
+    raised = raised.astype(float)
     image, wrong = judged["image"].to_numpy(), judged["wrong"].to_numpy()
-    row = {"threshold": threshold}
+    row = {}
     for name, here in {"false_alarms": ~wrong, "detected": wrong}.items():
         row[name] = float(raised[here].mean()) if here.any() else np.nan
         low, high = interval(weighted_mean(raised[here], weights[:, image[here]]))
