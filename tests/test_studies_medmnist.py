@@ -1,5 +1,7 @@
 """MedMNIST's files: what is read, and what is refused."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,39 @@ def test_what_is_not_such_a_file_is_refused(tmp_path, changes, message):
     path, _ = drawn(tmp_path, "breastmnist", **changes)
     with pytest.raises(DataError, match=message):
         read(path)
+
+
+class Package:
+    """What the package ``medmnist`` 3.0.2 shows of itself, without a network."""
+
+    INFO = {"breastmnist": {"python_class": "BreastMNIST"}}  # noqa: RUF012
+
+    def __init__(self, root):
+        class BreastMNIST:
+            available_sizes = (28, 64, 128, 224)
+
+            def __init__(self, split, download, size):
+                self.root = root
+                if not (root / f"breastmnist{'' if size == 28 else f'_{size}'}.npz").is_file():
+                    raise RuntimeError("Automatic download failed! Please download it manually.")
+
+        self.BreastMNIST = BreastMNIST
+
+
+def test_a_bare_name_is_a_set_of_the_package(tmp_path, monkeypatch):
+    package = Package(tmp_path)
+    monkeypatch.setitem(sys.modules, "medmnist", package)
+    for name in ("breastmnist", "breastmnist_64"):
+        path, _ = drawn(tmp_path, name)
+        found = read(tmp_path / "elsewhere" / name)
+        np.testing.assert_array_equal(found.images, read(path).images)
+    with pytest.raises(DataError, match="download it manually"):
+        read("breastmnist_128")
+    with pytest.raises(DataError, match=r"size 65; allowed: \(28, 64, 128, 224\)"):
+        read("breastmnist_65")
+    monkeypatch.setitem(sys.modules, "medmnist", None)  # as if it were not installed
+    with pytest.raises(DataError, match=r"path of breastmnist_64\.npz, or pip install medmnist"):
+        read("breastmnist_64")
 
 
 def test_missing_unknown_and_damaged_files_are_refused(tmp_path):

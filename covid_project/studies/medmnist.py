@@ -71,16 +71,20 @@ class MedMNIST:
 def read(path: Path) -> MedMNIST:
     """Read a MedMNIST file, such as ``breastmnist.npz`` or ``dermamnist_64.npz``.
 
-    The file's name says which set it is; labels may be (N,) or (N, 1).
+    The file's name says which set it is; labels may be (N,) or (N, 1). A bare name without a
+    suffix, such as ``breastmnist_64``, is that of a set in the cache of the ``medmnist`` package.
 
     Raises
     ------
     DataError
-        No such file, a set that is not known, arrays that are missing, pickled, damaged or of
-        another shape, labels beyond the set's classes: with what was found and what is expected.
+        No such file and no such package, a set that is not known, arrays that are missing, pickled,
+        damaged or of another shape, labels beyond the set's classes: with what was found and what
+        is expected.
     """
     path = Path(path)
-    name = re.sub(r"_\d+$", "", path.stem.lower())
+    name, size = re.fullmatch(r"(.*?)(?:_(\d+))?", path.stem.lower()).groups()
+    if not path.suffix and not path.exists() and name in CLASSES:
+        path = _from_package(name, int(size or 28))
     if not path.is_file():
         raise DataError(f"there is no file {path}: give the path of a MedMNIST .npz")
     if path.suffix != ".npz" or name not in CLASSES:
@@ -110,6 +114,25 @@ def read(path: Path) -> MedMNIST:
         splits=splits,
         classes=CLASSES[name],
     )
+
+
+def _from_package(name: str, size: int) -> Path:
+    """The file of a set as the ``medmnist`` package keeps it, downloaded where it is missing."""
+    file = f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
+    try:
+        import medmnist
+    except ImportError:
+        raise DataError(
+            f"{name} is no file, and the package medmnist, which could load it, is not installed: "
+            f"give the path of {file}, or pip install medmnist"
+        ) from None
+    kind = getattr(medmnist, medmnist.INFO[name]["python_class"])
+    if size not in kind.available_sizes:
+        raise DataError(f"{name} of size {size}; allowed: {kind.available_sizes}")
+    try:
+        return Path(kind(split="train", download=True, size=size).root, file)
+    except RuntimeError as error:  # it says itself what to load by hand, from where and to where
+        raise DataError(f"{name}: the package medmnist failed: {error}") from error
 
 
 def _array(arrays: np.lib.npyio.NpzFile, path: Path, key: str) -> np.ndarray:
