@@ -38,8 +38,10 @@ def fitted(
     else:
         record.unlink(missing_ok=True)  # until model and history are whole again
         model, history = train()
+        # The same layers without their optimizer: nobody reads it again, and it is twice as large.
+        bare = keras.Model(model.input, model.output, name=model.name)
         with whole_file(path) as part:
-            model.save(part)
+            bare.save(part)
         write_csv(history_path, history)
         write_text(record, json.dumps(recipe, indent=2))
     return load_model(path), read_csv(history_path)

@@ -1,6 +1,9 @@
+import io
 import subprocess
 import sys
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pandas as pd
@@ -30,6 +33,26 @@ def test_a_finished_stage_is_loaded_and_another_recipe_is_trained_anew(tmp_path)
     pd.testing.assert_frame_equal(history, same)
     other, _ = fitted(tmp_path, "s", {**RECIPE, "epochs": 4}, train)
     assert not np.array_equal(other.get_weights()[0], model.get_weights()[0])
+
+
+def test_what_is_kept_is_the_model_without_its_optimizer(tmp_path):
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.Conv2D(64, 3, name="convolution")(inputs)
+    x = keras.layers.BatchNormalization()(keras.layers.Flatten()(x))
+    model = keras.Model(inputs, keras.layers.Dense(1, name="logit")(x), name="ours")
+    images, labels = np.random.default_rng(0).normal(size=(8, 4, 4, 3)), np.arange(8) % 2
+    model.compile("adam", "mse")
+    model.fit(images, labels, verbose=0)
+    expected = model.predict(images, verbose=0)
+    model.save(tmp_path / "with.keras")
+    again, _ = fitted(tmp_path, "s", RECIPE, lambda: (model, pd.DataFrame({"epoch": [1]})))
+    assert again.name == "ours"
+    assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
+    np.testing.assert_array_equal(again.predict(images, verbose=0), expected)
+    kept = model_path(tmp_path, "s")
+    assert kept.stat().st_size < 0.6 * (tmp_path / "with.keras").stat().st_size
+    with zipfile.ZipFile(kept) as file, file.open("model.weights.h5") as weights:
+        assert "optimizer" not in h5py.File(io.BytesIO(weights.read()))
 
 
 def test_a_training_that_is_cut_off_leaves_an_unfinished_stage(tmp_path):
