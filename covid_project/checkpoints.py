@@ -14,6 +14,7 @@ import keras
 import pandas as pd
 
 import covid_project.normalization  # noqa: F401  makes our layers known to Keras when it loads
+from covid_project.devices import in_single_precision
 from covid_project.experiment import MissingInput
 from covid_project.storage import read_csv, whole_file, write_csv, write_text
 
@@ -40,6 +41,8 @@ def fitted(
         model, history = train()
         # The same layers without their optimizer: nobody reads it again, and it is twice as large.
         bare = keras.Model(model.input, model.output, name=model.name)
+        if keras.config.dtype_policy().name != "float32":
+            bare = in_single_precision(bare)
         with whole_file(path) as part:
             bare.save(part)
         write_csv(history_path, history)

@@ -208,6 +208,10 @@ def begin[Kind: RunSettings](
         Another run is at work in the results folder.
     """
     refuse_others(Path(settings.results))
+    if settings.hardware:
+        from covid_project.devices import use  # TensorFlow, which many runs can do without
+
+        use(**settings.hardware)
     source = (draw or _drawn)(settings) if settings.data is None else Path(settings.data)
     results = Path(settings.results)
     dataset = open_data(source, settings)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from keras import layers
 
+from covid_project.devices import replicas
 from covid_project.storage import fingerprint
 
 DENSE_UNITS = 64  # of the fully connected part
@@ -83,7 +84,7 @@ def slice_cnn(
         if number == 1:
             x = layers.Dropout(dropout, name="dropout")(x)
     x = layers.Dense(dense, activation="relu", name="dense")(layers.Flatten(name="features")(x))
-    return keras.Model(images, layers.Dense(1, name="logit")(x), name="slice_cnn")
+    return keras.Model(images, layers.Dense(1, dtype="float32", name="logit")(x), name="slice_cnn")
 
 
 # Ends of the eight residual blocks of `resnet18`, after their activation, from input to output.
@@ -132,7 +133,9 @@ def resnet18(
         halved = stage > 1 and number == 1
         x = _residual_block(x, 32 * 2**stage, strides=2 if halved else 1, name=name)
     x = layers.GlobalAveragePooling2D(name="features")(x)
-    return keras.Model(images, layers.Dense(classes, name="logits")(x), name="resnet18")
+    return keras.Model(
+        images, layers.Dense(classes, dtype="float32", name="logits")(x), name="resnet18"
+    )
 
 
 def _residual_block(x, filters: int, *, strides: int, name: str):
@@ -161,7 +164,7 @@ def mlp(image_size: int, normalization: layers.Layer, *, units: int, dropout: fl
     images = keras.Input((image_size, image_size, 1), name="images")
     x = layers.Flatten(name="pixels")(normalization(images))
     x = layers.Dense(units, use_bias=False, kernel_initializer="he_normal", name="hidden")(x)
-    x = layers.BatchNormalization(momentum=0.95, name="hidden_norm")(x)
+    x = layers.BatchNormalization(momentum=0.95, synchronized=replicas() > 1, name="hidden_norm")(x)
     x = layers.ReLU(name="hidden_relu")(x)
     x = layers.Dropout(dropout, name="hidden_dropout")(x)
     return keras.Model(images, classification_head(x, dropout=dropout), name="mlp")
@@ -186,7 +189,10 @@ def _convolution(
         kernel_initializer="he_normal",
         name=f"{name}_convolution",
     )(x)
-    x = layers.BatchNormalization(momentum=0.95, name=f"{name}_norm")(x)
+    # Of a batch that devices share, each would otherwise only see the statistics of its own part.
+    x = layers.BatchNormalization(momentum=0.95, synchronized=replicas() > 1, name=f"{name}_norm")(
+        x
+    )
     return layers.ReLU(name=f"{name}_relu")(x) if activation else x
 
 
@@ -194,7 +200,7 @@ def classification_head(features, *, dropout: float):
     """Apply the fully connected part to features (N, D); gives the logit (N, 1)."""
     x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(features)
     x = layers.Dropout(dropout, name="dropout")(x)
-    return layers.Dense(1, name="logit")(x)
+    return layers.Dense(1, dtype="float32", name="logit")(x)
 
 
 # How a backbone wants its colour channels, from grey values 0–255.

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from covid_project.augmentation import augment
+from covid_project.devices import replicas
 from covid_project.settings import Augmentation
 
 
@@ -27,7 +28,7 @@ def training_batches(
     Returns
     -------
     Finite dataset of (float32 (B, H, W, 1) in 0–255, float32 (B, 1)); the last batch may be
-    smaller.
+    smaller, and is left out where several devices share the batches (see ``devices``).
     """
     return changed_batches(
         images, labels, batch_size, lambda batch, number: augment(batch, amounts, number), seed
@@ -43,7 +44,8 @@ def changed_batches(
 ) -> tf.data.Dataset:
     """`training_batches` with any random ``change`` of images (B, H, W, 1), given a seed (2,)."""
     images, labels = tf.constant(images), _column(labels)
-    rows = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed).batch(batch_size)
+    rows = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed)
+    rows = rows.batch(batch_size, drop_remainder=_whole_batches(len(images), batch_size))
     numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
     def form(row, number):
@@ -58,10 +60,24 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Batches in the given order, nothing changed: (float32 (B, H, W, 1) in 0–255, (B, 1))."""
     rows = tf.data.Dataset.range(len(images)).batch(batch_size)
+    if replicas() > 1:
+        edges = _shared_edges(len(images), batch_size, replicas())
+        rows = tf.data.Dataset.from_tensor_slices((edges[:-1], edges[1:])).map(tf.range)
     images, labels = tf.constant(images), _column(labels)
     return rows.map(
         lambda row: (tf.cast(tf.gather(images, row), tf.float32), tf.gather(labels, row))
     ).prefetch(2)
+
+
+def _shared_edges(images: int, batch_size: int, devices: int) -> list[int]:
+    """Where the batches begin and end that devices share: none may go away with no image.
+
+    All but the last are a multiple of ``devices``, since Keras asks for like parts in the first;
+    the last takes what would not go round.
+    """
+    size = max(devices, min(batch_size, images // 2) // devices * devices)
+    edges = list(range(0, images - devices + 1, size))
+    return [*edges, images]
 
 
 def feature_batches(
@@ -94,7 +110,23 @@ def feature_batches(
         batch = tf.numpy_function(gather, [row, copy], tf.float32)
         return tf.ensure_shape(batch, (None, *features[0].shape[1:])), tf.gather(labels, row)
 
-    return tf.data.Dataset.zip(rows, copies).batch(batch_size).map(form).prefetch(2)
+    whole = _whole_batches(len(labels), batch_size)
+    both = tf.data.Dataset.zip(rows, copies).batch(batch_size, drop_remainder=whole)
+    return both.map(form).prefetch(2)
+
+
+def _whole_batches(images: int, batch_size: int) -> bool:
+    """Whether an epoch leaves out an incomplete last batch: where several devices share it.
+
+    Its parts would be unlike, or of some devices empty, and count as much as the others.
+    """
+    shared = replicas() > 1
+    if shared and (images < batch_size or batch_size % replicas()):
+        raise ValueError(
+            f"batches of {batch_size} from {images} images for {replicas()} devices; allowed: "
+            f"a multiple of {replicas()}, up to {images}"
+        )
+    return shared
 
 
 def _column(labels: np.ndarray) -> tf.Tensor:

@@ -213,6 +213,11 @@ class RunSettings:
         """Groups of settings that every result of the run depends on."""
         return ()
 
+    @property
+    def hardware(self) -> dict[str, str]:
+        """Devices and precision (see ``devices.use``), where they are not the usual ones."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
@@ -226,11 +231,30 @@ class Settings(RunSettings):
     baseline: Baseline
     transfer: Transfer
     tested_explanations: int = within(4, 10_000)  # test images on which explanations are tested
+    devices: str = one_of("one", "all", default="one")  # that train (see ``devices``)
+    precision: str = one_of(
+        "float32", "mixed_bfloat16", "mixed_float16", default="float32"
+    )  # in which layers compute while a model is trained
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.workers > 1 and self.devices != "one":
+            raise SettingsError(
+                f"workers is {self.workers} and devices is all; allowed: several workers with a "
+                "device each (devices=one), or one worker with all devices (workers=1)"
+            )
 
     @property
     def common(self) -> tuple:
         """Normalisation and augmentation."""
-        return (self.normalization, self.augmentation)
+        return (self.normalization, self.augmentation, *self.hardware.items())
+
+    @property
+    def hardware(self) -> dict[str, str]:
+        """Devices and precision, where they are not the usual ones."""
+        if (self.devices, self.precision) == ("one", "float32"):
+            return {}
+        return {"devices": self.devices, "precision": self.precision}
 
 
 def load_settings(

@@ -305,7 +305,8 @@ def outputs(
     parts, start, shown = [], time.perf_counter(), time.perf_counter()
     for first in range(0, len(inputs), BATCH):
         batch = tf.constant(inputs[first : first + BATCH].astype(np.float32))
-        parts.append(model.predict_on_batch(change(batch, first) if change else batch))
+        found = model.predict_on_batch(change(batch, first) if change else batch)
+        parts.append(found[: len(batch)])  # of several devices each gives the whole batch
         now = time.perf_counter()
         if progress and now - shown > 5:
             done, shown = first + len(batch), now

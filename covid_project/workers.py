@@ -55,10 +55,11 @@ def each[Item, Result](
         raise ValueError(f"unknown backend {backend!r}; allowed: {', '.join(BACKENDS)}")
     threads = max(1, (os.cpu_count() or 1) // workers)
     send = _through_ray if backend == "ray" else partial(_through_joblib, backend)
+    call = partial(_call, function, threads, _precision())
     waiting, lost = dict(enumerate(items)), 0
     while waiting:
         try:
-            for number, result in send(partial(_call, function, threads), dict(waiting), workers):
+            for number, result in send(call, dict(waiting), workers):
                 del waiting[number]
                 lost = 0
                 yield number, result
@@ -94,7 +95,18 @@ def _through_ray(call: Callable, items: dict, workers: int) -> Iterator:
         yield from ray.get(finished)
 
 
-def _call(function: Callable, threads: int, number: int, item: object) -> tuple[int, object]:
+def _precision() -> str | None:
+    """Precision in which this process trains; None where it has not loaded Keras."""
+    return sys.modules["keras"].config.dtype_policy().name if "keras" in sys.modules else None
+
+
+def _call(
+    function: Callable, threads: int, precision: str | None, number: int, item: object
+) -> tuple[int, object]:
+    if precision:
+        import keras
+
+        keras.config.set_dtype_policy(precision)
     if "tensorflow" in sys.modules:  # on a cluster, whose workers were started by others
         with suppress(RuntimeError):  # it has begun to work, with the number that it had
             sys.modules["tensorflow"].config.threading.set_intra_op_parallelism_threads(threads)
