@@ -39,7 +39,7 @@ def _run(options: argparse.Namespace) -> int:
     from covid_project.experiment import CACHE, begin
     from covid_project.lock import FolderInUse, only_run
     from covid_project.runner import NotebookFailed, run_notebooks
-    from covid_project.storage import remove_leftovers
+    from covid_project.storage import bound_cache, remove_leftovers
 
     load, start, notebooks = load_settings, begin, tuple(options.only or NOTEBOOKS)
     if options.study:
@@ -51,7 +51,12 @@ def _run(options: argparse.Namespace) -> int:
         with only_run(Path(settings.results)) as lock:
             for folder in (Path(settings.results), CACHE):
                 remove_leftovers(folder)
-            start(settings)  # data that cannot be used are refused before a notebook is opened
+            # Data that cannot be used are refused before a notebook is opened.
+            run = start(settings)
+            ours = (run.cache, Path(str(run.dataset.root)))  # which may lie in an archive
+            gone = bound_cache(CACHE, settings.cache_gigabytes * 1e9, keep=ours)
+            if gone:
+                print(f"{CACHE}: {len(gone)} entries that were used longest ago were deleted")
             run_notebooks(settings, notebooks, lock)
     except (DataError, FolderInUse, NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)

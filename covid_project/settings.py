@@ -195,6 +195,7 @@ class RunSettings:
     expected_seconds: dict[str, float]  # per notebook, only for the time that is left
     workers: int = within(1, 1024, default=1)  # trials of a search at once (see ``workers``)
     backend: str = one_of(*BACKENDS, default="loky")  # who runs them, with more than one worker
+    cache_gigabytes: float = within(0, 1e6, default=50)  # of older runs' arrays beside this one's
 
     def __post_init__(self):
         if self.data is None and self.phantoms is None:

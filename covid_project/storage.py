@@ -48,6 +48,33 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
+def bound_cache(folder: Path, limit: float, keep: Sequence[Path] = ()) -> list[Path]:
+    """Delete what was used longest ago, until a cache holds at most ``limit`` bytes.
+
+    What lies in ``folder`` or in one of its folders ``data-…`` goes as a whole or stays; what holds
+    one of the paths ``keep``, or lies in one, stays. Returns what was deleted.
+    """
+    entries = []
+    for path in Path(folder).glob("*"):
+        entries += list(path.glob("*")) if path.name.startswith("data-") else [path]
+    used = {}
+    for entry in entries:
+        files = [file.lstat() for file in (entry, *entry.rglob("*"))]
+        used[entry] = max(file.st_mtime for file in files), sum(file.st_size for file in files)
+    total, deleted = sum(size for _, size in used.values()), []
+    for entry, (_, size) in sorted(used.items(), key=lambda item: item[1][0]):
+        if total <= limit:
+            break
+        if any(entry.is_relative_to(path) or Path(path).is_relative_to(entry) for path in keep):
+            continue
+        gone = entry.with_name(f"{PART}{entry.name}")  # a leftover, should this be cut off
+        os.replace(entry, gone)
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        total -= size
+        deleted.append(entry)
+    return deleted
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8."""
     with whole_file(path) as part:
@@ -101,7 +128,9 @@ def cached_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
         with whole_file(path) as part, open(part, "wb") as file:
             np.save(file, array, allow_pickle=False)
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        os.utime(path)  # when it was used last, for `bound_cache`
+        return array
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} holds no array of ours ({error}): delete it") from None
 

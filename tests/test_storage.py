@@ -9,6 +9,7 @@ import pytest
 
 from covid_project.storage import (
     append_rows,
+    bound_cache,
     cached_array,
     fingerprint,
     read_csv,
@@ -79,6 +80,34 @@ def test_text_with_any_end_of_line_comes_back_as_it_was(tmp_path):
 
 def test_a_missing_table_is_empty(tmp_path):
     assert read_csv(tmp_path / "none.csv").empty
+
+
+def test_a_cache_keeps_what_was_used_last_within_its_bound(tmp_path):
+    names = ["phantoms-1/a/image.png", "data-1/images.npy", "data-1/features-1/copy0.npy",
+             "data-1/features-1/copy1.npy", "data-2/images.npy", "run-1/lock"]  # fmt: skip
+    for age, name in enumerate(names):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(100_000))
+        for one in (path, path.parent):
+            os.utime(one, (1000 - age,) * 2)
+    # The features are one entry, as young as their youngest file.
+    assert bound_cache(tmp_path, 1e6) == []
+    gone = bound_cache(tmp_path, 520_000)
+    assert gone == [tmp_path / "run-1"]
+    keep = [tmp_path / "data-2", tmp_path / "phantoms-1" / "a"]
+    gone = bound_cache(tmp_path, 0, keep=keep)
+    assert gone == [tmp_path / "data-1" / "features-1", tmp_path / "data-1" / "images.npy"]
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert left == ["data-2/images.npy", "phantoms-1/a/image.png"]
+
+
+def test_a_cached_array_counts_as_used_when_it_is_loaded(tmp_path):
+    path = tmp_path / "array.npy"
+    cached_array(path, lambda: np.zeros(3))
+    os.utime(path, (1000, 1000))
+    cached_array(path, lambda: np.zeros(3))
+    assert path.stat().st_mtime > 1000
 
 
 def test_a_cached_array_is_computed_once_and_read_only(tmp_path):
