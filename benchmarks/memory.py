@@ -26,13 +26,13 @@ def main(method: str, count: int, size: int) -> None:
     """Explain `count` images of some size with MobileNetV2."""
     model = transfer_model(build_backbone("MobileNetV2", size, weights="random"), dropout=0.0)
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 1), dtype=np.uint8)
-    before = _peak()
+    before = peak()
     heatmaps = METHODS[method](model, images)
     kept = heatmaps.maps.nbytes + heatmaps.raw.nbytes
-    print((_peak() - before - kept) / 2**20)
+    print((peak() - before - kept) / 2**20)
 
 
-def _peak() -> int:
+def peak() -> int:
     """Largest memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():

@@ -104,13 +104,12 @@ def _timed(function: Callable[[], Any]) -> Callable[[], float]:
 
 def run(suite: str, benchmarks: Iterable[Benchmark]) -> Iterator[dict[str, Any]]:
     """Measure one benchmark after the other; give each row as soon as it is there."""
-    machine, versions = _machine(), _versions()
+    facts = {"machine": machine(), "versions": versions()}
     for benchmark in benchmarks:
         yield {
             "suite": suite,
             **measure(benchmark),
-            "machine": machine,
-            "versions": versions,
+            **facts,
             "date": time.strftime("%Y-%m-%d"),
         }
 
@@ -157,7 +156,8 @@ def worse(rows: pd.DataFrame, before: pd.DataFrame) -> list[str]:
     ]
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Processor, cores and system, as a row names them."""
     name = platform.processor() or platform.machine()
     if (facts := Path("/proc/cpuinfo")).is_file():
         models = [text for text in facts.read_text().splitlines() if text.startswith("model name")]
@@ -165,6 +165,7 @@ def _machine() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
-def _versions() -> str:
+def versions() -> str:
+    """Versions of what is measured."""
     packages = [f"{package} {version(package)}" for package in _PACKAGES]
     return "; ".join([f"python {platform.python_version()}", *packages])

@@ -575,7 +575,10 @@ def decode_file(path: Path) -> np.ndarray:
 
 
 def load_images(
-    dataset: Dataset, size: int, progress: Callable[[int, int], None] | None = None
+    dataset: Dataset,
+    size: int,
+    progress: Callable[[int, int], None] | None = None,
+    into: np.ndarray | None = None,
 ) -> np.ndarray:
     """Load all images, resized: uint8 (N, size, size, 1), in the order of the table.
 
@@ -591,6 +594,8 @@ def load_images(
         Pixels along each side.
     progress
         Called with (images done, images in all) after each image.
+    into
+        Array of that shape that takes the images, as one on disk may; None makes one.
 
     Raises
     ------
@@ -602,7 +607,8 @@ def load_images(
         with _grey(_read(dataset.root, path), path) as image:
             return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
-    images = np.empty((len(dataset.table), size, size, 1), np.uint8)
+    shape = (len(dataset.table), size, size, 1)
+    images = np.empty(shape, np.uint8) if into is None else into
     _for_each(dataset.table["path"], load, into=images[..., 0], progress=progress)
     return images
 

@@ -21,7 +21,8 @@ from covid_project.evaluation import metrics_table, record_test_look
 from covid_project.lock import refuse_others
 from covid_project.settings import RunSettings, Settings, as_yaml
 from covid_project.storage import (
-    cached_array,
+    IN_MEMORY,
+    filled_array,
     fingerprint,
     origin,
     read_csv,
@@ -59,16 +60,29 @@ class Experiment:
 
     def images(self, image_size: int) -> np.ndarray:
         """All images, uint8 (N, image_size, image_size, 1), in the order of the table."""
-        return cached_array(
+        return filled_array(
             self.cache / f"images-{image_size}.npy",
-            lambda: data.load_images(self.dataset, image_size),
+            (len(self.dataset.table), image_size, image_size, 1),
+            lambda images: data.load_images(self.dataset, image_size, into=images),
         )
 
     def arrays(self, *splits: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8 (N, image_size, image_size, 1) and labels (N,) of one or more splits."""
+        """Images uint8 (N, image_size, image_size, 1) and labels (N,) of one or more splits.
+
+        In memory, or, where they are more than ``storage.IN_MEMORY``, mapped from disk.
+        """
         table = self.dataset.table
         rows = np.flatnonzero(table["split"].isin(splits))
-        return self.images(image_size)[rows], table["label"].to_numpy()[rows]
+        images, labels = self.images(image_size), table["label"].to_numpy()[rows]
+        if len(rows) * images[0].nbytes <= IN_MEMORY:
+            return images[rows], labels
+
+        def copy(chosen: np.ndarray) -> None:
+            for place, row in enumerate(rows):
+                chosen[place] = images[row]
+
+        name = f"images-{image_size}-{fingerprint(rows)}.npy"
+        return filled_array(self.cache / name, (len(rows), *images.shape[1:]), copy), labels
 
     def paths(self, split: str) -> pd.Series:
         """Paths of a split's images, in the order of its arrays."""

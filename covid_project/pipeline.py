@@ -11,6 +11,7 @@ import tensorflow as tf
 from covid_project.augmentation import augment
 from covid_project.devices import replicas
 from covid_project.settings import Augmentation
+from covid_project.storage import IN_MEMORY
 
 
 def training_batches(
@@ -43,13 +44,13 @@ def changed_batches(
     seed: int,
 ) -> tf.data.Dataset:
     """`training_batches` with any random ``change`` of images (B, H, W, 1), given a seed (2,)."""
-    images, labels = tf.constant(images), _column(labels)
+    read, labels = _reader(images), _column(labels)
     rows = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed)
     rows = rows.batch(batch_size, drop_remainder=_whole_batches(len(images), batch_size))
     numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
     def form(row, number):
-        return change(tf.gather(images, row), number), tf.gather(labels, row)
+        return change(read(row), number), tf.gather(labels, row)
 
     batches = tf.data.Dataset.zip(rows, numbers)
     return batches.map(form, num_parallel_calls=2).prefetch(2)
@@ -63,10 +64,23 @@ def evaluation_batches(
     if replicas() > 1:
         edges = _shared_edges(len(images), batch_size, replicas())
         rows = tf.data.Dataset.from_tensor_slices((edges[:-1], edges[1:])).map(tf.range)
-    images, labels = tf.constant(images), _column(labels)
-    return rows.map(
-        lambda row: (tf.cast(tf.gather(images, row), tf.float32), tf.gather(labels, row))
-    ).prefetch(2)
+    read, labels = _reader(images), _column(labels)
+    return rows.map(lambda row: (tf.cast(read(row), tf.float32), tf.gather(labels, row))).prefetch(
+        2
+    )
+
+
+def _reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What gives the images of some rows: from memory, or, of many, from where they are mapped."""
+    if images.nbytes <= IN_MEMORY:
+        held = tf.constant(images)
+        return lambda rows: tf.gather(held, rows)
+
+    def read(rows: tf.Tensor) -> tf.Tensor:
+        found = tf.numpy_function(lambda rows: images[rows], [rows], images.dtype)
+        return tf.ensure_shape(found, (None, *images.shape[1:]))
+
+    return read
 
 
 def _shared_edges(images: int, batch_size: int, devices: int) -> list[int]:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 PART = ".part-"  # how the names of temporary files begin
+IN_MEMORY = 2**29  # bytes of images up to which they are held in memory; above, they stay on disk
 
 
 @contextmanager
@@ -127,6 +128,22 @@ def cached_array(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
         array = compute()
         with whole_file(path) as part, open(part, "wb") as file:
             np.save(file, array, allow_pickle=False)
+    return _mapped(path)
+
+
+def filled_array(
+    path: Path, shape: Sequence[int], fill: Callable[[np.ndarray], object]
+) -> np.ndarray:
+    """`cached_array` of uint8 that never lies in memory as a whole: ``fill(array)`` writes it."""
+    if not Path(path).is_file():
+        with whole_file(path) as part:
+            array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=tuple(shape))
+            fill(array)
+            array.flush()
+    return _mapped(path)
+
+
+def _mapped(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         os.utime(path)  # when it was used last, for `bound_cache`

@@ -3,9 +3,10 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import explain, memory, perturbations, training
+from benchmarks import explain, growth, memory, perturbations, training
 from benchmarks.runner import Benchmark, differs, line, measure, run, update, worse
 from covid_project.storage import read_csv
 
@@ -147,11 +148,11 @@ def test_memory_is_measured(method, capsys):
 
 
 def test_peaks_of_memory_never_fall():
-    first = memory._peak()
+    first = memory.peak()
     block = np.ones(2**25)
-    assert memory._peak() - first > 2**26
+    assert memory.peak() - first > 2**26
     del block
-    assert all(a <= b for a, b in pairwise(memory._peak() for _ in range(3)))
+    assert all(a <= b for a, b in pairwise(memory.peak() for _ in range(3)))
 
 
 SMALL = training.Scale(
@@ -192,6 +193,20 @@ def test_perturbed_batches_and_those_of_the_package_have_the_same_means():
         if "contrast" in benchmark.name or "brightness" in benchmark.name:
             assert benchmark.agreement(ours, peer) <= benchmark.tolerance, benchmark.name
         assert benchmark.agreement(ours, peer + 3) > benchmark.tolerance
+
+
+def test_growth_is_measured_in_processes_of_their_own(tmp_path, monkeypatch, capsys):
+    stages = {"load": growth.STAGES["load"], "evaluation": growth.STAGES["evaluation"]}
+    monkeypatch.setattr(growth, "STAGES", stages)
+    growth.main(["--to", str(tmp_path), "--counts", "24", "48"])
+    table = pd.read_csv(tmp_path / "growth.csv")
+    assert table["stage"].tolist() == 2 * ["load", "evaluation"]
+    assert (table["seconds"] > 0).all()
+    np.testing.assert_allclose(table["cache_mib"], table["images"] / 64)
+    assert (tmp_path / "figures" / "growth.pdf").is_file()
+    growth.draw(tmp_path / "drawn", 3)
+    for path in (tmp_path / "drawn").rglob("*.png"):
+        assert Image.open(path).size == (growth.SIZE, growth.SIZE)
 
 
 def test_the_missing_peer_is_named(monkeypatch):

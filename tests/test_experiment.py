@@ -42,6 +42,18 @@ def test_arrays_of_splits_follow_the_table(experiment):
     np.testing.assert_array_equal(images[: len(train)], train)
 
 
+def test_arrays_that_are_too_large_for_memory_are_the_same_on_disk(experiment, monkeypatch):
+    held, labels = experiment.arrays("train", "val", image_size=32)
+    monkeypatch.setattr("covid_project.experiment.IN_MEMORY", held.nbytes - 1)
+    for _ in range(2):
+        mapped, same = experiment.arrays("train", "val", image_size=32)
+        assert isinstance(mapped, np.memmap)
+        np.testing.assert_array_equal(mapped, held)
+        np.testing.assert_array_equal(same, labels)
+    other, _ = experiment.arrays("val", image_size=32)
+    np.testing.assert_array_equal(other, held[-len(other) :])
+
+
 def test_a_second_start_uses_the_phantoms_and_arrays_of_the_first(experiment, settings):
     experiment.images(32)
     before = {path: path.stat().st_mtime_ns for path in CACHE.rglob("*.p*")}

@@ -40,6 +40,30 @@ def test_an_epoch_holds_every_image_once_with_its_label(numbered):
     assert orders[0] != orders[1]  # a new order in every epoch
 
 
+def test_images_that_stay_on_disk_make_the_same_batches(tmp_path, monkeypatch, rng):
+    images = rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    labels = np.arange(20) % 2
+
+    def epochs(images):
+        set_seed(3)
+        training = training_batches(images, labels, 6, NONE, seed=5)
+        return [
+            batch
+            for batches in (training, training, evaluation_batches(images, labels, 6))
+            for batch in batches.as_numpy_iterator()
+        ]
+
+    held = epochs(images)
+    monkeypatch.setattr("covid_project.pipeline.IN_MEMORY", images.nbytes - 1)
+    streamed = epochs(mapped)
+    assert len(held) == len(streamed) == 12
+    for one, other in zip(held, streamed, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
 def test_augmentations_are_new_in_every_epoch(rng):
     image = rng.integers(0, 256, (1, 16, 16, 1), dtype=np.uint8)
     batches = training_batches(image, np.zeros(1), 1, SOME, seed=1)

@@ -11,6 +11,7 @@ from covid_project.storage import (
     append_rows,
     bound_cache,
     cached_array,
+    filled_array,
     fingerprint,
     read_csv,
     remove_leftovers,
@@ -80,6 +81,30 @@ def test_text_with_any_end_of_line_comes_back_as_it_was(tmp_path):
 
 def test_a_missing_table_is_empty(tmp_path):
     assert read_csv(tmp_path / "none.csv").empty
+
+
+def test_a_filled_array_is_whole_or_absent(tmp_path):
+    path = tmp_path / "images.npy"
+
+    def broken(array):
+        array[:2] = 7
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        filled_array(path, (4, 2, 2, 1), broken)
+    assert os.listdir(tmp_path) == []
+
+    def fill(array):
+        for row in range(len(array)):
+            array[row] = row
+
+    array = filled_array(path, (4, 2, 2, 1), fill)
+    assert isinstance(array, np.memmap)
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(array[:, 0, 0, 0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(filled_array(path, (4, 2, 2, 1), broken), array)
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1
 
 
 def test_a_cache_keeps_what_was_used_last_within_its_bound(tmp_path):
