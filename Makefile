@@ -30,8 +30,9 @@ submission: $(VENV)/ready
 	$(PYTHON) -m covid_project submission $(if $(GROUP),--group $(GROUP)) \
 		$(if $(RESULTS),--results "$(RESULTS)") $(if $(DRAFT),--draft)
 
+# Two processes: as many as the smallest machine has cores.
 test: $(VENV)/ready lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
 # Settings, data, models, training and explanations: what a release of TensorFlow or Keras can break.
 CORE := settings storage data pipeline normalization augmentation models training tuning \

@@ -19,6 +19,13 @@ HOUSE = Path(__file__).resolve().parent.parent
 SHARED = HOUSE.parent / "shared"
 
 
+def pytest_collection_modifyitems(items):
+    """Keep together, where several processes share the tests, what shares what it is made from."""
+    for item in items:
+        group = "small_run" if "small_run" in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
