@@ -2,8 +2,8 @@
 
 Each stage runs in a process of its own, which measures itself, on drawn images of a data set that
 is made for it. Written are ``results/growth.csv`` and the figure ``results/figures/growth.pdf``.
-The memory counted is the largest that the process held beyond what it held before the stage, less
-the uint8 images themselves, which grow by nature.
+The memory counted is the largest that the process held beyond what it held before the stage; beside
+it stands how large the uint8 images are, which grow by nature.
 """
 
 import argparse
