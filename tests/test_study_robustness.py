@@ -66,6 +66,11 @@ def test_the_notebook_writes_every_table_and_figure(finished):
     assert (finished / "notebooks" / "robustness.html").is_file()
 
 
+def test_the_table_of_recipes_names_networks_beside_the_run(finished):
+    recipes = pd.read_csv(finished / "recipes.csv")
+    assert recipes[["recipe", "network", "seed"]].to_numpy().tolist() == [["thesis", 21, 21]]
+
+
 def test_each_final_network_saw_the_test_set_once(finished):
     ledger = pd.read_csv(finished / "test_ledger.csv")
     assert ledger["stage"].tolist() == ["thesis_plain_21", "thesis_augmented_21"]
