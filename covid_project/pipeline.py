@@ -46,13 +46,12 @@ def changed_batches(
     """`training_batches` with any random ``change`` of images (B, H, W, 1), given a seed (2,)."""
     read, labels = _reader(images), _column(labels)
     rows = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed)
-    rows = rows.batch(batch_size, drop_remainder=_whole_batches(len(images), batch_size))
     numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
     def form(row, number):
         return change(read(row), number), tf.gather(labels, row)
 
-    batches = tf.data.Dataset.zip(rows, numbers)
+    batches = tf.data.Dataset.zip(_batched(rows, batch_size), numbers)
     return batches.map(form, num_parallel_calls=2).prefetch(2)
 
 
@@ -124,23 +123,23 @@ def feature_batches(
         batch = tf.numpy_function(gather, [row, copy], tf.float32)
         return tf.ensure_shape(batch, (None, *features[0].shape[1:])), tf.gather(labels, row)
 
-    whole = _whole_batches(len(labels), batch_size)
-    both = tf.data.Dataset.zip(rows, copies).batch(batch_size, drop_remainder=whole)
-    return both.map(form).prefetch(2)
+    return _batched(tf.data.Dataset.zip(rows, copies), batch_size).map(form).prefetch(2)
 
 
-def _whole_batches(images: int, batch_size: int) -> bool:
-    """Whether an epoch leaves out an incomplete last batch: where several devices share it.
+def _batched(rows: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    """Batches for training; where several devices share them, an incomplete last one is left out.
 
     Its parts would be unlike, or of some devices empty, and count as much as the others.
     """
-    shared = replicas() > 1
-    if shared and (images < batch_size or batch_size % replicas()):
+    devices = replicas()
+    if devices == 1:
+        return rows.batch(batch_size)
+    if batch_size % devices:
         raise ValueError(
-            f"batches of {batch_size} from {images} images for {replicas()} devices; allowed: "
-            f"a multiple of {replicas()}, up to {images}"
+            f"batch_size is {batch_size}, to be shared by {devices} devices; allowed: multiples "
+            f"of {devices}"
         )
-    return shared
+    return rows.batch(min(batch_size, len(rows) // devices * devices), drop_remainder=True)
 
 
 def _column(labels: np.ndarray) -> tf.Tensor:

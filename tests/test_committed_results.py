@@ -193,17 +193,35 @@ def test_readme_says_what_the_benchmarks_measured_and_they_agree():
         assert line in readme
 
 
-def test_readme_says_what_the_short_run_of_the_robustness_study_found():
-    folder = RESULTS / "robustness"
-    performance = pd.read_csv(folder / "performance.csv").set_index(["training", "metric"])
+@pytest.mark.parametrize("name", ["breast", "pneumonia"])
+def test_readme_says_what_the_robustness_study_found(name):
+    folder = RESULTS / "robustness" / name
+    performance = pd.read_csv(folder / "performance.csv", dtype={"network": str})
+    performance = performance.set_index(["training", "network", "metric"])
     detection = pd.read_csv(folder / "detection.csv").query("perturbation == 'all'")
     detection = detection.set_index(["training", "detector"]).rename(columns={"auc": "value"})
     readme = (HOUSE / "README.md").read_text(encoding="utf-8")
-    for training, name in (("plain", "plain"), ("augmented", "perturbed")):
-        rows = [performance.loc[(training, metric)] for metric in ("AUC", "accuracy")]
+    for training, images in (("plain", "plain"), ("augmented", "perturbed")):
+        rows = [performance.loc[(training, "mean", metric)] for metric in ("AUC", "accuracy")]
         rows += [detection.loc[(training, kind)] for kind in ("confidence", "drift", "both")]
         shown = [f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in rows]
-        assert f"| {name} | {' | '.join(shown)} |" in readme
+        assert f"| {name} | {images} | {' | '.join(shown)} |" in readme
+        if "together" in performance.index.get_level_values("network"):
+            rows = [performance.loc[(training, "together", m)] for m in ("AUC", "accuracy")]
+            shown = [f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in rows]
+            assert f"| {name}, together | {images} | {' | '.join(shown)} | | | |" in readme
+        gain = detection.loc[(training, "both")]
+        told = f"{gain['gain']:+.3f} ({gain['gain_low']:+.3f} to {gain['gain_high']:+.3f})"
+        assert told.replace("-", "−") in readme
+
+
+@pytest.mark.parametrize("name", ["breast", "pneumonia"])
+def test_the_ledger_has_every_network_of_the_robustness_study_once(name):
+    folder = RESULTS / "robustness" / name
+    ledger = pd.read_csv(folder / "test_ledger.csv")
+    assert ledger["look"].tolist() == [1] * len(ledger)
+    networks = {path.name[7:-12] for path in folder.glob("scores_*_test.csv.gz")}
+    assert networks <= set(ledger["stage"])
 
 
 def test_readme_says_how_many_faults_were_tried():

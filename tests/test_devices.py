@@ -39,6 +39,7 @@ TRAINED = """
     history = fit(model, batches, learning_rate=1e-3, epochs=3, validation=held_out)
     kept = in_single_precision(model)
     shuffled = training_batches(images[:60], labels[:60], 16, NONE, 1)
+    few = next(iter(training_batches(images[:11], labels[:11], 16, NONE, 1)))[0].shape
     try:
         training_batches(images, labels, 17, NONE, 1)
         refused = ""
@@ -54,6 +55,7 @@ TRAINED = """
         "weights": sorted({weight.dtype for weight in model.weights}),
         "logit": model.outputs[0].dtype,
         "steps": len(shuffled),
+        "few": list(few),
         "refused": refused,
     }))
 """
@@ -83,9 +85,9 @@ def test_two_devices_train_as_one_does(usual):
     # What is left of an epoch would be shared unevenly.
     assert (usual["steps"], found["steps"]) == (4, 3)
     assert usual["refused"] == ""
-    assert (
-        "batches of 17 from 64 images for 2 devices; allowed: a multiple of 2" in found["refused"]
-    )
+    # What has fewer images than a batch is one batch.
+    assert (usual["few"][0], found["few"][0]) == (11, 10)
+    assert "17, to be shared by 2 devices; allowed: multiples of 2" in found["refused"]
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
