@@ -98,7 +98,11 @@ class ModelRefused(ValueError):
 
 
 def load_model(path: Path) -> keras.Model:
-    """Load a ``.keras`` file; nothing in it can run code.
+    """Load a ``.keras`` file; nothing that it asks for can run code.
+
+    Its weights are read by the HDF5 library, and the newest one that TensorFlow 2.21 allows (1.14)
+    has known faults of memory that a file made for it can reach: load what comes from people you
+    trust.
 
     Raises
     ------

@@ -37,8 +37,12 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of the content,
 MAX_PIXELS = 64_000_000  # of one image; a chest radiograph has at most about 16 million
 MAX_FILE_BYTES = 256 * 2**20  # 64 million pixels in 16-bit grey need half of it
 PIECE = 2**20  # bytes read at a time
-BAND = 1024  # rows converted at a time: copies of a whole large image add up
+BAND = 256  # rows converted at a time: copies of a whole large image add up
 LARGE = 8_000_000  # pixels of an image from which no other such one is decoded beside it
+
+# Pillow asks for memory in pieces of up to 16 MiB, which glibc keeps for the thread that had them,
+# half a gigabyte after a few large images; pieces of more than 32 MiB go back to the system.
+Image.core.set_block_size(64 * 2**20)
 
 MAX_MEMBERS = 500_000
 MAX_UNPACKED_BYTES = 20 * 10**9  # of a whole archive, by its own declaration
@@ -84,8 +88,8 @@ class UnreadableImages(DataError):
 
     def __str__(self) -> str:
         lines = [str(UnreadableImage(name, reason)) for name, reason in self.unreadable]
-        listed = _listed(lines, "\n")
-        return f"{len(lines)} image(s) cannot be read; replace them or take them out:\n{listed}"
+        named = listed(lines, "\n")
+        return f"{len(lines)} image(s) cannot be read; replace them or take them out:\n{named}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +182,7 @@ def open_dataset(
         of other data.
     """
     path = Path(os.path.expanduser(path))
-    root, names = _open_root(path)
+    root, names = open_root(path)
     if classes is None:
         classes = _found_classes(names) or CLASSES
     prefix, table = _arrange(names, classes, path, as_found)
@@ -212,10 +216,16 @@ def group_of(path: str) -> str:
     return next((match.group(1).lower() for match in matches if match), path)
 
 
-def _open_root(path: Path) -> tuple[Root, list[str]]:
-    """Root, and the relative POSIX paths of all files under it that are not hidden.
+def open_root(path: Path) -> tuple[Root, list[str]]:
+    """Root of a folder or a zip archive, and the relative POSIX paths of all files under it.
 
-    Sorted. What macOS adds to archives is hidden too: its names start with ``._``.
+    Sorted, without hidden ones. What macOS adds to archives is hidden too: its names start with
+    ``._``.
+
+    Raises
+    ------
+    DataError
+        No such path; a folder or a name that cannot be read; no zip archive, or an unsafe one.
     """
     if not os.path.exists(path):  # Path.exists raises on names that are too long
         raise DataError(f"no such path: {path}; give a folder of images or a zip archive of one")
@@ -283,7 +293,7 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
         ],
     }
     found = [
-        f"{fault}: {_listed([_printable(m.orig_filename) for m in some], limit=5)}"
+        f"{fault}: {listed([_printable(m.orig_filename) for m in some], limit=5)}"
         for fault, some in faults.items()
         if some
     ]
@@ -356,14 +366,14 @@ def _arrange(
 
     images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     tally = Counter(str(PurePosixPath(name).parent) for name in images)
-    here = _listed([f"{_printable(folder)} ({n})" for folder, n in tally.items()], limit=12)
+    here = listed([f"{_printable(folder)} ({n})" for folder, n in tally.items()], limit=12)
     explained = (
         f"Found in {path}, with their numbers of images: {here or 'no images at all'}. Allowed: "
         f"train|val|test / {'|'.join(classes)} / image, or {'|'.join(classes)} / images / image"
     )
     outer = sorted(table["outer"].unique())
     if len(outer) > 1:
-        raise DataError(f"several data sets side by side: {_listed(outer)}; give one. {explained}")
+        raise DataError(f"several data sets side by side: {listed(outer)}; give one. {explained}")
     missing = [name for label, name in enumerate(classes) if label not in set(table["label"])]
     if missing:
         raise DataError(f"no class folder {' or '.join(missing)} with images. {explained}")
@@ -467,7 +477,7 @@ def _refuse_shared(paths: pd.Series, splits: pd.Series, contents: pd.Series) -> 
         raise DataError(
             f"{len(same)} file(s) lie in more than one split, which lets the test see what was "
             "learned by heart; take them out of all but one, or allow them with "
-            f"allow_shared_files:\n{_listed(same, '\n')}"
+            f"allow_shared_files:\n{listed(same, '\n')}"
         )
 
 
@@ -559,8 +569,8 @@ def decode(content: bytes, name: str) -> np.ndarray:
         No bytes, not an image, damaged or cut off, more than one frame, no pixels or more than
         `MAX_PIXELS`, or 32-bit or float values, whose range is unknown.
     """
-    with _quiet(), _grey(content, name) as image:
-        return np.array(image)
+    with _quiet(), _grey(content, name) as grey:
+        return grey
 
 
 def decode_file(path: Path) -> np.ndarray:
@@ -604,8 +614,9 @@ def load_images(
     """
 
     def load(path: str) -> np.ndarray:
-        with _grey(_read(dataset.root, path), path) as image:
-            return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+        with _grey(_read(dataset.root, path), path) as grey:
+            resized = Image.fromarray(grey).resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(resized)
 
     shape = (len(dataset.table), size, size, 1)
     images = np.empty(shape, np.uint8) if into is None else into
@@ -636,8 +647,8 @@ def each_image(
     """
 
     def decoded(path: str):
-        with _grey(_read(dataset.root, path), path) as image:
-            return work(np.asarray(image))
+        with _grey(_read(dataset.root, path), path) as grey:
+            return work(grey)
 
     paths = dataset.table["path"]
     results = [None] * len(paths)
@@ -658,9 +669,8 @@ def load_masks(dataset: Dataset, size: int) -> np.ndarray:
     """
 
     def load(path: str) -> np.ndarray:
-        with _grey(_read(dataset.root, path), path) as image:
-            grey = np.asarray(image)
-        inside = Image.fromarray(np.uint8(255) * (grey > grey.max() / 2))
+        with _grey(_read(dataset.root, path), path) as grey:
+            inside = Image.fromarray(np.uint8(255) * (grey > grey.max() / 2))
         return np.asarray(inside.resize((size, size), Image.Resampling.BILINEAR)) >= 128
 
     masks = np.zeros((len(dataset.table), size, size), bool)
@@ -681,13 +691,33 @@ def image_sizes(dataset: Dataset) -> pd.DataFrame:
         Names every image whose header cannot be read, with its reason.
     """
 
-    def measure(path: str) -> tuple[int, int, str, int]:
-        content = _read(dataset.root, path)
-        image = _header(content, path)
+    def measure(image: Image.Image, content: bytes, path: str) -> tuple[int, int, str, int]:
         return image.width, image.height, image.mode, len(content)
 
-    columns = ["width", "height", "mode", "bytes"]
-    return pd.DataFrame(_for_each(dataset.table["path"], measure), columns=columns)
+    return pd.DataFrame(each_header(dataset, measure), columns=["width", "height", "mode", "bytes"])
+
+
+def each_header(dataset: Dataset, work: Callable[[Image.Image, bytes, str], object]) -> list:
+    """Open each image file without decoding its pixels; what ``work`` returned for each.
+
+    In the order of the data set's table.
+
+    Parameters
+    ----------
+    work
+        Called in threads with the image as Pillow opened it, all bytes of its file, and its path.
+
+    Raises
+    ------
+    UnreadableImages
+        Names every image whose header cannot be read, with its reason.
+    """
+
+    def opened(path: str):
+        content = _read(dataset.root, path)
+        return work(_header(content, path), content, path)
+
+    return _for_each(dataset.table["path"], opened)
 
 
 def _read(root: Root, name: str) -> bytes:
@@ -735,27 +765,30 @@ def _header(content: bytes, name: str) -> Image.Image:
 
 
 @contextmanager
-def _grey(content: bytes, name: str) -> Iterator[Image.Image]:
-    """Image of mode L, see `decode`; large ones one at a time, until the work on them is done.
+def _grey(content: bytes, name: str) -> Iterator[np.ndarray]:
+    """Grey values, see `decode`; of large images one at a time, until the work on them is done.
 
-    64 million pixels take half a gigabyte while they are converted.
+    64 million pixels take a third of a gigabyte while they are converted.
     """
     image = _header(content, name)
     with _one_large_image if image.width * image.height > LARGE else nullcontext():
-        yield _converted(image, name)
+        grey = _converted(image, name)
+        del image  # what it takes is free for the work
+        yield grey
 
 
-def _converted(image: Image.Image, name: str) -> Image.Image:
+def _converted(image: Image.Image, name: str) -> np.ndarray:
     try:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # a copy would lose a TIFF's tags
-        if image.mode.startswith("I;16"):
-            return _grey_of_16_bits(image)
         if image.mode not in ("I", "F"):
-            grey = Image.new("L", image.size)
+            grey = np.empty((image.height, image.width), np.uint8)
+            levels = _levels_of_16_bits(image) if image.mode.startswith("I;16") else None
             for top in range(0, image.height, BAND):
-                box = (0, top, image.width, min(top + BAND, image.height))
-                grey.paste(_luminance(image.crop(box)), box)
+                rows = image.crop((0, top, image.width, min(top + BAND, image.height)))
+                grey[top : top + BAND] = (
+                    _luminance(rows) if levels is None else levels[np.asarray(rows, np.uint16)]
+                )
             return grey
     except Exception as error:  # as in _header
         raise UnreadableImage(name, f"damaged or cut off ({_reason(error)})") from None
@@ -770,21 +803,18 @@ def _luminance(image: Image.Image) -> Image.Image:
     return ImageChops.multiply(colours.convert("L"), colours.getchannel("A"))
 
 
-def _grey_of_16_bits(image: Image.Image) -> Image.Image:
+def _levels_of_16_bits(image: Image.Image) -> np.ndarray:
+    """Grey level of each 16-bit value, uint8 (65536,)."""
     tags = getattr(image, "tag_v2", {})  # only a TIFF has them
     highest = 2 ** tags.get(258, (16,))[0] - 1  # BitsPerSample: 16, or 12 in 16
     values = np.minimum(np.arange(2**16), highest)
     if tags.get(262) == 0:  # PhotometricInterpretation: white is zero, which Pillow leaves so
         values = highest - values
-    grey = ((values * 255 + highest // 2) // highest).astype(np.uint8)  # of every value
+    levels = ((values * 255 + highest // 2) // highest).astype(np.uint8)
     transparent = image.info.get("transparency")
     if transparent is not None:
-        grey[transparent] = 0
-    values = np.asarray(image, np.uint16)
-    converted = np.empty(values.shape, np.uint8)
-    for into, row in zip(converted, values, strict=True):  # all at once, indices take 8 bytes each
-        into[:] = grey[row]
-    return Image.fromarray(converted)
+        levels[transparent] = 0
+    return levels
 
 
 def _reason(error: Exception) -> str:
@@ -854,6 +884,7 @@ def _printable(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def _listed(items: list[str], separator: str = ", ", limit: int = LISTED) -> str:
+def listed(items: list[str], separator: str = ", ", limit: int = LISTED) -> str:
+    """Items for a message, the first few of them by name and the others counted."""
     more = [f"… and {len(items) - limit:,} more"] if len(items) > limit else []
     return separator.join([*items[:limit], *more])

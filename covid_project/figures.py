@@ -13,8 +13,13 @@ import seaborn as sns
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from covid_project.evaluation import confusion
-from covid_project.explain.quality.baselines import BASELINES
-from covid_project.explain.quality.table import FAITHFULNESS, LOCALISATION, SANITY, is_lower_better
+from covid_project.explain.quality_terms import (
+    BASELINES,
+    FAITHFULNESS,
+    LOCALISATION,
+    SANITY,
+    is_lower_better,
+)
 from covid_project.tuning import OBJECTIVE
 
 COLUMN = 3.5  # inches: one column of a two-column article

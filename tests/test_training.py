@@ -1,6 +1,9 @@
+import gc
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
 from covid_project.augmentation import NONE, augment
@@ -85,6 +88,17 @@ def test_history_has_a_row_per_epoch(data):
     _, history = train(data, epochs=3, validation=None)
     assert history["epoch"].tolist() == [1, 2, 3]
     assert {"loss", "accuracy", "auc", "learning_rate", "seconds"} == set(history) - {"epoch"}
+
+
+def test_nothing_of_a_training_is_held_once_its_model_is_gone(data):
+    def graphs_after_a_training():
+        train(data, epochs=1)
+        keras.backend.clear_session()
+        gc.collect()
+        return sum(issubclass(type(held), tf.Graph) for held in gc.get_objects())
+
+    before = graphs_after_a_training()  # what is held once, for good
+    assert graphs_after_a_training() <= before
 
 
 def test_the_schedule_rises_to_its_rate_and_falls_along_a_cosine_to_zero():

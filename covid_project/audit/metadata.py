@@ -5,7 +5,7 @@ import hashlib
 import pandas as pd
 from PIL import Image, JpegImagePlugin
 
-from covid_project.data import Dataset, _for_each, _header, _read
+from covid_project.data import Dataset, each_header
 
 # The fields by what they tell of.
 FIELDS = {
@@ -37,12 +37,10 @@ def file_metadata(dataset: Dataset) -> pd.DataFrame:
     UnreadableImages
         Names every file whose header cannot be read, with its reason.
     """
-    rows = _for_each(dataset.table["path"], lambda path: _describe(_read(dataset.root, path), path))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(each_header(dataset, _describe))
 
 
-def _describe(content: bytes, path: str) -> dict[str, object]:
-    image = _header(content, path)
+def _describe(image: Image.Image, content: bytes, path: str) -> dict[str, object]:
     pixels = image.width * image.height
     return {
         "width": image.width,

@@ -47,10 +47,10 @@ from covid_project.data import (
     IMAGE_SUFFIXES,
     DataError,
     Dataset,
-    _listed,
-    _open_root,
+    listed,
     load_images,
     load_masks,
+    open_root,
 )
 from covid_project.evaluation import percentile_interval
 from covid_project.lungs import implausible, segment_lungs
@@ -358,7 +358,7 @@ def find_lungs(
 
 def _with_masks(dataset: Dataset, masks: Path) -> Dataset:
     """The data set with masks from another place; every image must have one."""
-    root, names = _open_root(masks)
+    root, names = open_root(masks)
     names = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     by_ending: dict[str, set[str]] = {}
     for name in names:
@@ -379,7 +379,7 @@ def _with_masks(dataset: Dataset, masks: Path) -> Dataset:
         raise DataError(
             f"{masks} must hold exactly one mask for every image, under its path or its name; "
             f"{len(missing)} of {len(dataset.table)} images have none or several: "
-            f"{_listed(missing, limit=5)}. Mend it, or leave it out to have the lungs found"
+            f"{listed(missing, limit=5)}. Mend it, or leave it out to have the lungs found"
         )
     return dataclasses.replace(dataset, root=root, table=dataset.table.assign(mask=found))
 

@@ -34,8 +34,11 @@ class Record:
         return pd.DataFrame(rows, columns=COLUMNS)
 
     def write(self, path: Path) -> None:
-        """Write the table; faults that were not tried this time keep their rows."""
-        new, found = self.table(), read_csv(path)
-        kept = found[~found["fault"].isin(new["fault"])] if len(found) else found
-        table = pd.concat([kept, new], ignore_index=True)
-        write_csv(path, table.sort_values("fault", kind="stable"))
+        """Write the table; what was not tried this time keeps its rows."""
+        table = self.table()
+        if path.is_file():
+            found = read_csv(path)
+            again = {(fault, tried) for fault, tried, *_ in self.counts}
+            tried = zip(found["fault"], found["tried"], strict=True)
+            table = pd.concat([found[[pair not in again for pair in tried]], table])
+        write_csv(path, table.sort_values("fault", kind="stable", ignore_index=True))

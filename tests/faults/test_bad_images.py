@@ -70,6 +70,17 @@ def load(folder: str, out: str) -> dict:
     }
 
 
+def read_large(folder: str) -> dict:
+    """Read images of as many pixels as are allowed; the most that it took, and what is left."""
+    dataset, before = open_dataset(folder, as_found=True), memory("VmRSS")
+    _, unreadable = each_image(dataset, lambda grey: None)
+    return {
+        "unreadable": unreadable,
+        "peak": memory("VmHWM") - before,
+        "kept": memory("VmRSS") - before,
+    }
+
+
 def audit(folder: str, out: str) -> dict:
     """Run the audit of the data as the command does."""
     from covid_project.audit import command
@@ -184,6 +195,20 @@ def test_a_few_of_every_kind_of_bad_image(bad_images, record, tmp_path):
 @pytest.mark.long
 def test_two_thousand_bad_images(bad_images, record, tmp_path):
     run(bad_images, record, tmp_path, 2400, seconds=1200)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
+def test_large_images_take_turns_and_give_their_memory_back(tmp_path, record):
+    large = giants()
+    for place in ("COVID", "NORMAL"):
+        (tmp_path / "set" / place).mkdir(parents=True)
+        for index, case in enumerate(large):
+            case.make(tmp_path / "set" / place / f"{index}.{case.suffix}")
+    found = call("faults.test_bad_images:read_large", tmp_path / "set")
+    assert not found["unreadable"]
+    assert found["peak"] < 0.7 * GIGABYTE  # in turn: two at once would take a gigabyte
+    assert found["kept"] < 0.1 * GIGABYTE  # else half of it stays with the threads, for nothing
+    record("bad image", "large images: memory", "given back", SEED, 2 * len(large))
 
 
 def test_unusual_names_on_sheets_of_several_methods(tmp_path, record):

@@ -76,11 +76,6 @@ def test_a_few_searches_leave_nothing_open(record):
 
 
 @pytest.mark.long
-@pytest.mark.xfail(
-    strict=True,
-    reason="TensorFlow 2.21 keeps a hundred traced graphs of a training after its model is gone: "
-    "16 searches of two tiny trainings grew from 815 to 1597 MiB, 26 MiB per training",
-)
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
 def test_fifty_searches_keep_the_memory_flat(record):
     run(50, record, within=0.1)

@@ -6,7 +6,7 @@ of the model. Each measure is a pure function in the module of its test. A metho
 callable (model, images, target) → `Heatmaps`, as all functions of `explain` are.
 """
 
-from covid_project.explain.quality.baselines import BASELINES, Method, baseline, baseline_maps
+from covid_project.explain.quality.baselines import Method, baseline, baseline_maps
 from covid_project.explain.quality.faithfulness import (
     area,
     deletion,
@@ -30,6 +30,7 @@ from covid_project.explain.quality.similarities import (
 )
 from covid_project.explain.quality.stability import across_seeds, noisy, under_noise
 from covid_project.explain.quality.table import explanation_quality, mean_interval
+from covid_project.explain.quality_terms import BASELINES
 
 __all__ = [
     "BASELINES",

@@ -14,8 +14,8 @@ from scipy.ndimage import sobel
 
 from covid_project.explain.class_score import checked_images, checked_target
 from covid_project.explain.heatmaps import PIXELS, Heatmaps, normalize_heatmaps
+from covid_project.explain.quality_terms import BASELINES
 
-BASELINES = ("random", "centred Gaussian", "edges")
 SPREAD = 0.25  # standard deviation of the Gaussian, as a share of each side
 
 # A method under test, as all of this package: (model, images, target) → Heatmaps.

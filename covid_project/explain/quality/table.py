@@ -19,7 +19,7 @@ from covid_project.explain.class_score import (
 )
 from covid_project.explain.gradcam import remove_final_activation
 from covid_project.explain.heatmaps import Heatmaps
-from covid_project.explain.quality.baselines import BASELINES, Method, baseline
+from covid_project.explain.quality.baselines import Method, baseline
 from covid_project.explain.quality.faithfulness import (
     Probability,
     area,
@@ -32,27 +32,20 @@ from covid_project.explain.quality.localisation import energy_inside, iou_at_ots
 from covid_project.explain.quality.sanity import blocks, randomisations
 from covid_project.explain.quality.similarities import similarity, similarity_of_pairs
 from covid_project.explain.quality.stability import across_seeds, under_noise
-
-LOCALISATION, FAITHFULNESS = "localisation", "faithfulness"
-STABILITY, SANITY = "stability", "sanity"
-TESTS = (LOCALISATION, FAITHFULNESS, STABILITY, SANITY)
-COLUMNS = (
-    "method",
-    "layer",
-    "test",
-    "measure",
-    "setting",
-    "versus",
-    "value",
-    "low",
-    "high",
-    "n",
-    "blank",
-    "reference",
-    "verdict",
+from covid_project.explain.quality_terms import (
+    BASELINES,
+    COLUMNS,
+    DELETION,
+    FAITHFULNESS,
+    LOCALISATION,
+    MOST_FIRST,
+    POINTING_GAME,
+    SANITY,
+    STABILITY,
+    TESTS,
+    is_lower_better,
 )
-POINTING_GAME, DELETION = "pointing game", "deletion"
-MOST_FIRST = "most relevant first"
+
 ROUNDING = 1e-6  # of a mean similarity; equal maps must not pass for less alike than equal maps
 
 
@@ -195,11 +188,6 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, floa
         return (float(values[0]) if n else np.nan), np.nan, np.nan, n
     drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
     return float(values.mean()), *percentile_interval(values[drawn].mean(axis=1)), n
-
-
-def is_lower_better(test: str, measure: str, setting: str) -> bool:
-    """Whether a small value speaks for the method."""
-    return test == SANITY or measure == DELETION or setting == MOST_FIRST
 
 
 def _localisation(heatmaps: Heatmaps, masks: Mapping[str, np.ndarray]) -> list[_Measurement]:
