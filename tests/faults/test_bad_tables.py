@@ -254,6 +254,40 @@ def test_a_split_changed_in_a_thousand_ways(kaggle, tmp_path, record):
     try_tables(kaggle, tmp_path, record, 1000)
 
 
+def try_labels(tmp_path: Path, record, number: int) -> None:
+    """Label tables of lung nodules, as text and as a spreadsheet."""
+    from covid_project.studies.nrrd_slices import read_labels
+
+    rng = np.random.default_rng(SEED)
+    rows = [(f"slice{n}", int(rng.integers(1, 6)), f"p{n // 3}") for n in range(20)]
+    table = pd.DataFrame(rows, columns=["name", "malignancy", "patient"])
+    for suffix, write in ((".csv", table.to_csv), (".xlsx", table.to_excel)):
+        path = tmp_path / f"labels{suffix}"
+        write(path, index=False)
+        whole = path.read_bytes()
+        for _ in range(number):
+            path.write_bytes(mutated(whole, rng))
+            found, said = attempted(DataError, lambda path=path: read_labels(path))
+            if found is None:
+                assert path.name in said
+                outcome = "refused by name"
+            else:
+                assert found["name"].is_unique
+                assert (found[["name", "patient"]] != "").all(axis=None)
+                assert found["malignancy"].isin(range(1, 6)).all()
+                outcome = "read as such a table"
+            record("bad table", path.name, outcome, SEED)
+
+
+def test_changed_labels_of_nodules_are_refused_or_labels(tmp_path, record):
+    try_labels(tmp_path, record, 20)
+
+
+@pytest.mark.long
+def test_labels_of_nodules_changed_in_hundreds_of_ways(tmp_path, record):
+    try_labels(tmp_path, record, 500)
+
+
 def test_a_table_of_patients_is_taken_or_refused(kaggle, tmp_path, record):
     from covid_project.audit.command import _table
     from covid_project.audit.data_checks import audit_data
