@@ -176,9 +176,22 @@ def test_detectors_find_what_is_there_and_nothing_else(rng, weights):
         found[told] = table.set_index(["perturbation", "detector"])
     assert found[0.0].loc[("all", "drift"), "auc"] == pytest.approx(0.5, abs=0.08)
     assert found[2.0].loc[("all", "drift"), "auc"] > 0.9
-    row = found[2.0].loc[("all", "both")]
-    assert 0 < row["gain_low"] < row["gain"] < row["gain_high"]
+    for name in ("both", "all three"):
+        row = found[2.0].loc[("all", name)]
+        assert 0 < row["gain_low"] < row["gain"] < row["gain_high"]
+    both = found[2.0].loc["all"]["auc"]
+    gain = both["all three"] - both["confidence and change"]
+    assert found[2.0].loc[("all", "all three"), "gain"] == pytest.approx(gain)
     assert (found[0.0].loc[(slice(None), "confidence"), "gain"] == 0).all()
+
+
+def test_change_is_that_of_the_score_and_needs_no_fit(rng, weights):
+    _, errors, drifts = made(rng)
+    rows = statistics.features(drifts, errors)
+    merged = rows.merge(errors, on=["image", "perturbation", "severity"], suffixes=("", "_given"))
+    seen, new = statistics.detectors(rows.iloc[:0], rows)["change"]
+    np.testing.assert_array_equal(new, merged["score_change_given"])
+    assert len(seen) == 0
 
 
 def test_the_judged_perturbation_is_not_in_the_fit(rng):
@@ -275,3 +288,14 @@ def test_the_gain_of_single_networks_spans_that_of_both(rng, weights):
     row = statistics.detection(rows, scores, weights).query("detector == 'drift'").iloc[-1]
     assert row["least_gain"] < row["gain"] < row["most_gain"]
     assert (row["least_gain"] + row["most_gain"]) / 2 == pytest.approx(row["gain"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.01, 0.03, "adds to"), (-0.03, -0.01, "takes from"), (-0.01, 0.01, "neither")],
+)
+def test_a_gain_in_words_follows_its_interval(low, high, said):
+    row = pd.Series({"gain": (low + high) / 2, "gain_low": low, "gain_high": high})
+    text = statistics.gain_in_words(row, "confidence")
+    assert said in text
+    assert f"{low:+.3f} to {high:+.3f}" in text

@@ -32,8 +32,13 @@ STYLES = dict(
         strict=True,
     )
 )
-DETECTORS = ("confidence", "drift", "both")
-FILLS = ("white", "0.6", "black")
+DETECTORS = {  # marker and filling
+    "confidence": ("o", "white"),
+    "change": ("s", "white"),
+    "drift": ("^", "0.6"),
+    "both": ("o", "black"),
+    "all three": ("D", "black"),
+}
 
 
 def _line(name: str) -> dict:
@@ -142,17 +147,21 @@ def detection(table: pd.DataFrame, axis: plt.Axes | None = None) -> plt.Figure:
     if axis is None:
         _, axis = plt.subplots(figsize=(PAGE / 2, 2.8), layout="constrained")
     names = list(dict.fromkeys(table["perturbation"]))
-    for number, (name, fill) in enumerate(zip(DETECTORS, FILLS, strict=True)):
+    for number, (name, (marker, fill)) in enumerate(DETECTORS.items()):
         rows = table[table["detector"] == name].set_index("perturbation").loc[names]
-        places = np.arange(len(names)) + 0.22 * (number - 1)
+        places = np.arange(len(names)) + 0.15 * (number - 2)
         axis.hlines(places, rows["low"], rows["high"], color="black", lw=0.8)
         axis.scatter(
-            rows["auc"], places, s=22, facecolor=fill, edgecolor="black", zorder=3, label=name
-        )
+            rows["auc"], places, s=14, marker=marker, facecolor=fill, edgecolor="black", zorder=3,
+            label=name,
+        )  # fmt: skip
     axis.axvline(0.5, color="0.5", lw=0.8)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel="AUC for wrong predictions")
     axis.invert_yaxis()
-    axis.legend(loc="upper center", bbox_to_anchor=(0.45, 1.16), ncols=3)
+    axis.legend(
+        loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=3, columnspacing=0.8,
+        handletextpad=0.1,
+    )  # fmt: skip
     return axis.figure
 
 

@@ -286,8 +286,8 @@ def features(drifts: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
     """One row per perturbed image and network, with what a detector of errors may look at.
 
     Columns seed, image, perturbation, severity, label, wrong, doubt (minus the log-odds of the
-    confidence), and ``<measure> <layer>`` for every measure and layer, higher for more drift;
-    an undefined drift counts as the mean of its column.
+    confidence), score_change (see `with_errors`), and ``<measure> <layer>`` for every measure and
+    layer, higher for more drift; an undefined drift counts as the mean of its column.
     """
     keys = ["seed", "perturbation", "severity", "image"]
     wide = drifts.set_index([*keys, "layer"])[list(MEASURES)].unstack("layer")  # noqa: PD010
@@ -298,19 +298,21 @@ def features(drifts: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
     logits = _logits(errors)
     top = np.sort(logits, axis=1)[:, ::-1]
     odds = top[:, 0] - logsumexp(top[:, 1:], axis=1)  # log(p / (1 - p)) of the predicted class
-    facts = errors.assign(doubt=-odds).set_index(keys)[["label", "wrong", "doubt"]]
+    facts = errors.assign(doubt=-odds).set_index(keys)
+    facts = facts[["label", "wrong", "doubt", "score_change"]]
     return facts.join(wide, how="inner").reset_index()
 
 
 def detectors(
     fitting: pd.DataFrame, judged: pd.DataFrame
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Scores of three detectors of errors: "confidence", "drift", and "both".
+    """Scores of detectors of errors: what the answer says, what the map says, and together.
 
-    Confidence needs no fit. Drift, and drift with confidence, are logistic regressions (L2, C = 1)
-    on the standardised `features`, one for each network. What is judged under one perturbation was
-    fitted on ``fitting``, other images, under the other four: neither the image nor the
-    perturbation is known.
+    "confidence" and "change" (of the score, which like drift takes the original image) need no fit.
+    "drift", "both" (drift and confidence), "confidence and change", and "all three" are logistic
+    regressions (L2, C = 1) on the standardised `features`, one for each network. What is judged
+    under one perturbation was fitted on ``fitting``, other images, under the other four: neither
+    the image nor the perturbation is known.
 
     Returns
     -------
@@ -319,8 +321,17 @@ def detectors(
     the rows to fit hold no error, or nothing else, drift scores 0.
     """
     moved = [name for name in fitting if name.startswith(MEASURES)]
-    found = {"confidence": (fitting["doubt"].to_numpy(), judged["doubt"].to_numpy())}
-    for name, columns in {"drift": moved, "both": ["doubt", *moved]}.items():
+    found = {
+        name: (fitting[column].to_numpy(), judged[column].to_numpy())
+        for name, column in {"confidence": "doubt", "change": "score_change"}.items()
+    }
+    fitted = {
+        "drift": moved,
+        "both": ["doubt", *moved],
+        "confidence and change": ["doubt", "score_change"],
+        "all three": ["doubt", "score_change", *moved],
+    }
+    for name, columns in fitted.items():
         scores = np.zeros(len(fitting)), np.zeros(len(judged))
         for seed, perturbation in product(fitting["seed"].unique(), PERTURBATIONS):
             ours = fitting[fitting["seed"] == seed]
@@ -345,8 +356,8 @@ def detection(
     Returns
     -------
     perturbation ("all" is the mean over those with an error), detector, auc, low, high, gain,
-    gain_low, gain_high (over "confidence", paired), least_gain, most_gain (of a single network),
-    errors, n.
+    gain_low, gain_high (over "confidence", that of "all three" over "confidence and change",
+    paired), least_gain, most_gain (of a single network), errors, n.
     """
     image, wrong = judged["image"].to_numpy(), judged["wrong"].to_numpy()
     kinds, seeds = judged["perturbation"].to_numpy(), judged["seed"].to_numpy()
@@ -371,9 +382,8 @@ def detection(
         chosen = list(cells) if perturbation == "all" else [perturbation]
         counted = np.isin(kinds, chosen)
         for name in scores:
-            ours, base = (
-                [values[one, detector] for one in chosen] for detector in (name, "confidence")
-            )
+            against = "confidence and change" if name == "all three" else "confidence"
+            ours, base = ([values[one, detector] for one in chosen] for detector in (name, against))
             auc = np.mean([one.mean(axis=1, skipna=False) for one in ours], axis=0)
             gains = [one - other for one, other in zip(ours, base, strict=True)]
             gain = np.mean([one.mean(axis=1, skipna=False) for one in gains], axis=0)
@@ -383,6 +393,17 @@ def detection(
             rows.append((perturbation, name, *found, single.min(), single.max(), *counts))
     columns = ["perturbation", "detector", "auc", "low", "high", "gain", "gain_low", "gain_high"]
     return pd.DataFrame(rows, columns=[*columns, "least_gain", "most_gain", "errors", "n"])
+
+
+def gain_in_words(row: pd.Series, rival: str) -> str:
+    """What a row of `detection` says of drift beside a rival, such as "drift adds to confidence"."""
+    verb = "neither clearly adds to nor takes from"
+    if row["gain_low"] > 0:
+        verb = "adds to"
+    elif row["gain_high"] < 0:
+        verb = "takes from"
+    numbers = f"({row['gain']:+.3f}, {row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
+    return f"drift {verb} {rival} {numbers}"
 
 
 def flag_rates(judged: pd.DataFrame, raised: np.ndarray, weights: np.ndarray) -> dict[str, float]:
