@@ -396,7 +396,7 @@ def detection(
 
 
 def gain_in_words(row: pd.Series, rival: str) -> str:
-    """What a row of `detection` says of drift beside a rival, such as "drift adds to confidence"."""
+    """What a row of `detection` says of drift beside a rival: "drift adds to confidence (…)"."""
     verb = "neither clearly adds to nor takes from"
     if row["gain_low"] > 0:
         verb = "adds to"
