@@ -181,7 +181,6 @@ def figure(table: pd.DataFrame) -> plt.Figure:
         axes[1].plot(rows["images"], rows["mib"], **style)
     rows = table.drop_duplicates("images")
     axes[1].plot(rows["images"], rows["cache_mib"], color="0.6", lw=3, label="uint8 images")
-    axes[1].legend(loc="upper left")
     for axis, title in zip(axes, ("time (seconds)", "memory (MiB)"), strict=True):
         axis.set(xscale="log", xlabel=f"images of {SIZE} × {SIZE} pixels", ylabel=title)
         axis.set_xticks(rows["images"], [f"{count:,}" for count in rows["images"]])

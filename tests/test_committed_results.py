@@ -226,6 +226,14 @@ def test_the_ledger_has_every_network_of_the_robustness_study_once(name):
     assert networks <= set(ledger["stage"])
 
 
+def test_readme_says_what_takes_most_memory_as_data_grow():
+    rows = pd.read_csv(RESULTS / "growth.csv")
+    largest = rows[rows["images"] == rows["images"].max()].set_index("stage")
+    assert largest["mib"].idxmax() == "audit"
+    assert round(largest.loc["audit", "mib"] / largest.loc["audit", "cache_mib"]) == 8
+    assert "eight times" in " ".join((HOUSE / "README.md").read_text(encoding="utf-8").split())
+
+
 def test_readme_says_how_many_faults_were_tried():
     tried = pd.read_csv(RESULTS / "faults.csv").groupby("fault")["count"].sum()
     readme = (HOUSE / "README.md").read_text(encoding="utf-8")
