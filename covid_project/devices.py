@@ -12,7 +12,8 @@ def use(devices: str, precision: str) -> None:
     devices
         "one", or "all": every GPU of the machine, or where there is none every CPU that TensorFlow
         knows, each with a part of every batch and the gradients summed up
-        (``tf.distribute.MirroredStrategy``).
+        (``tf.distribute.MirroredStrategy``). With Keras 3.5, the oldest allowed, the training
+        accuracy that is reported then comes out wrong; with the locked one it is right.
     precision
         "float32", or "mixed_bfloat16" or "mixed_float16": layers compute in half the bits, while
         weights and logits stay float32 (Micikevicius et al. 2018, "Mixed precision training").
