@@ -226,6 +226,22 @@ def test_the_ledger_has_every_network_of_the_robustness_study_once(name):
     assert networks <= set(ledger["stage"])
 
 
+@pytest.mark.parametrize(("name", "digits"), [("breast", 4), ("pneumonia", 5)])
+def test_readme_says_how_little_decided_between_the_recipes(name, digits):
+    recipes = pd.read_csv(RESULTS / "robustness" / name / "recipes.csv")
+    means = recipes.groupby("recipe")["val_auc"].mean()
+    gap = means["medmnist"] - means["thesis"]
+    assert gap > 0
+    assert f"{gap:.{digits}f}" in (HOUSE / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_says_how_the_memory_of_fifty_searches_grew():
+    rows = pd.read_csv(RESULTS / "faults.csv")
+    (outcome,) = rows.loc[rows["tried"] == "50 searches: memory", "outcome"]
+    grown = outcome.removeprefix("grew by ").replace("%", " %")
+    assert f"({grown} more)" in (HOUSE / "README.md").read_text(encoding="utf-8")
+
+
 def test_readme_says_what_takes_most_memory_as_data_grow():
     rows = pd.read_csv(RESULTS / "growth.csv")
     largest = rows[rows["images"] == rows["images"].max()].set_index("stage")
