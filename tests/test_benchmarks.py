@@ -161,7 +161,7 @@ def test_peaks_of_memory_never_fall():
     )
     before, with_block, after = map(int, done.stdout.split())
     assert 2**27 < with_block - before < 2**29  # the block has 2**28 bytes
-    assert after >= with_block
+    assert after > with_block - 2**22  # Linux counts by batches of pages on each core
 
 
 SMALL = training.Scale(
