@@ -11,7 +11,6 @@ import tensorflow as tf
 from covid_project.augmentation import augment
 from covid_project.devices import replicas
 from covid_project.settings import Augmentation
-from covid_project.storage import IN_MEMORY
 
 
 def training_batches(
@@ -70,16 +69,18 @@ def evaluation_batches(
 
 
 def _reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What gives the images of some rows: from memory, or, of many, from where they are mapped."""
-    if images.nbytes <= IN_MEMORY:
-        held = tf.constant(images)
-        return lambda rows: tf.gather(held, rows)
+    """What gives the images of some rows, from memory or from where they are mapped; no copy."""
+    return _numpy(lambda rows: images[rows], images.dtype, (None, *images.shape[1:]))
 
-    def read(rows: tf.Tensor) -> tf.Tensor:
-        found = tf.numpy_function(lambda rows: images[rows], [rows], images.dtype)
-        return tf.ensure_shape(found, (None, *images.shape[1:]))
 
-    return read
+def _numpy(function: Callable, kind, shape: tuple) -> Callable[..., tf.Tensor]:
+    """A NumPy function of tensors as part of a dataset; its result depends on them alone."""
+
+    def call(*tensors: tf.Tensor) -> tf.Tensor:
+        # Said to be stateless: of others, TensorFlow's determinism lets one run at a time.
+        return tf.ensure_shape(tf.numpy_function(function, tensors, kind, stateful=False), shape)
+
+    return call
 
 
 def _shared_edges(images: int, batch_size: int, devices: int) -> list[int]:
@@ -119,9 +120,10 @@ def feature_batches(
             [features[copy % len(features)][row] for row, copy in zip(rows, copies, strict=True)]
         ).astype(np.float32)
 
+    read = _numpy(gather, tf.float32, (None, *features[0].shape[1:]))
+
     def form(row, copy):
-        batch = tf.numpy_function(gather, [row, copy], tf.float32)
-        return tf.ensure_shape(batch, (None, *features[0].shape[1:])), tf.gather(labels, row)
+        return read(row, copy), tf.gather(labels, row)
 
     return _batched(tf.data.Dataset.zip(rows, copies), batch_size).map(form).prefetch(2)
 

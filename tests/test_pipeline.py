@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 
@@ -40,7 +42,7 @@ def test_an_epoch_holds_every_image_once_with_its_label(numbered):
     assert orders[0] != orders[1]  # a new order in every epoch
 
 
-def test_images_that_stay_on_disk_make_the_same_batches(tmp_path, monkeypatch, rng):
+def test_images_that_stay_on_disk_make_the_same_batches(tmp_path, rng):
     images = rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
@@ -56,12 +58,33 @@ def test_images_that_stay_on_disk_make_the_same_batches(tmp_path, monkeypatch, r
         ]
 
     held = epochs(images)
-    monkeypatch.setattr("covid_project.pipeline.IN_MEMORY", images.nbytes - 1)
     streamed = epochs(mapped)
     assert len(held) == len(streamed) == 12
     for one, other in zip(held, streamed, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
         np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_batches_hold_no_copy_of_the_images(numbered):
+    images, labels = numbered
+    batches = evaluation_batches(images, labels)
+    images[3] = 200
+    assert (collect(batches)[0][3] == 200).all()
+
+
+def test_batches_are_read_side_by_side_though_all_is_deterministic():
+    class Meeting(np.ndarray):
+        """Whose rows are given to two that ask at the same time, and to nobody alone."""
+
+        others = threading.Barrier(2, timeout=30)
+
+        def __getitem__(self, rows):
+            self.others.wait()
+            return np.asarray(self)[rows]
+
+    set_seed(0)
+    images = np.zeros((8, 4, 4, 1), np.uint8).view(Meeting)
+    assert len(list(training_batches(images, np.zeros(8), 4, NONE, seed=0))) == 2
 
 
 def test_augmentations_are_new_in_every_epoch(rng):
