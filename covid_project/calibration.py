@@ -4,7 +4,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from covid_project.evaluation import RESAMPLES, checked, percentile_interval, wilson_interval
+from covid_project.evaluation import (
+    RESAMPLES,
+    checked,
+    drawn_rows,
+    percentile_interval,
+    wilson_interval,
+)
 
 BINS = 10  # of equal width, over the predicted probability
 
@@ -74,15 +80,18 @@ def calibration(
     labels, scores = checked(labels, scores)
     probability = expit(scores.astype(np.float64))
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(labels), (RESAMPLES, len(labels)))
     error = float(expected_calibration_error(labels, probability, bins))
-    resampled = expected_calibration_error(labels[drawn], probability[drawn], bins)
-    ideal = expected_calibration_error(
-        rng.random((RESAMPLES, len(labels))) < probability, probability, bins
-    )
     squared = (probability - labels) ** 2
-    ece_low, ece_high = percentile_interval(resampled)
-    brier_low, brier_high = percentile_interval(squared[drawn].mean(axis=1))
+    resampled, brier, ideal = [], [], []
+    for rows in drawn_rows(rng, len(labels)):
+        resampled.append(expected_calibration_error(labels[rows], probability[rows], bins))
+        brier.append(squared[rows].mean(axis=1))
+    for part in resampled:
+        drawn = rng.random((len(part), len(labels))) < probability
+        ideal.append(expected_calibration_error(drawn, probability, bins))
+    ideal = np.concatenate(ideal)
+    ece_low, ece_high = percentile_interval(np.concatenate(resampled))
+    brier_low, brier_high = percentile_interval(np.concatenate(brier))
     return {
         "ece": error,
         "ece_low": ece_low,

@@ -9,7 +9,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, norm, rankdata
 
-from covid_project.evaluation import LEVEL, RESAMPLES, checked, percentile_interval
+from covid_project.evaluation import (
+    LEVEL,
+    RESAMPLES,
+    checked,
+    drawn_rows,
+    percentile_interval,
+)
 
 SIGNIFICANCE = 0.05
 
@@ -49,8 +55,7 @@ def accuracy_difference(
     rng = np.random.default_rng(seed)
     total = np.zeros(RESAMPLES)
     for group in (gain[~labels], gain[labels]):
-        if len(group):
-            total += group[rng.integers(0, len(group), (RESAMPLES, len(group)))].sum(axis=1)
+        total += np.concatenate([group[rows].sum(axis=1) for rows in drawn_rows(rng, len(group))])
     low, high = percentile_interval(total / len(gain))
     return Difference(float(gain.mean()), low, high, float(p_value))
 

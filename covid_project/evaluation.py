@@ -4,7 +4,7 @@ Label 1 (COVID) is the positive class. Scores are logits: 0 is the threshold, fi
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from covid_project.storage import append_rows, read_csv
 
 LEVEL = 0.95
 RESAMPLES = 2000
+DRAWN = 2**21  # rows of all resamples that are held at once
 METRICS = ("accuracy", "sensitivity", "specificity", "precision", "F1", "AUC", "MCC")
 
 
@@ -132,26 +133,38 @@ def bootstrap(
     they were designed (Efron & Tibshirani 1993, ch. 8, two-sample problem).
     """
     labels, scores = checked(labels, scores)
-    rng = np.random.default_rng(seed)
     negative, positive = np.flatnonzero(~labels), np.flatnonzero(labels)
-    drawn = np.concatenate(
-        [
-            group[rng.integers(0, max(len(group), 1), (resamples, len(group)))]
-            if len(group)
-            else np.empty((resamples, 0), int)
-            for group in (negative, positive)
-        ],
-        axis=1,
-    )  # (resamples, N), the negatives first
-    predicted = scores[drawn] > 0
-    missed = predicted[:, : len(negative)]
-    found = predicted[:, len(negative) :]
-    counts = np.stack([(~missed).sum(1), missed.sum(1), (~found).sum(1), found.sum(1)], axis=1)
     sorted_labels = np.repeat([False, True], [len(negative), len(positive)])
-    return {
-        **_from_counts(counts),
-        "AUC": np.array([_auc(sorted_labels, scores[rows]) for rows in drawn]),
-    }
+    first, second = np.random.default_rng(seed), np.random.default_rng(seed)
+    block = max(1, DRAWN // len(labels))
+    for _ in drawn_rows(second, len(negative), resamples, block):
+        pass  # the positives are drawn after all negatives
+    counts, areas = [], []
+    for missed, found in zip(
+        drawn_rows(first, len(negative), resamples, block),
+        drawn_rows(second, len(positive), resamples, block),
+        strict=True,
+    ):
+        drawn = scores[np.concatenate([negative[missed], positive[found]], axis=1)]
+        wrong, right = np.split(drawn > 0, [len(negative)], axis=1)
+        counts.append(
+            np.stack([(~wrong).sum(1), wrong.sum(1), (~right).sum(1), right.sum(1)], axis=1)
+        )
+        areas += [_auc(sorted_labels, row) for row in drawn]
+    return {**_from_counts(np.concatenate(counts)), "AUC": np.array(areas)}
+
+
+def drawn_rows(
+    rng: np.random.Generator, size: int, resamples: int = RESAMPLES, block: int | None = None
+) -> Iterator[np.ndarray]:
+    """Resamples of ``size`` rows, drawn with replacement, block after block: int64 (B, size).
+
+    One below the other they are what one call would draw; only a block at a time is in memory, by
+    default of as many resamples as have ``DRAWN`` rows.
+    """
+    block = block or max(1, DRAWN // max(size, 1))
+    for first in range(0, resamples, block):
+        yield rng.integers(0, max(size, 1), (min(block, resamples - first), size))
 
 
 def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:

@@ -12,8 +12,12 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import yaml
+from hypothesis import settings
 
 mpl.use("Agg")
+# A busy machine is no fault of what is tested.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 HOUSE = Path(__file__).resolve().parent.parent
 SHARED = HOUSE.parent / "shared"

@@ -637,7 +637,7 @@ def test_a_member_that_lies_about_its_size_is_listed_and_never_unpacked_whole(
     assert "CRC" in reasons["train/COVID/liar.png"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_damaged_archive_is_refused_or_names_its_damaged_images(tmp_path_factory, choose):
     whole = as_zip(course_tree(), tmp_path_factory.mktemp("zip") / "x.zip")
@@ -886,7 +886,7 @@ WHOLE = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(sorted(WHOLE)),
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), max_size=6),

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import keras
 import numpy as np
 import pytest
@@ -7,12 +9,14 @@ from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from covid_project.evaluation import (
+    DRAWN,
     METRICS,
     bootstrap,
     bootstrap_auc,
     class_metrics,
     confusion,
     cross_entropy,
+    drawn_rows,
     equal_error_threshold,
     metrics_table,
     percentile_interval,
@@ -59,7 +63,9 @@ def test_wilson_equals_scipys(n, data):
     assert low <= successes / n <= high
 
 
-def test_bootstrap_equals_a_naive_loop_over_the_same_draws(scored):
+@pytest.mark.parametrize("held", [DRAWN, 7 * 120, 1])
+def test_bootstrap_equals_a_naive_loop_over_the_same_draws(scored, held, monkeypatch):
+    monkeypatch.setattr("covid_project.evaluation.DRAWN", held)
     labels, scores = scored
     ours = bootstrap(labels, scores, resamples=20, seed=4)
     rng = np.random.default_rng(4)
@@ -69,6 +75,27 @@ def test_bootstrap_equals_a_naive_loop_over_the_same_draws(scored):
         rows = np.concatenate([negative[number], positive[number]])
         expected = sklearn_metrics(labels[rows], scores[rows])
         assert {name: ours[name][number] for name in METRICS} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("block", [None, 1, 7, 100])
+@pytest.mark.parametrize("size", [0, 1, 13])
+def test_rows_drawn_in_blocks_are_those_drawn_at_once(size, block):
+    blocks = list(drawn_rows(np.random.default_rng(3), size, 20, block))
+    at_once = np.random.default_rng(3).integers(0, max(size, 1), (20, size))
+    np.testing.assert_array_equal(np.concatenate(blocks), at_once)
+    assert len(blocks) == (-(-20 // block) if block else 1)
+
+
+def test_the_memory_of_a_bootstrap_does_not_grow_with_the_images(rng):
+    def held(images):
+        labels, scores = np.arange(images) % 2, rng.normal(size=images)
+        tracemalloc.start()
+        bootstrap(labels, scores, resamples=300)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    assert held(56_000) < 1.5 * held(14_000)
 
 
 def test_bootstrap_interval_of_the_auc_has_the_width_of_hanley_and_mcneil(rng):

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from covid_project.settings import Axis
@@ -177,7 +177,6 @@ def test_the_outcome_of_a_trial_has_the_metrics_at_its_best_epoch():
     assert row["val_AUC"] == 1.0
 
 
-@settings(deadline=None)  # a busy machine is no fault of the search
 @given(
     target=st.tuples(st.floats(0.0001, 0.2), st.floats(0, 1), st.floats(4, 128)),
     strategy=st.sampled_from(["grid", "one at a time"]),

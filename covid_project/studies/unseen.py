@@ -12,6 +12,7 @@ from covid_project.data import DataError
 from covid_project.evaluation import (
     RESAMPLES,
     checked,
+    drawn_rows,
     percentile_interval,
     wilson_interval,
 )
@@ -100,8 +101,7 @@ def probability_errors(labels: np.ndarray, scores: np.ndarray, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     total = np.zeros(RESAMPLES)
     for group in (squared[~labels], squared[labels]):
-        if len(group):
-            total += group[rng.integers(0, len(group), (RESAMPLES, len(group)))].sum(axis=1)
+        total += np.concatenate([group[rows].sum(axis=1) for rows in drawn_rows(rng, len(group))])
     resampled = total / len(labels)
     right = int(((scores > 0) == labels).sum())
     bootstrap = f"bootstrap, {RESAMPLES} resamples"

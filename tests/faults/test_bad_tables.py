@@ -99,7 +99,7 @@ def try_fields(record, number: int) -> None:
     quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 
     @seed(SEED)
-    @settings(max_examples=number, deadline=None, database=None, suppress_health_check=quiet)
+    @settings(max_examples=number, database=None, suppress_health_check=quiet)
     @given(field=st.sampled_from(FIELDS), value=JUNK)
     def any_value(field, value):
         profile, key, hint, limits = field

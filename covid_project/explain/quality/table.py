@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from covid_project.evaluation import RESAMPLES, percentile_interval, wilson_interval
+from covid_project.evaluation import drawn_rows, percentile_interval, wilson_interval
 from covid_project.explain.class_score import (
     PREDICTED,
     by_batches,
@@ -186,8 +186,9 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, floa
     n = len(values)
     if n < 2:
         return (float(values[0]) if n else np.nan), np.nan, np.nan, n
-    drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
-    return float(values.mean()), *percentile_interval(values[drawn].mean(axis=1)), n
+    drawn = drawn_rows(np.random.default_rng(seed), n)
+    resampled = np.concatenate([values[rows].mean(axis=1) for rows in drawn])
+    return float(values.mean()), *percentile_interval(resampled), n
 
 
 def _localisation(heatmaps: Heatmaps, masks: Mapping[str, np.ndarray]) -> list[_Measurement]:
