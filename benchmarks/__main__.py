@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks SUITE``: measure a suite, write it to a CSV."""
+"""Command line: ``python -m benchmarks [SUITE …]``: measure, print and write to a CSV."""
 
 import argparse
 import sys
@@ -7,21 +7,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import explain, perturbations, training
-from benchmarks.runner import differs, line, run, update, worse
+from benchmarks import commands, explain, perturbations, training
+from benchmarks.runner import differs, line, promises, run, update, worse
 from covid_project.storage import read_csv
 
 SUITES = {
     "explain": explain.benchmarks,
     "training": training.benchmarks,
     "perturbations": perturbations.benchmarks,
+    "commands": commands.benchmarks,
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure a suite; return 1 where results differ or a ratio has fallen by over a third."""
+    """Measure suites; return 1 where results differ or a ratio has fallen by over a third."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument(
+        "suites", nargs="*", metavar="SUITE", help=f"{', '.join(SUITES)} (default: all)"
+    )
     parser.add_argument(
         "--to",
         type=Path,
@@ -37,17 +40,24 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.against and not options.against.is_file():
         parser.error(f"--against: there is no file {options.against}")
+    strange = set(options.suites) - set(SUITES)
+    if strange:
+        parser.error(
+            f"there is no suite {', '.join(sorted(strange))}; there are {', '.join(SUITES)}"
+        )
     before = read_csv(options.against) if options.against else pd.DataFrame()
     start, rows = time.monotonic(), []
-    print(f"{options.suite}: up to ten minutes on an idle machine with two cores", flush=True)
-    for row in run(options.suite, SUITES[options.suite]()):
-        rows.append(row)
-        print(f"{time.monotonic() - start:4.0f} s  {line(row)}", flush=True)
-    table = pd.DataFrame(rows)
-    update(options.to, table)
-    print(f"written: {options.to}")
+    for suite in options.suites or SUITES:
+        print(f"{suite}: up to twenty minutes on an idle machine with two cores", flush=True)
+        measured = []
+        for row in run(suite, SUITES[suite]()):
+            measured.append(row)
+            print(f"{time.monotonic() - start:4.0f} s  {line(row)}", flush=True)
+        update(options.to, pd.DataFrame(measured))
+        rows += measured
+    print(promises(rows), f"written: {options.to}", sep="\n\n")
     faults = [f"results differ: {line(row)}" for row in rows if differs(row)]
-    faults += [f"worse: {fault}" for fault in worse(table, before)]
+    faults += [f"worse: {fault}" for fault in worse(pd.DataFrame(rows), before)]
     print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)
     return 1 if faults else 0
 

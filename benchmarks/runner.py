@@ -128,6 +128,18 @@ def line(row: dict[str, Any]) -> str:
     return text + (": RESULTS DIFFER" if differs(row) else "")
 
 
+def promises(rows: Iterable[dict[str, Any]]) -> str:
+    """What was promised and whether it is kept, as a table in Markdown."""
+    lines = ["| what | against | times as fast | promised | kept |", "| --- " * 5 + "|"]
+    for row in rows:
+        if not np.isnan(row["promised"]):
+            ratio = f"{row['ratio']:.1f} ({row['ratio_low']:.1f}–{row['ratio_high']:.1f})"
+            kept = "yes" if row["ratio"] >= row["promised"] else "**no**"
+            cells = row["name"], row["against"], ratio, f"{row['promised']:.1f}", kept
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def differs(row: dict[str, Any]) -> bool:
     """Whether the two sides do not give the same: then their times mean nothing."""
     compared = not np.isnan(row["tolerance"])

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import explain, growth, memory, perturbations, training
-from benchmarks.runner import Benchmark, differs, line, measure, run, update, worse
+from benchmarks import commands, explain, growth, memory, perturbations, training
+from benchmarks.runner import Benchmark, differs, line, measure, promises, run, update, worse
 from covid_project.storage import read_csv
 
 ROOT = Path(__file__).parents[1]
@@ -125,6 +125,57 @@ def test_the_command_writes_and_fails_for_a_fallen_ratio_or_other_results(
     assert "results differ" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main([*arguments, "--against", str(tmp_path / "none.csv")])
+    with pytest.raises(SystemExit):
+        command.main(["explan"])
+    assert "there is no suite explan; there are explain" in capsys.readouterr().err
+
+
+def test_without_a_name_all_suites_are_measured_and_their_promises_told(
+    tmp_path, monkeypatch, capsys
+):
+    for name in command.SUITES:
+        monkeypatch.setitem(
+            command.SUITES, name, lambda name=name: [counted([1], [2], name=name, promised=3)]
+        )
+    path = tmp_path / "benchmarks.csv"
+    assert command.main(["--to", str(path)]) == 0
+    assert read_csv(path)["suite"].tolist() == list(command.SUITES)
+    said = capsys.readouterr().out
+    for name in command.SUITES:
+        assert f"| {name} | others | 2.0 (2.0–2.0) | 3.0 | **no** |" in said
+
+
+def test_what_is_not_promised_is_not_in_the_table_of_promises():
+    rows = [measure(counted([1], [2])), measure(counted([1, 1], [2, 4], promised=2))]
+    assert promises(rows).splitlines()[2:] == ["| work | others | 3.0 (2.0–4.0) | 2.0 | yes |"]
+
+
+def test_a_command_is_timed_and_its_failure_is_one():
+    assert 0.2 < commands.seconds([sys.executable, "-c", "import time; time.sleep(0.2)"]) < 60
+    with pytest.raises(subprocess.CalledProcessError):
+        commands.seconds([sys.executable, "-c", "raise SystemExit(2)"])
+
+
+def test_a_target_is_made_in_a_copy_without_what_is_cached(tmp_path, monkeypatch):
+    house = tmp_path / "house"
+    for folder in (".cache", ".venv", "profiles", "results"):
+        (house / folder).mkdir(parents=True)
+        (house / folder / "file").touch()
+    told = tmp_path / "told"
+    (house / "Makefile").write_text(f"run:\n\tls -A > {told}; echo $(VENV) >> {told}\n")
+    monkeypatch.setattr(commands, "HOUSE", house)
+    assert commands.make("run") > 0
+    assert told.read_text().split() == ["Makefile", "profiles", "results", sys.prefix]
+    assert set(tmp_path.iterdir()) == {house, told}  # the copy is gone
+
+
+def test_what_a_start_needs_is_there_and_does_without_tensorflow():
+    for module in commands.STARTS.values():
+        code = f"import sys, {module}; print('tensorflow' in sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("part", [explain.mobilenet, explain.resnet, explain.baseline])
