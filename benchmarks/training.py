@@ -34,7 +34,7 @@ AUGMENTATION = Augmentation(
 # Of the mean over an epoch's augmented images, whose rotations and zooms each side draws for
 # itself: a few grey levels of 255 remain.
 SAME_MEAN = 0.02
-SAME_ACCURACY = 0.03
+SAME_ACCURACY = 0.02
 SAME_LOSS = 1e-4
 
 
@@ -47,7 +47,7 @@ class Scale:
     image_size: int = 128
     batch: int = 64
     filters: int = 16  # of the course's baseline
-    learned: int = 480  # images, of which a third is held out
+    learned: int = 960  # images, of which two thirds are held out
     epochs: int = 25
     trials: int = 27
     trial_epochs: int = 30
@@ -131,9 +131,9 @@ def waiting(scale: Scale) -> Iterator[Benchmark]:
 
 
 def steps(scale: Scale) -> Iterator[Benchmark]:
-    """Training steps of the baseline and of the plain network of equal validation accuracy."""
+    """Training steps of the baseline and of plain networks; the agreement is that of accuracy."""
     images, labels = _radiographs(scale.learned, scale.image_size)
-    held = scale.learned // 3
+    held = scale.learned * 2 // 3
     learning = training_batches(images[held:], labels[held:], 32, NONE, seed=0)
     batch = (images[: scale.batch].astype(np.float32), labels[: scale.batch, None])
 
@@ -152,16 +152,20 @@ def steps(scale: Scale) -> Iterator[Benchmark]:
 
         return eight_steps
 
-    yield Benchmark(
-        name=f"8 training steps of the baseline, {scale.image_size} px, batch {scale.batch}",
-        against="plain network of convolution, BatchNorm, ReLU, pooling",
-        ours=side(lambda: _baseline(images, scale)),
-        peer=side(lambda: plain_cnn(scale.image_size, scale.filters)),
-        promised=3,
-        agreement=lambda found, expected: abs(found - expected),
-        tolerance=SAME_ACCURACY,
-        repeats=scale.repeats,
-    )
+    ours = side(lambda: _baseline(images, scale))
+    # With as many feature maps as ours the plain network is less accurate: nothing is promised.
+    equal = {"promised": 3, "tolerance": SAME_ACCURACY}
+    widths = {scale.filters: {}, scale.filters * 3 // 2: equal, scale.filters * 2: equal}
+    for filters, facts in widths.items():
+        yield Benchmark(
+            name=f"8 training steps of the baseline, {scale.image_size} px, batch {scale.batch}",
+            against=f"plain convolution, BatchNorm, ReLU, pooling, from {filters} feature maps on",
+            ours=ours,
+            peer=side(lambda filters=filters: plain_cnn(scale.image_size, filters)),
+            agreement=lambda found, expected: abs(found - expected),
+            repeats=scale.repeats,
+            **facts,
+        )
 
 
 def sweep(scale: Scale) -> Iterator[Benchmark]:
