@@ -27,6 +27,7 @@ RESAMPLES = 1000
 PENALTIES = tuple(10.0**power for power in range(-3, 4))  # per image of the training folds
 
 _FEWEST_OF_A_KIND = 5  # a rarer value of a category is like any other rare one
+_LARGE = 2**20  # numbers of a block where smaller ones would cost time
 _BINS = 10  # quantiles at which a number is cut into steps
 
 
@@ -142,7 +143,7 @@ def resample(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -
     there are (Efron & Tibshirani 1993, ch. 8, two-sample problem).
     """
     _, first = np.unique(groups, return_index=True)
-    # One in 10^500 resamples draws a group more than 255 times.
+    # A byte is enough: the chance that any group is drawn more than 255 times is below 10^-500.
     times = np.empty((RESAMPLES, len(first)), np.uint8)
     for label in np.unique(labels[first]):
         members = np.flatnonzero(labels[first] == label)
@@ -275,18 +276,21 @@ def ridge_scores(features: np.ndarray, targets: np.ndarray, test: np.ndarray) ->
         right /= np.sqrt(values)
     else:
         right = right[:, sound]
-        left = x @ right
-        left /= np.sqrt(values)
-    squared = np.square(left, out=x[:, : len(values)])  # x is no longer needed
+        left = x[:, : len(values)]  # in the place of x: both would be large
+        for rows in blocks(n, x.shape[1], _LARGE):
+            left[rows] = x[rows] @ right / np.sqrt(values)
+    # How much of each direction is kept, (rank, penalties), and the diagonals of the hat matrices.
+    penalties = n * np.array(PENALTIES, np.float32)
+    kept = values[:, None] / (values[:, None] + penalties)
+    hats = np.empty((n, len(penalties)), np.float32)
+    for rows in blocks(n, max(len(values), 1)):
+        hats[rows] = 1 / n + left[rows] ** 2 @ kept
     projected = left.T @ centred  # (rank, T)
     rotated = new @ right  # (M, rank)
     least = np.full(targets.shape[1], np.inf)
     scores = np.empty((len(new), targets.shape[1]), np.float32)
-    for penalty in PENALTIES:
-        penalty *= n  # a Python number: float32 stays float32
-        kept = values / (values + penalty)
-        hat = 1 / n + squared @ kept
-        residuals = (centred - left @ (kept[:, None] * projected)) / (1 - hat[:, None])
+    for penalty, kept_of_each, hat in zip(penalties, kept.T, hats.T, strict=True):
+        residuals = (centred - left @ (kept_of_each[:, None] * projected)) / (1 - hat[:, None])
         errors = np.square(residuals).sum(axis=0)
         better = errors < least
         least = np.minimum(errors, least)
@@ -300,7 +304,10 @@ def _standardised(features: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, n
     features = np.asarray(features)
     kind = np.result_type(features, np.float32)
     parts = [features[rows].astype(kind, copy=False) for rows in (~test, test)]
-    mean, deviation = parts[0].mean(axis=0), parts[0].std(axis=0)
+    mean = parts[0].mean(axis=0)
+    # By columns, as numpy makes a copy of what it takes the deviation of.
+    columns = blocks(parts[0].shape[1], len(parts[0]), _LARGE)
+    deviation = np.concatenate([parts[0][:, some].std(axis=0) for some in columns])
     deviation = np.where(deviation > 0, deviation, 1)
     for part in parts:  # in place, as they are large
         part -= mean

@@ -21,9 +21,8 @@ COVID-19 detection selects shortcuts over signal", Nature Machine Intelligence 2
 """
 
 import dataclasses
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -58,7 +57,6 @@ from covid_project.data import (
 )
 from covid_project.evaluation import percentile_interval
 from covid_project.lungs import implausible, segment_lungs
-from covid_project.storage import filled_array
 
 if TYPE_CHECKING:
     import keras
@@ -76,7 +74,7 @@ LOADED = 120  # pixels along a side, of the images read
 SIDE = 40  # of the images that the models see
 RING = SIDE // 10  # width of the border
 CORNER = SIDE // 8  # of the side of a corner's square; lungs do not reach there
-MASKS = 250  # lung masks held at once
+AT_ONCE = 250  # images, and lung masks, held at once
 STRAY_LUNG = 0.01  # share of images that may show lung where the lungs are removed
 
 COLUMNS = (
@@ -149,15 +147,11 @@ def audit_shortcuts(
         finding = Finding(AREA, "the label without the lungs", "not applicable", str(reason))
         return Shortcuts([finding], pd.DataFrame(columns=COLUMNS))
     progress(f"shortcuts: reading {len(table)} images")
-    with tempfile.TemporaryDirectory() as folder:  # the images stay on disk
-        images = filled_array(
-            Path(folder, "images.npy"),
-            (len(table), LOADED, LOADED, 1),
-            lambda images: load_images(dataset, LOADED, into=images),
-        )[..., 0]
-        lungs, lungs_from = find_lungs(dataset, images, masks, progress, square=LOADED // SIDE)
-        of_images = image_views(images, lungs)
-        del images
+    pictures = Pictures(len(table))
+    parts = _read(dataset, pictures)
+    lungs, lungs_from = find_lungs(dataset, parts, masks, progress, square=LOADED // SIDE)
+    of_images = image_views(pictures, lungs)
+    del pictures  # the views let go of them
     of_files = _file_views(dataset)
 
     views: list[View] = []
@@ -270,20 +264,59 @@ def corners() -> np.ndarray:
     return at_edge[:, None] & at_edge
 
 
-def image_views(images: np.ndarray, lungs: np.ndarray | None) -> Iterator[View]:
-    """Views of the pixels, each made when it is asked for; the images are needed no longer.
+class Pictures:
+    """What the views need of the images: all of it is small, and filled in block by block.
+
+    Attributes
+    ----------
+    pixels
+        float32 (N, SIDE, SIDE), means over squares.
+    thumbnails
+        float32 (N, 64), the same of 8 by 8 squares.
+    grey
+        float64 (N, 32), roots of how often grey levels occur.
+    """
+
+    def __init__(self, n: int):
+        self.pixels = np.empty((n, SIDE, SIDE), np.float32)
+        self.thumbnails = np.empty((n, 64), np.float32)
+        self.grey = np.empty((n, 32))
+
+    def fill(self, rows: slice, images: np.ndarray) -> None:
+        """Keep what is needed of the images uint8 (M, LOADED, LOADED) of some rows."""
+        self.pixels[rows] = _pooled(images, SIDE)
+        self.thumbnails[rows] = _pooled(images, 8).reshape(-1, 64)
+        self.grey[rows] = np.sqrt([np.bincount(i.ravel() // 8, minlength=32) for i in images])
+
+
+def _read(dataset: Dataset, pictures: Pictures) -> Iterator[np.ndarray]:
+    """All images, uint8 (M, LOADED, LOADED) at once; what the views need of them is kept."""
+    unreadable = []
+    for rows in blocks(len(dataset.table), 1, AT_ONCE):
+        part = dataclasses.replace(dataset, table=dataset.table.iloc[rows])
+        try:
+            images = load_images(part, LOADED)[..., 0]
+        except UnreadableImages as error:  # all of them are named at once
+            unreadable += error.unreadable
+            continue
+        pictures.fill(rows, images)
+        yield images
+    if unreadable:
+        raise UnreadableImages(unreadable)
+
+
+def image_views(pictures: Pictures, lungs: np.ndarray | None) -> Iterator[View]:
+    """Views of the pixels, each made when it is asked for.
 
     Parameters
     ----------
-    images
-        uint8 (N, LOADED, LOADED).
+    pictures
+        Of all images.
     lungs
         uint8 (N, SIDE, SIDE), how many pixels of each square are lung, see `find_lungs`; None:
         without the views that need them.
     """
-    grey = np.sqrt([np.bincount(image.ravel() // 8, minlength=32) for image in images])
-    thumbnails = _pooled(images, 8).reshape(len(images), -1)
-    return _image_views(_pooled(images, SIDE), grey, thumbnails, lungs)
+    return _image_views(pictures.pixels, pictures.grey, pictures.thumbnails, lungs)
 
 
 def _image_views(
@@ -336,7 +369,7 @@ def _pooled(images: np.ndarray, side: int) -> np.ndarray:
 
 def find_lungs(
     dataset: Dataset,
-    images: np.ndarray,
+    parts: Iterable[np.ndarray],
     masks: Path | None = None,
     progress: Callable[[str], None] = print,
     square: int = 1,
@@ -345,8 +378,8 @@ def find_lungs(
 
     Parameters
     ----------
-    images
-        uint8 (N, S, S), the data set's.
+    parts
+        The data set's images, uint8 (M, S, S) at once, in the order of its table.
     masks
         See `audit_shortcuts`.
     square
@@ -358,33 +391,34 @@ def find_lungs(
     1), or None where more than `MOST_IMPLAUSIBLE` of the masks are no lungs: the images are not
     frontal chest radiographs. Single implausible masks become where most other masks are lung.
     """
-    n, side = len(images), images.shape[1]
     if masks is not None:
         dataset = _with_masks(dataset, Path(masks))
-    given = (dataset.table["mask"] != "").all()
-    lungs = np.empty((n, side // square, side // square), np.uint8)
-    faulty = np.zeros(n, bool)
-    sound = np.zeros((side, side), int)  # in how many of the other masks a pixel is lung
-    unreadable = []
-    for rows in blocks(n, 1, MASKS):
+    table = dataset.table
+    given = (table["mask"] != "").all()
+    counts, faults, unreadable = [], [], []
+    sound = 0  # in how many plausible masks each pixel is lung, (S, S)
+    done = 0
+    for images in parts:
+        rows = slice(done, done + len(images))
+        done = rows.stop
         if given:
+            part = dataclasses.replace(dataset, table=table.iloc[rows])
             try:
-                found = load_masks(
-                    dataclasses.replace(dataset, table=dataset.table.iloc[rows]), side
-                )
+                found = load_masks(part, images.shape[1])
             except UnreadableImages as error:  # all of them are named at once
                 unreadable += error.unreadable
                 continue
         else:
-            found = segment_lungs(images[rows])
-            progress(f"shortcuts: lungs found in {rows.stop} of {n} images")
-        faulty[rows] = implausible(found) != ""
-        sound += found[~faulty[rows]].sum(axis=0)
-        lungs[rows] = _counted(found, square)
+            found = segment_lungs(images)
+            progress(f"shortcuts: lungs found in {done} of {len(table)} images")
+        faults.append(implausible(found) != "")
+        sound = sound + found[~faults[-1]].sum(axis=0)
+        counts.append(_counted(found, square))
     if unreadable:
         raise UnreadableImages(unreadable)
+    lungs, faulty = np.concatenate(counts), np.concatenate(faults)
     origin = "lung masks as given" if given else "lung masks by classical segmentation"
-    said = f"{origin}, {faulty.sum()} of {n} implausible"
+    said = f"{origin}, {faulty.sum()} of {len(faulty)} implausible"
     if faulty.mean() > MOST_IMPLAUSIBLE:
         return None, f"{said}: no frontal chest radiographs, or other masks are needed"
     lungs[faulty] = _counted(sound[None] / (~faulty).sum() > 0.5, square)
@@ -549,7 +583,8 @@ def audit_model(
         said = f"no images of {', '.join(dataset.classes[label] for label in sorted(absent))}"
         return [Finding(AREA, "the model without the lungs", "not applicable", said)]
     images = load_images(dataset, side)[..., 0]
-    lungs, lungs_from = find_lungs(dataset, images, masks, progress=lambda line: None)
+    parts = (images[rows] for rows in blocks(len(images), 1, AT_ONCE))
+    lungs, lungs_from = find_lungs(dataset, parts, masks, progress=lambda line: None)
     lungs = None if lungs is None else lungs.view(bool)
     ring = np.ones((side, side), bool)
     ring[side // 10 : -(side // 10), side // 10 : -(side // 10)] = False
