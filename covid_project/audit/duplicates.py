@@ -50,6 +50,7 @@ _FORM = 12  # pixels along a side of what the descriptor sees
 _DIRECTIONS = 24  # length of a descriptor
 _PLANTED = 2000  # copies from which the directions are learned
 _REACH = 1.5  # how much farther than the farthest planted copy a candidate may lie
+_BATCH = 2**16  # pixels aligned at once in each thread, twenty numbers for each
 _KEPT = 2**23  # pixels whose details are kept, as an image is compared with many others
 _MARGIN = 0.08  # in half-widths
 _FARTHEST = 0.15  # largest scale and shift, in half-widths; a crop by 5 % needs 0.11
@@ -414,7 +415,7 @@ def _compared(
     def fill(batch: slice) -> None:
         details[batch] = _details(_resized(images[used[batch]], level.side), level)
 
-    list(pool.map(fill, blocks(len(used), level.side**2)))
+    list(pool.map(fill, blocks(len(used), level.side**2, _BATCH)))
 
     def aligned(batch: slice) -> tuple[np.ndarray, np.ndarray]:
         first, second = (details[side] for side in places[batch].T)
@@ -423,7 +424,9 @@ def _compared(
         motion = _aligned(first, second, moved[batch], level.steps)
         return _correlation(first, second, motion), motion
 
-    correlations, motions = zip(*pool.map(aligned, blocks(len(pairs), level.side**2)), strict=True)
+    correlations, motions = zip(
+        *pool.map(aligned, blocks(len(pairs), level.side**2, _BATCH)), strict=True
+    )
     return np.concatenate(correlations), np.concatenate(motions)
 
 
