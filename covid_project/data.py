@@ -628,6 +628,7 @@ def each_image(
     dataset: Dataset,
     work: Callable[[np.ndarray], object],
     progress: Callable[[int, int], None] | None = None,
+    take: Callable[[object], None] | None = None,
 ) -> tuple[list, dict[str, str]]:
     """Decode each image once and work on it; go on past those that cannot be read.
 
@@ -639,6 +640,9 @@ def each_image(
         Called in threads with the grey values of one image, uint8 (height, width), see `decode`.
     progress
         Called with (images done, images in all) after each image.
+    take
+        Takes what ``work`` returned for each readable image, in the order of the table, which is
+        then not kept; None keeps it in a list.
 
     Returns
     -------
@@ -650,10 +654,12 @@ def each_image(
         with _grey(_read(dataset.root, path), path) as grey:
             return work(grey)
 
-    paths = dataset.table["path"]
-    results = [None] * len(paths)
-    unreadable = dict(_attempt_each(paths, decoded, results, progress))
-    return [r for path, r in zip(paths, results, strict=True) if path not in unreadable], unreadable
+    results = []
+    take = take or results.append
+    unreadable = _attempt_each(
+        dataset.table["path"], decoded, lambda _, result: take(result), progress
+    )
+    return results, dict(unreadable)
 
 
 def load_masks(dataset: Dataset, size: int) -> np.ndarray:
@@ -841,7 +847,7 @@ def _for_each(
     """Results of ``work`` on each name, in their order; ``UnreadableImages`` names all at once."""
     names = list(names)
     results = [None] * len(names) if into is None else into
-    unreadable = _attempt_each(names, work, results, progress)
+    unreadable = _attempt_each(names, work, results.__setitem__, progress)
     if unreadable:
         raise UnreadableImages(unreadable)
     return results
@@ -850,10 +856,10 @@ def _for_each(
 def _attempt_each(
     names: Iterable[str],
     work: Callable[[str], object],
-    into: list | np.ndarray,
+    take: Callable[[int, object], None],
     progress: Callable[[int, int], None] | None,
 ) -> list[tuple[str, str]]:
-    """Fill ``into`` with the results, computed in threads; return (name, reason) of the others.
+    """Give (row, result) of each name, computed in threads; return (name, reason) of the others.
 
     Decoding and unpacking leave Python's lock.
     """
@@ -871,7 +877,7 @@ def _attempt_each(
             if isinstance(result, UnreadableImage):
                 unreadable.append((result.name, result.reason))
             else:
-                into[row] = result
+                take(row, result)
             if progress is not None:
                 progress(row + 1, len(names))
     return unreadable

@@ -217,7 +217,7 @@ def test_candidates_grow_with_the_number_of_images_and_not_with_its_square(rng):
     # Noise without any form: the hardest case, as all descriptors are equally far apart.
     for n in (200, 400):
         images = rng.integers(0, 256, (n, 16, 16), np.uint8)
-        upright, turned = duplicates._candidates(images, np.random.default_rng(0))
+        upright, turned = duplicates._candidates(images, np.arange(n), np.random.default_rng(0))
         for pairs in (upright, turned):
             assert len(pairs) <= n * (NEIGHBOURS + 1)
             assert (pairs[:, 0] < pairs[:, 1]).all()

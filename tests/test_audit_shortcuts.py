@@ -14,6 +14,7 @@ from covid_project.audit.shortcuts import (
     COLUMNS,
     LOADED,
     SIDE,
+    Pictures,
     audit_model,
     audit_shortcuts,
     border,
@@ -46,6 +47,12 @@ def dataset(phantoms, tmp_path_factory):
 def planted(phantoms, tmp_path_factory):
     images = plant_border(phantoms, 60, np.random.default_rng(0))
     return write_phantoms(tmp_path_factory.mktemp("planted"), images, phantoms)
+
+
+def pictures(images):
+    kept = Pictures(len(images))
+    kept.fill(slice(None), images)
+    return kept
 
 
 def real(name, classes, per_class=None):
@@ -105,6 +112,8 @@ def test_the_same_seed_gives_the_same_table(planted):
     first, second = (audit_shortcuts(planted, seed=3, progress=lines.append) for _ in range(2))
     pd.testing.assert_frame_equal(first.table, second.table)
     assert any("s left" in line for line in lines)
+    assert any("view 12 of 12" in line for line in lines)
+    assert not any("view 13" in line for line in lines)
 
 
 def test_too_few_images_are_not_judged(dataset):
@@ -172,7 +181,7 @@ def test_the_courses_border_predicts_its_label():
 
 def test_ct_slices_have_no_frontal_lungs():
     dataset = real("covid_ct.zip", ("CT_NonCOVID", "CT_COVID"), per_class=40)
-    lungs, said = find_lungs(dataset, load_images(dataset, LOADED)[..., 0], progress=quiet)
+    lungs, said = find_lungs(dataset, [load_images(dataset, LOADED)[..., 0]], progress=quiet)
     assert lungs is None
     assert "no frontal chest radiographs" in said
 
@@ -193,9 +202,10 @@ def test_border_and_corners_are_where_they_should_be():
 
 def test_views_without_lungs_do_not_see_the_lungs(phantoms, dataset, rng):
     images = load_images(dataset, LOADED)[..., 0]
-    lungs, _ = find_lungs(dataset, images, progress=quiet)
+    lungs, _ = find_lungs(dataset, [images], progress=quiet)
     noisy = np.where(lungs, rng.integers(0, 256, images.shape, np.uint8), images)
-    before, after = image_views(images, lungs), image_views(noisy, lungs)
+    counted, _ = find_lungs(dataset, [images], progress=quiet, square=LOADED // SIDE)
+    before, after = (list(image_views(pictures(some), counted)) for some in (images, noisy))
     changed = {
         view.name: np.mean(view.features != other.features)
         for view, other in zip(before, after, strict=True)
@@ -210,10 +220,13 @@ def test_views_without_lungs_do_not_see_the_lungs(phantoms, dataset, rng):
 
 def test_lungs_only_sees_nothing_else(dataset, rng):
     images = load_images(dataset, LOADED)[..., 0]
-    lungs, _ = find_lungs(dataset, images, progress=quiet)
+    lungs, _ = find_lungs(dataset, [images], progress=quiet)
     touched = np.repeat(np.repeat(lungs.reshape(-1, SIDE, 3, SIDE, 3).any((2, 4)), 3, 1), 3, 2)
     noisy = np.where(touched, images, rng.integers(0, 256, images.shape, np.uint8))
-    first, second = (image_views(some, lungs)[-1].features for some in (images, noisy))
+    counted, _ = find_lungs(dataset, [images], progress=quiet, square=LOADED // SIDE)
+    first, second = (
+        list(image_views(pictures(some), counted))[-1].features for some in (images, noisy)
+    )
     np.testing.assert_allclose(first, second, atol=1e-3)
 
 
@@ -255,12 +268,12 @@ def test_masks_are_found_by_path_or_name(phantoms, dataset, tmp_path, layout):
         place.write_bytes((dataset.root / row.mask).read_bytes())
     images = np.zeros((len(dataset.table), 96, 96), np.uint8)
     bare = dataclasses.replace(dataset, table=dataset.table.assign(mask=""))
-    lungs, said = find_lungs(bare, images, tmp_path)
+    lungs, said = find_lungs(bare, [images], tmp_path)
     np.testing.assert_array_equal(lungs, phantoms.lungs)
     assert said == "lung masks as given, 0 of 200 implausible"
     next(file for file in tmp_path.rglob("*.png")).unlink()
     with pytest.raises(DataError, match=r"1 of 200 images have none or several"):
-        find_lungs(bare, images, tmp_path)
+        find_lungs(bare, [images], tmp_path)
 
 
 # ---- trained models -----------------------------------------------------------------------------

@@ -5,8 +5,10 @@ unseen: what is measured on it is partly memory. Such findings fail; what a spli
 (copies within a split, or where there is no split yet) warns.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,7 @@ from covid_project.audit.findings import Finding
 from covid_project.comparison import SIGNIFICANCE
 from covid_project.data import Dataset, each_image
 from covid_project.evaluation import wilson_interval
+from covid_project.storage import filled_array
 
 AREA = "data"
 SIDE = 128  # pixels at which near copies are sought; what `duplicates` was measured at
@@ -45,8 +48,6 @@ class DataAudit:
         In the order in which they are to be read.
     dataset
         The readable images; ``group`` holds the patients as far as they are known.
-    images
-        uint8 (N, `SIDE`, `SIDE`), in the order of the table.
     pairs
         As from ``duplicates.duplicate_pairs``: rows of the table, kind, similarity, splits.
     unreadable
@@ -55,7 +56,6 @@ class DataAudit:
 
     findings: list[Finding]
     dataset: Dataset
-    images: np.ndarray
     pairs: pd.DataFrame
     unreadable: dict[str, str]
 
@@ -88,25 +88,21 @@ def audit_data(
     DataError
         A pattern or a metadata table that does not fit.
     """
-    read, unreadable = each_image(
-        dataset,
-        lambda pixels: (pixel_hash(pixels), _thumbnail(pixels)),
-        lambda done, total: progress("images read", done, total),
-    )
     everything = len(dataset.table)
-    dataset = _with_patients(dataset.without(unreadable), pattern, metadata)
-    images = np.stack([image for _, image in read]) if read else np.empty((0, SIDE, SIDE), np.uint8)
-    contents = np.array([content for content, _ in read], dtype="U64")
-    pairs = duplicate_pairs(
-        images,
-        dataset.table,
-        contents=contents,
-        seed=seed,
-        progress=lambda done, total: progress("pairs compared", done, total),
-    )
+    with tempfile.TemporaryDirectory() as folder:  # the images stay on disk
+        images, contents, unreadable = _read(dataset, Path(folder), progress)
+        dataset = _with_patients(dataset.without(unreadable), pattern, metadata)
+        pairs = duplicate_pairs(
+            images,
+            dataset.table,
+            contents=contents,
+            seed=seed,
+            progress=lambda done, total: progress("pairs compared", done, total),
+        )
+        del images
     findings = [_unreadable(unreadable, everything)]
-    findings += [rule(dataset, pairs) for rule in RULES] if len(images) else []
-    return DataAudit(findings, dataset, images, pairs, unreadable)
+    findings += [rule(dataset, pairs) for rule in RULES] if len(contents) else []
+    return DataAudit(findings, dataset, pairs, unreadable)
 
 
 def named_pairs(audit: DataAudit) -> pd.DataFrame:
@@ -126,6 +122,30 @@ def named_pairs(audit: DataAudit) -> pd.DataFrame:
     across = named["split_first"] != named["split_second"]
     order = np.lexsort((-named["similarity"], ~named["label_conflict"], ~across))
     return named.iloc[order].reset_index(drop=True)
+
+
+def _read(
+    dataset: Dataset, folder: Path, progress: Callable[[str, int, int], None]
+) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """Readable images uint8 (N, SIDE, SIDE), mapped from a folder; hashes; reasons by path."""
+    contents, unreadable = [], {}
+
+    def fill(images: np.ndarray) -> None:
+        def take(read: tuple[str, np.ndarray]) -> None:
+            content, images[len(contents)] = read
+            contents.append(content)
+
+        unreadable.update(
+            each_image(
+                dataset,
+                lambda pixels: (pixel_hash(pixels), _thumbnail(pixels)),
+                lambda done, total: progress("images read", done, total),
+                take,
+            )[1]
+        )
+
+    images = filled_array(folder / "images.npy", (len(dataset.table), SIDE, SIDE), fill)
+    return images[: len(contents)], np.array(contents, dtype="U64"), unreadable
 
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import chi2_contingency, chisquare
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
+from covid_project.audit.blocks import blocks
 from covid_project.data import DataError, group_of
 
 NEAR = 0.85  # similarity from which two images count as copies
@@ -49,8 +50,8 @@ _FORM = 12  # pixels along a side of what the descriptor sees
 _DIRECTIONS = 24  # length of a descriptor
 _PLANTED = 2000  # copies from which the directions are learned
 _REACH = 1.5  # how much farther than the farthest planted copy a candidate may lie
-_BATCH = 2**18  # pixels aligned at once; more than the processor's caches hold would be slower
-_KEPT = 2**26  # pixels whose details are kept, as an image is compared with many others
+_BATCH = 2**16  # pixels aligned at once in each thread, twenty numbers for each
+_KEPT = 2**23  # pixels whose details are kept, as an image is compared with many others
 _MARGIN = 0.08  # in half-widths
 _FARTHEST = 0.15  # largest scale and shift, in half-widths; a crop by 5 % needs 0.11
 
@@ -146,11 +147,23 @@ def near_pairs(
         Images of another dtype or shape.
     """
     images = _checked(images)
-    rows = np.flatnonzero(images.max((1, 2), initial=0) > images.min((1, 2), initial=255))
+    return _near_pairs(images, np.arange(len(images)), threshold, seed, progress)
+
+
+def _near_pairs(
+    images: np.ndarray,
+    rows: np.ndarray,
+    threshold: float,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> pd.DataFrame:
+    """`near_pairs` of the images in some rows, without a copy of these."""
+    contrast = images.max((1, 2), initial=0) > images.min((1, 2), initial=255)
+    rows = rows[contrast[rows]]
     if len(rows) < 2:
         return _pair_table([], [], [], [])
     found = []
-    upright, mirrored = _candidates(images[rows], np.random.default_rng(seed))
+    upright, mirrored = _candidates(images, rows, np.random.default_rng(seed))
     total = len(upright) + len(mirrored)
     for kind, candidates, before in (("near", upright, 0), ("mirrored", mirrored, len(upright))):
         similarity = _similarities(
@@ -214,8 +227,7 @@ def duplicate_pairs(
         )
     exact = exact_pairs(contents)
     distinct = np.setdiff1d(np.arange(len(images)), exact["second"])
-    near = near_pairs(images[distinct], threshold=threshold, seed=seed, progress=progress)
-    near[["first", "second"]] = distinct[near[["first", "second"]].to_numpy()]
+    near = _near_pairs(images, distinct, threshold, seed, progress)
     pairs = pd.concat([exact, near]).sort_values(["first", "second"]).reset_index(drop=True)
     splits, labels = table["split"].to_numpy(), table["label"].to_numpy()
     return pairs.assign(
@@ -251,26 +263,31 @@ def _require(table: pd.DataFrame, columns: Iterable[str]) -> None:
 # ---- candidates ---------------------------------------------------------------------------------
 
 
-def _candidates(images: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs worth comparing, upright and with the second mirrored: two int64 (M, 2)."""
-    thumbnails = _resized(images, 2 * _FORM)
-    features = _features(thumbnails)
-    directions, radius = _directions(thumbnails, features, rng)
+def _candidates(
+    images: np.ndarray, rows: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of the rows worth comparing, upright and with the second mirrored: two int64 (M, 2)."""
+    features, turned = np.empty((2, len(rows), _FORM**2), np.float32)
+    for block in blocks(len(rows), images[0].size):
+        thumbnails = _resized(images[rows[block]], 2 * _FORM)
+        features[block] = _features(thumbnails)
+        turned[block] = _features(thumbnails[:, :, ::-1])
+    directions, radius = _directions(images, rows, features, rng)
     described = features @ directions
     tree = cKDTree(described)
     # One more than wanted, as the nearest to an upright image is itself.
     nearest = {"k": min(NEIGHBOURS + 1, len(features)), "distance_upper_bound": radius}
     pairs = []
-    for queries in (described, _features(thumbnails[:, :, ::-1]) @ directions):
+    for queries in (described, turned @ directions):
         _, found = tree.query(queries, **nearest)
-        rows, columns = np.nonzero(found < len(features))
-        both = np.sort(np.stack([rows, found[rows, columns]], axis=1), axis=1)
+        first, columns = np.nonzero(found < len(features))
+        both = np.sort(np.stack([first, found[first, columns]], axis=1), axis=1)
         pairs.append(np.unique(both[both[:, 0] < both[:, 1]], axis=0))
     return pairs[0], pairs[1]
 
 
 def _directions(
-    thumbnails: np.ndarray, features: np.ndarray, rng: np.random.Generator
+    images: np.ndarray, rows: np.ndarray, features: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
     """Directions (F, D) that tell images apart and not their copies, and how far copies lie.
 
@@ -278,8 +295,14 @@ def _directions(
     around their originals, scaled so that the copies spread by one along each.
     """
     # Every image in turn; where there are more, as many of them as copies are planted.
-    sources = np.resize(rng.permutation(len(thumbnails)), _PLANTED)
-    gaps = _features(_planted(thumbnails[sources], rng)) - features[sources]
+    sources = np.resize(rng.permutation(len(rows)), _PLANTED)
+    thumbnails = np.concatenate(
+        [
+            _resized(images[rows[sources[block]]], 2 * _FORM)
+            for block in blocks(len(sources), images[0].size)
+        ]
+    )
+    gaps = _features(_planted(thumbnails, rng)) - features[sources]
     within = gaps.T @ gaps / len(gaps)
     # A little in all directions, as few copies or flat thumbnails leave some of them empty.
     within += (1e-3 * np.trace(within) / len(within) + 1e-9) * np.eye(len(within))
@@ -363,14 +386,13 @@ def _similarities(
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for number, level in enumerate(_LEVELS):
             found = np.empty(len(going_on), np.float32)
-            size = _KEPT // level.side**2 // 2
-            for start in range(0, len(going_on), size):
-                rows = going_on[start : start + size]
-                found[start : start + size], moved[rows] = _compared(
+            for block in blocks(len(going_on), 2 * level.side**2, _KEPT):
+                rows = going_on[block]
+                found[block], moved[rows] = _compared(
                     images, pairs[rows], moved[rows], level, mirrored, pool
                 )
                 if number == 0:
-                    progress(start + len(rows))
+                    progress(block.stop)
             similarities[going_on] = -1
             going_on, found = going_on[found >= level.least], found[found >= level.least]
             similarities[going_on] = found
@@ -388,15 +410,12 @@ def _compared(
     """Correlations (M,) and motions (M, 4) of pairs after one level, batch by batch."""
     used, places = np.unique(pairs, return_inverse=True)
     places = places.reshape(pairs.shape)
-    size = _BATCH // level.side**2
+    details = np.empty((len(used), level.side, level.side), np.float32)
 
-    def batches(n: int) -> list[slice]:
-        return [slice(start, start + size) for start in range(0, n, size)]
+    def fill(batch: slice) -> None:
+        details[batch] = _details(_resized(images[used[batch]], level.side), level)
 
-    def detailed(batch: slice) -> np.ndarray:
-        return _details(_resized(images[used[batch]], level.side), level)
-
-    details = np.concatenate(list(pool.map(detailed, batches(len(used)))))
+    list(pool.map(fill, blocks(len(used), level.side**2, _BATCH)))
 
     def aligned(batch: slice) -> tuple[np.ndarray, np.ndarray]:
         first, second = (details[side] for side in places[batch].T)
@@ -405,7 +424,9 @@ def _compared(
         motion = _aligned(first, second, moved[batch], level.steps)
         return _correlation(first, second, motion), motion
 
-    correlations, motions = zip(*pool.map(aligned, batches(len(pairs))), strict=True)
+    correlations, motions = zip(
+        *pool.map(aligned, blocks(len(pairs), level.side**2, _BATCH)), strict=True
+    )
     return np.concatenate(correlations), np.concatenate(motions)
 
 

@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
+from covid_project.audit.blocks import blocks
 from covid_project.evaluation import percentile_interval
 
 FOLDS = 5
@@ -26,6 +27,7 @@ RESAMPLES = 1000
 PENALTIES = tuple(10.0**power for power in range(-3, 4))  # per image of the training folds
 
 _FEWEST_OF_A_KIND = 5  # a rarer value of a category is like any other rare one
+_LARGE = 2**20  # numbers of a block where smaller ones would cost time
 _BINS = 10  # quantiles at which a number is cut into steps
 
 
@@ -46,10 +48,10 @@ class Trial:
     folds
         int (N,), the fold in which an image is tested.
     shuffled
-        int (SHUFFLES, N), labels dealt out anew among the groups of each fold, which keeps its
+        uint (SHUFFLES, N), labels dealt out anew among the groups of each fold, which keeps its
         classes.
     weights
-        float32 (RESAMPLES, N), how often an image counts when groups are drawn with replacement.
+        uint8 (RESAMPLES, N), how often an image counts when groups are drawn with replacement.
     """
 
     labels: np.ndarray
@@ -121,12 +123,13 @@ def prepare(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> Trial:
 def shuffle_labels(
     labels: np.ndarray, groups: np.ndarray, folds: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Labels (SHUFFLES, N) dealt out anew among the groups of each fold.
+    """Labels uint (SHUFFLES, N) dealt out anew among the groups of each fold.
 
     A group takes the label of another group's first image.
     """
     _, first = np.unique(groups, return_index=True)
-    dealt = np.tile(labels[first], (SHUFFLES, 1))  # (SHUFFLES, groups)
+    smallest = np.min_scalar_type(int(labels.max()))
+    dealt = np.tile(labels[first].astype(smallest), (SHUFFLES, 1))  # (SHUFFLES, groups)
     for fold in np.unique(folds):
         members = np.flatnonzero(folds[first] == fold)
         dealt[:, members] = rng.permuted(dealt[:, members], axis=1)
@@ -134,18 +137,19 @@ def shuffle_labels(
 
 
 def resample(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How often each image counts, float32 (RESAMPLES, N), when groups are drawn anew.
+    """How often each image counts, uint8 (RESAMPLES, N), when groups are drawn anew.
 
     Groups are drawn with replacement within each class (that of their first image), as many as
     there are (Efron & Tibshirani 1993, ch. 8, two-sample problem).
     """
     _, first = np.unique(groups, return_index=True)
-    times = np.empty((RESAMPLES, len(first)), np.float32)
+    # A byte is enough: the chance that any group is drawn more than 255 times is below 10^-500.
+    times = np.empty((RESAMPLES, len(first)), np.uint8)
     for label in np.unique(labels[first]):
         members = np.flatnonzero(labels[first] == label)
-        times[:, members] = rng.multinomial(
-            len(members), np.full(len(members), 1 / len(members)), RESAMPLES
-        )
+        shares = np.full(len(members), 1 / len(members))
+        for rows in blocks(RESAMPLES, len(members)):
+            times[rows, members] = rng.multinomial(len(members), shares, rows.stop - rows.start)
     return times[:, groups]
 
 
@@ -162,7 +166,7 @@ def predict(features: np.ndarray | pd.DataFrame, trial: Trial) -> Prediction:
     """
     classes = trial.labels.max() + 1
     wanted = np.arange(1, classes) if classes == 2 else np.arange(classes)  # one column says it all
-    every = np.concatenate([trial.labels[None], trial.shuffled])
+    every = np.concatenate([trial.labels[None].astype(trial.shuffled.dtype), trial.shuffled])
     targets = (every[..., None] == wanted).astype(np.float32)  # (1 + SHUFFLES, N, columns)
     targets = targets.transpose(1, 0, 2).reshape(len(trial.labels), -1)
     scores = np.empty_like(targets)
@@ -170,11 +174,9 @@ def predict(features: np.ndarray | pd.DataFrame, trial: Trial) -> Prediction:
     with threadpool_limits(1, "blas"):
         for fold in range(FOLDS):
             test = trial.folds == fold
-            if isinstance(features, pd.DataFrame):
-                seen, unseen = indicators(features[~test], features[test])
-            else:
-                seen, unseen = features[~test], features[test]
-            scores[test] = ridge_scores(seen, targets[~test], unseen)
+            table = isinstance(features, pd.DataFrame)
+            numbers = indicators(features, ~test) if table else features
+            scores[test] = ridge_scores(numbers, targets, test)
     scores = scores.reshape(len(scores), -1, len(wanted))
     true = scores[:, 0]  # (N, columns)
     shares = np.mean(trial.labels[:, None] == wanted, axis=0)
@@ -227,16 +229,20 @@ def _weighted_auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray)
     order = np.argsort(scores, kind="stable")
     ranks = rankdata(scores[order], "dense")
     starts = np.flatnonzero(np.diff(ranks, prepend=0))  # first image of each level of the score
-    weights, positive = weights[:, order], positive[order]
-    above = np.add.reduceat(weights * positive, starts, axis=1).astype(np.float64)
-    below = np.add.reduceat(weights * ~positive, starts, axis=1).astype(np.float64)
-    won = above * (np.cumsum(below, axis=1) - below / 2)
-    with np.errstate(invalid="ignore"):  # NaN where a class has no weight: undefined, not zero
-        return won.sum(axis=1) / (above.sum(axis=1) * below.sum(axis=1))
+    positive = positive[order]
+    aucs = np.empty(len(weights))
+    for rows in blocks(*weights.shape):
+        counts = weights[rows, order].astype(np.float32)
+        above = np.add.reduceat(counts * positive, starts, axis=1).astype(np.float64)
+        below = np.add.reduceat(counts * ~positive, starts, axis=1).astype(np.float64)
+        won = above * (np.cumsum(below, axis=1) - below / 2)
+        with np.errstate(invalid="ignore"):  # NaN where a class has no weight: undefined, not zero
+            aucs[rows] = won.sum(axis=1) / (above.sum(axis=1) * below.sum(axis=1))
+    return aucs
 
 
-def ridge_scores(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Fit each column of the targets by ridge regression, and score other images: (M, T).
+def ridge_scores(features: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Fit each column of the targets by ridge regression, and score the test images: (M, T).
 
     A score is what the fit expects beyond the targets' mean, so that features that say nothing give
     0 whatever the training images' classes. Features are standardised by the training images. Each
@@ -246,16 +252,17 @@ def ridge_scores(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np
 
     Parameters
     ----------
-    train, test
-        (N, P) and (M, P).
+    features
+        (N, P).
     targets
-        (N, T).
+        (N, T); those of the test images do not matter.
+    test
+        bool (N,), the M images that are scored; the others are fitted.
     """
-    n = len(train)
-    mean, deviation = train.mean(axis=0), train.std(axis=0)
-    deviation = np.where(deviation > 0, deviation, 1)
-    x, new = (((part - mean) / deviation).astype(np.float32) for part in (train, test))
-    centred = targets - targets.mean(axis=0)
+    x, new = _standardised(features, test)
+    centred = targets[~test]
+    centred -= centred.mean(axis=0)
+    n = len(x)
     # x = left · sqrt(values) · rightᵀ, from the smaller of the two products of x with itself
     if x.shape[0] < x.shape[1]:
         values, left = eigh(x @ x.T, driver="evd")
@@ -265,19 +272,25 @@ def ridge_scores(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np
     values = values[sound]
     if x.shape[0] < x.shape[1]:
         left = left[:, sound]
-        right = x.T @ left / np.sqrt(values)
+        right = x.T @ left
+        right /= np.sqrt(values)
     else:
         right = right[:, sound]
-        left = x @ right / np.sqrt(values)
+        left = x[:, : len(values)]  # in the place of x: both would be large
+        for rows in blocks(n, x.shape[1], _LARGE):
+            left[rows] = x[rows] @ right / np.sqrt(values)
+    # How much of each direction is kept, (rank, penalties), and the diagonals of the hat matrices.
+    penalties = n * np.array(PENALTIES, np.float32)
+    kept = values[:, None] / (values[:, None] + penalties)
+    hats = np.empty((n, len(penalties)), np.float32)
+    for rows in blocks(n, max(len(values), 1)):
+        hats[rows] = 1 / n + left[rows] ** 2 @ kept
     projected = left.T @ centred  # (rank, T)
     rotated = new @ right  # (M, rank)
     least = np.full(targets.shape[1], np.inf)
-    scores = np.empty((len(test), targets.shape[1]), np.float32)
-    for penalty in PENALTIES:
-        penalty *= n  # a Python number: float32 stays float32
-        kept = values / (values + penalty)
-        hat = 1 / n + (left**2) @ kept
-        residuals = (centred - left @ (kept[:, None] * projected)) / (1 - hat[:, None])
+    scores = np.empty((len(new), targets.shape[1]), np.float32)
+    for penalty, kept_of_each, hat in zip(penalties, kept.T, hats.T, strict=True):
+        residuals = (centred - left @ (kept_of_each[:, None] * projected)) / (1 - hat[:, None])
         errors = np.square(residuals).sum(axis=0)
         better = errors < least
         least = np.minimum(errors, least)
@@ -286,23 +299,44 @@ def ridge_scores(train: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np
     return scores
 
 
-def indicators(train: pd.DataFrame, test: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Turn columns of numbers and words into zeros and ones, float32 (N, P) and (M, P).
+def _standardised(features: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Training and test images' features of mean 0 and deviation 1 in training, both float32."""
+    features = np.asarray(features)
+    kind = np.result_type(features, np.float32)
+    parts = [features[rows].astype(kind, copy=False) for rows in (~test, test)]
+    mean = parts[0].mean(axis=0)
+    # By columns, as numpy makes a copy of what it takes the deviation of.
+    columns = blocks(parts[0].shape[1], len(parts[0]), _LARGE)
+    deviation = np.concatenate([parts[0][:, some].std(axis=0) for some in columns])
+    deviation = np.where(deviation > 0, deviation, 1)
+    for part in parts:  # in place, as they are large
+        part -= mean
+        part /= deviation
+    return tuple(part.astype(np.float32, copy=False) for part in parts)
+
+
+def indicators(table: pd.DataFrame, train: np.ndarray) -> np.ndarray:
+    """Turn columns of numbers and words into zeros and ones, float32 (N, P).
 
     A number becomes steps: whether it exceeds, and whether it reaches, each tenth of the training
     images' values, so that a single frequent value (every image square) stands alone. A word
     becomes one indicator for each value that at least five training images have.
+
+    Parameters
+    ----------
+    table
+        N rows.
+    train
+        bool (N,), the training images.
     """
-    seen, unseen = [], []
-    for name in train:
-        known, new = train[name].to_numpy(), test[name].to_numpy()
-        if pd.api.types.is_numeric_dtype(train[name]):
-            edges = np.unique(np.quantile(known, np.linspace(0, 1, _BINS + 1)))
-            for part, out in ((known, seen), (new, unseen)):
-                out += [part[:, None] > edges, part[:, None] >= edges]
+    columns = []
+    for name in table:
+        values = table[name].to_numpy()
+        if pd.api.types.is_numeric_dtype(table[name]):
+            edges = np.unique(np.quantile(values[train], np.linspace(0, 1, _BINS + 1)))
+            columns += [values[:, None] > edges, values[:, None] >= edges]
         else:
-            values, counts = np.unique(known.astype(str), return_counts=True)
-            frequent = values[counts >= _FEWEST_OF_A_KIND]
-            for part, out in ((known, seen), (new, unseen)):
-                out.append(part.astype(str)[:, None] == frequent)
-    return np.hstack(seen).astype(np.float32), np.hstack(unseen).astype(np.float32)
+            words = values.astype(str)
+            known, counts = np.unique(words[train], return_counts=True)
+            columns.append(words[:, None] == known[counts >= _FEWEST_OF_A_KIND])
+    return np.hstack(columns).astype(np.float32)

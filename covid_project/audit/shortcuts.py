@@ -22,8 +22,9 @@ COVID-19 detection selects shortcuts over signal", Nature Machine Intelligence 2
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from covid_project.audit.blocks import blocks
 from covid_project.audit.findings import Finding
 from covid_project.audit.metadata import FIELDS, file_metadata
 from covid_project.audit.predictability import (
@@ -47,6 +49,7 @@ from covid_project.data import (
     IMAGE_SUFFIXES,
     DataError,
     Dataset,
+    UnreadableImages,
     listed,
     load_images,
     load_masks,
@@ -71,6 +74,7 @@ LOADED = 120  # pixels along a side, of the images read
 SIDE = 40  # of the images that the models see
 RING = SIDE // 10  # width of the border
 CORNER = SIDE // 8  # of the side of a corner's square; lungs do not reach there
+AT_ONCE = 250  # images, and lung masks, held at once
 STRAY_LUNG = 0.01  # share of images that may show lung where the lungs are removed
 
 COLUMNS = (
@@ -102,7 +106,7 @@ class View:
 
     name: str
     kind: str
-    features: np.ndarray | pd.DataFrame  # (N, P)
+    features: np.ndarray | pd.DataFrame | None  # (N, P); None where they were let go
     lung: float | None = None  # share of lung in what a view without lungs shows, where known
 
 
@@ -143,33 +147,38 @@ def audit_shortcuts(
         finding = Finding(AREA, "the label without the lungs", "not applicable", str(reason))
         return Shortcuts([finding], pd.DataFrame(columns=COLUMNS))
     progress(f"shortcuts: reading {len(table)} images")
-    images = load_images(dataset, LOADED)[..., 0]
-    lungs, lungs_from = find_lungs(dataset, images, masks, progress)
-    views = [*_file_views(dataset), *image_views(images, lungs)]
+    pictures = Pictures(len(table))
+    parts = _read(dataset, pictures)
+    lungs, lungs_from = find_lungs(dataset, parts, masks, progress, square=LOADED // SIDE)
+    of_images = image_views(pictures, lungs)
+    del pictures  # the views let go of them
+    of_files = _file_views(dataset)
 
+    views: list[View] = []
     predictions: dict[str, Prediction] = {}
-    began = time.monotonic()
-    for number, view in enumerate(views):
-        left = (time.monotonic() - began) / number * (len(views) - number) if number else None
-        still = "" if left is None else f", about {left:.0f} s left"
-        progress(f"shortcuts: view {number + 1} of {len(views)}: {view.name}{still}")
-        predictions[view.name] = predict(view.features, trial)
-
+    rows = []
     groups = table["group"].nunique()
-    measured = pd.DataFrame(
-        [
+    total = len(of_files) + (5 if lungs is None else 7)
+    began = time.monotonic()
+    for number, view in enumerate(chain(of_files, of_images)):
+        left = (time.monotonic() - began) / number * (total - number) if number else None
+        still = "" if left is None else f", about {left:.0f} s left"
+        progress(f"shortcuts: view {number + 1} of {total}: {view.name}{still}")
+        found = predictions[view.name] = predict(view.features, trial)
+        rows.append(
             {
                 "view": view.name,
                 "kind": view.kind,
-                **{name: getattr(predictions[view.name], name) for name in COLUMNS[2:7]},
+                **{name: getattr(found, name) for name in COLUMNS[2:7]},
                 "features": view.features.shape[1],
                 "n": len(table),
                 "groups": groups,
             }
-            for view in views
-        ],
-        columns=COLUMNS,
-    )
+        )
+        if isinstance(view.features, np.ndarray):  # too large to be kept
+            view = dataclasses.replace(view, features=None)
+        views.append(view)
+    measured = pd.DataFrame(rows, columns=COLUMNS)
     findings = [
         _view_finding(view, predictions[view.name], _best(measured, "whole"), len(table))
         for view in views
@@ -255,40 +264,78 @@ def corners() -> np.ndarray:
     return at_edge[:, None] & at_edge
 
 
-def image_views(images: np.ndarray, lungs: np.ndarray | None) -> list[View]:
-    """Views of the pixels.
+class Pictures:
+    """What the views need of the images: all of it is small, and filled in block by block.
+
+    Attributes
+    ----------
+    pixels
+        float32 (N, SIDE, SIDE), means over squares.
+    thumbnails
+        float32 (N, 64), the same of 8 by 8 squares.
+    grey
+        float64 (N, 32), roots of how often grey levels occur.
+    """
+
+    def __init__(self, n: int):
+        self.pixels = np.empty((n, SIDE, SIDE), np.float32)
+        self.thumbnails = np.empty((n, 64), np.float32)
+        self.grey = np.empty((n, 32))
+
+    def fill(self, rows: slice, images: np.ndarray) -> None:
+        """Keep what is needed of the images uint8 (M, LOADED, LOADED) of some rows."""
+        self.pixels[rows] = _pooled(images, SIDE)
+        self.thumbnails[rows] = _pooled(images, 8).reshape(-1, 64)
+        self.grey[rows] = np.sqrt([np.bincount(i.ravel() // 8, minlength=32) for i in images])
+
+
+def _read(dataset: Dataset, pictures: Pictures) -> Iterator[np.ndarray]:
+    """All images, uint8 (M, LOADED, LOADED) at once; what the views need of them is kept."""
+    unreadable = []
+    for rows in blocks(len(dataset.table), 1, AT_ONCE):
+        part = dataclasses.replace(dataset, table=dataset.table.iloc[rows])
+        try:
+            images = load_images(part, LOADED)[..., 0]
+        except UnreadableImages as error:  # all of them are named at once
+            unreadable += error.unreadable
+            continue
+        pictures.fill(rows, images)
+        yield images
+    if unreadable:
+        raise UnreadableImages(unreadable)
+
+
+def image_views(pictures: Pictures, lungs: np.ndarray | None) -> Iterator[View]:
+    """Views of the pixels, each made when it is asked for.
 
     Parameters
     ----------
-    images
-        uint8 (N, LOADED, LOADED).
+    pictures
+        Of all images.
     lungs
-        bool (N, LOADED, LOADED); None: without the views that need them.
+        uint8 (N, SIDE, SIDE), how many pixels of each square are lung, see `find_lungs`; None:
+        without the views that need them.
     """
-    pixels = _pooled(images, SIDE)  # (N, SIDE, SIDE)
-    grey = np.sqrt([np.bincount(image.ravel() // 8, minlength=32) for image in images])
+    return _image_views(pictures.pixels, pictures.grey, pictures.thumbnails, lungs)
+
+
+def _image_views(
+    pixels: np.ndarray, grey: np.ndarray, thumbnails: np.ndarray, lungs: np.ndarray | None
+) -> Iterator[View]:
+    pixels_of_square = (LOADED // SIDE) ** 2
     free = {"border": border(), "corners": corners()}
-    coverage = None if lungs is None else _pooled(lungs, SIDE)
-    if coverage is not None:
-        free["lungs removed"] = ~common_lungs(coverage > 0)
-    views = [
-        View(
-            name,
-            "lung-free",
-            pixels[:, seen],
-            None if coverage is None else float(coverage[:, seen].mean()),
-        )
-        for name, seen in free.items()
-    ]
-    views += [
-        View("grey histogram", "whole", grey),
-        View("thumbnail 8x8", "whole", _pooled(images, 8).reshape(len(images), -1)),
-        View("whole image", "whole", pixels.reshape(len(images), -1)),
-    ]
-    if coverage is not None:
-        alone = fill_with_mean(pixels, coverage >= 0.5)
-        views.append(View("lungs only", "lungs", alone.reshape(len(images), -1)))
-    return views
+    if lungs is not None:
+        free["lungs removed"] = ~common_lungs(lungs > 0)
+    for name, seen in free.items():
+        share = None if lungs is None else float(lungs[:, seen].mean() / pixels_of_square)
+        yield View(name, "lung-free", pixels[:, seen], share)
+    yield View("grey histogram", "whole", grey)
+    yield View("thumbnail 8x8", "whole", thumbnails)
+    yield View("whole image", "whole", pixels.reshape(len(pixels), -1))
+    if lungs is not None:
+        alone = fill_with_mean(pixels, lungs >= pixels_of_square / 2)
+        del pixels  # no view after this one needs them
+        yield View("lungs only", "lungs", alone.reshape(len(alone), -1))
 
 
 def common_lungs(lungs: np.ndarray) -> np.ndarray:
@@ -301,9 +348,13 @@ def fill_with_mean(images: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
     Where nothing is kept, all is zero.
     """
-    number = kept.sum(axis=(1, 2), keepdims=True)
-    total = (images * kept).sum(axis=(1, 2), keepdims=True, dtype=np.float32)
-    return np.where(kept, images, total / np.maximum(number, 1)).astype(np.float32)
+    filled = np.empty(images.shape, np.float32)
+    for rows in blocks(len(images), images[0].size):
+        image, inside = images[rows], kept[rows]
+        number = inside.sum(axis=(1, 2), keepdims=True)
+        total = (image * inside).sum(axis=(1, 2), keepdims=True, dtype=np.float32)
+        filled[rows] = np.where(inside, image, total / np.maximum(number, 1))
+    return filled
 
 
 def _pooled(images: np.ndarray, side: int) -> np.ndarray:
@@ -318,42 +369,67 @@ def _pooled(images: np.ndarray, side: int) -> np.ndarray:
 
 def find_lungs(
     dataset: Dataset,
-    images: np.ndarray,
+    parts: Iterable[np.ndarray],
     masks: Path | None = None,
     progress: Callable[[str], None] = print,
+    square: int = 1,
 ) -> tuple[np.ndarray | None, str]:
-    """Lung masks of all images, and a sentence that says where they come from.
+    """Where the lungs lie in all images, and a sentence that says where that comes from.
 
     Parameters
     ----------
-    images
-        uint8 (N, S, S), the data set's.
+    parts
+        The data set's images, uint8 (M, S, S) at once, in the order of its table.
     masks
         See `audit_shortcuts`.
+    square
+        Pixels along the side of the squares in which lung is counted; at most 15, and it divides S.
 
     Returns
     -------
-    bool (N, S, S), or None where more than `MOST_IMPLAUSIBLE` of them are no lungs: the images are
-    not frontal chest radiographs. Single implausible masks become where most other masks are lung.
+    uint8 (N, S / square, S / square), how many pixels of each square are lung (of each pixel: 0 or
+    1), or None where more than `MOST_IMPLAUSIBLE` of the masks are no lungs: the images are not
+    frontal chest radiographs. Single implausible masks become where most other masks are lung.
     """
-    side = images.shape[1]
     if masks is not None:
         dataset = _with_masks(dataset, Path(masks))
-    if (dataset.table["mask"] != "").all():
-        lungs, origin = load_masks(dataset, side), "lung masks as given"
-    else:
-        batches = np.array_split(images, max(1, len(images) // 250))
-        found = []
-        for batch in batches:
-            found.append(segment_lungs(batch))
-            progress(f"shortcuts: lungs found in {sum(map(len, found))} of {len(images)} images")
-        lungs, origin = np.concatenate(found), "lung masks by classical segmentation"
-    faulty = implausible(lungs) != ""
+    table = dataset.table
+    given = (table["mask"] != "").all()
+    counts, faults, unreadable = [], [], []
+    sound = 0  # in how many plausible masks each pixel is lung, (S, S)
+    done = 0
+    for images in parts:
+        rows = slice(done, done + len(images))
+        done = rows.stop
+        if given:
+            part = dataclasses.replace(dataset, table=table.iloc[rows])
+            try:
+                found = load_masks(part, images.shape[1])
+            except UnreadableImages as error:  # all of them are named at once
+                unreadable += error.unreadable
+                continue
+        else:
+            found = segment_lungs(images)
+            progress(f"shortcuts: lungs found in {done} of {len(table)} images")
+        faults.append(implausible(found) != "")
+        sound = sound + found[~faults[-1]].sum(axis=0)
+        counts.append(_counted(found, square))
+    if unreadable:
+        raise UnreadableImages(unreadable)
+    lungs, faulty = np.concatenate(counts), np.concatenate(faults)
+    origin = "lung masks as given" if given else "lung masks by classical segmentation"
     said = f"{origin}, {faulty.sum()} of {len(faulty)} implausible"
     if faulty.mean() > MOST_IMPLAUSIBLE:
         return None, f"{said}: no frontal chest radiographs, or other masks are needed"
-    lungs[faulty] = lungs[~faulty].mean(axis=0) > 0.5
+    lungs[faulty] = _counted(sound[None] / (~faulty).sum() > 0.5, square)
     return lungs, said
+
+
+def _counted(masks: np.ndarray, square: int) -> np.ndarray:
+    """How many pixels of each square lie inside the masks bool (N, S, S), uint8."""
+    n, side, _ = masks.shape
+    squares = masks.reshape(n, side // square, square, side // square, square)
+    return squares.sum(axis=(2, 4), dtype=np.uint8)
 
 
 def _with_masks(dataset: Dataset, masks: Path) -> Dataset:
@@ -507,7 +583,9 @@ def audit_model(
         said = f"no images of {', '.join(dataset.classes[label] for label in sorted(absent))}"
         return [Finding(AREA, "the model without the lungs", "not applicable", said)]
     images = load_images(dataset, side)[..., 0]
-    lungs, lungs_from = find_lungs(dataset, images, masks, progress=lambda line: None)
+    parts = (images[rows] for rows in blocks(len(images), 1, AT_ONCE))
+    lungs, lungs_from = find_lungs(dataset, parts, masks, progress=lambda line: None)
+    lungs = None if lungs is None else lungs.view(bool)
     ring = np.ones((side, side), bool)
     ring[side // 10 : -(side // 10), side // 10 : -(side // 10)] = False
 
@@ -568,7 +646,8 @@ def _focus(
         return Finding(AREA, check, "not applicable", "every heatmap is blank")
     inside = (heat * lungs).sum(axis=(1, 2))[seen] / total[seen]
     area = lungs.mean(axis=(1, 2))[seen]
-    weights = weights[:, seen] / weights[:, seen].sum(axis=1, keepdims=True)
+    weights = weights[:, seen].astype(np.float32)
+    weights /= weights.sum(axis=1, keepdims=True)
     low, high = percentile_interval(weights @ inside)
     least, most = percentile_interval(weights @ (inside - area))
     verdict = "pass" if least > 0 else "fail" if most < 0 else "warn"

@@ -1,0 +1,218 @@
+"""What is computed in blocks is what is computed at once, and takes memory for one block."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from covid_project.audit import duplicates, shortcuts
+from covid_project.audit.blocks import blocks
+from covid_project.audit.controls import draw_phantoms, write_phantoms
+from covid_project.audit.data_checks import audit_data
+from covid_project.audit.predictability import (
+    RESAMPLES,
+    macro_auc,
+    prepare,
+    resample,
+    ridge_scores,
+)
+from covid_project.data import UnreadableImages, load_images
+
+
+def quiet(line):
+    pass
+
+
+@given(st.integers(0, 60), st.integers(0, 9), st.integers(1, 40))
+def test_blocks_hold_every_row_once_and_no_more_numbers_than_allowed(count, width, numbers):
+    found = list(blocks(count, width, numbers))
+    rows = [row for block in found for row in range(block.start, block.stop)]
+    assert rows == list(range(count))
+    for block in found:
+        held = block.stop - block.start
+        assert held == 1 or held * width <= numbers
+
+
+# ---- the same as at once ------------------------------------------------------------------------
+
+
+def test_resamples_drawn_in_blocks_are_those_drawn_at_once():
+    labels = np.arange(900) % 3 // 2  # 600 and 300: several blocks of the larger class
+    assert len(list(blocks(RESAMPLES, 600))) > 1
+    rng = np.random.default_rng(5)
+    expected = np.empty((RESAMPLES, 900), int)
+    for label, members in ((0, 600), (1, 300)):
+        drawn = rng.multinomial(members, np.full(members, 1 / members), RESAMPLES)
+        expected[:, labels == label] = drawn
+    rng_of_blocks = np.random.default_rng(5)
+    np.testing.assert_array_equal(resample(labels, np.arange(900), rng_of_blocks), expected)
+    assert rng.random() == rng_of_blocks.random()  # whatever is drawn next is the same as well
+
+
+def test_weighted_auc_in_blocks_is_the_count_of_all_pairs(rng):
+    labels, scores = np.arange(600) % 2, rng.integers(0, 40, 600)
+    weights = resample(labels, np.arange(600), rng)
+    assert len(list(blocks(*weights.shape))) > 1
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    won = (positive[:, None] > negative) + (positive[:, None] == negative) / 2
+    of_positive, of_negative = (weights[:, labels == label].astype(float) for label in (1, 0))
+    expected = ((of_positive @ won) * of_negative).sum(axis=1) / 300**2
+    np.testing.assert_allclose(macro_auc(labels, scores[:, None], weights), expected, rtol=1e-12)
+
+
+def test_means_filled_in_blocks_are_those_of_each_image(rng):
+    images = rng.integers(0, 256, (200, 40, 40), np.uint8)
+    kept = rng.random(images.shape) < 0.3
+    assert len(list(blocks(200, 1600))) > 1
+    found = shortcuts.fill_with_mean(images, kept)
+    for image, inside, filled in zip(images, kept, found, strict=True):
+        expected = np.where(inside, image, image[inside].mean())
+        np.testing.assert_allclose(filled, expected, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    phantoms = draw_phantoms(20, 60, seed=4)
+    folder = tmp_path_factory.mktemp("drawn")
+    return phantoms, write_phantoms(folder, list(phantoms.images), phantoms)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_lungs_found_in_parts_are_those_found_at_once(drawn, given):
+    phantoms, dataset = drawn
+    if not given:
+        dataset = dataset.__class__(
+            dataset.table.assign(mask=""), dataset.root, dataset.classes, dataset.fingerprint
+        )
+    images = phantoms.images.copy()
+    images[7] = 0  # in which no lungs are found
+    expected, said = shortcuts.find_lungs(dataset, [images], progress=quiet)
+    parts = np.split(images, [7, 8, 30])
+    found, said_of_parts = shortcuts.find_lungs(dataset, parts, progress=quiet)
+    np.testing.assert_array_equal(found, expected)
+    assert said == said_of_parts
+    assert f", {0 if given else 1} of 40 implausible" in said
+    counted, _ = shortcuts.find_lungs(dataset, parts, progress=quiet, square=3)
+    by_square = expected.reshape(40, 20, 3, 20, 3).astype(int).sum((2, 4))
+    np.testing.assert_array_equal(counted, by_square)
+
+
+@pytest.mark.parametrize("column", ["path", "mask"])
+def test_all_files_that_cannot_be_read_are_named_at_once(drawn, monkeypatch, tmp_path, column):
+    phantoms, _ = drawn
+    dataset = write_phantoms(tmp_path, list(phantoms.images), phantoms)
+    for row in (3, 33):
+        (tmp_path / dataset.table[column][row]).write_bytes(b"no image")
+    monkeypatch.setattr(shortcuts, "AT_ONCE", 7)
+    with pytest.raises(UnreadableImages) as refused:
+        shortcuts.audit_shortcuts(dataset, progress=quiet)
+    assert [name for name, _ in refused.value.unreadable] == list(dataset.table[column][[3, 33]])
+
+
+def test_pictures_are_read_part_by_part(drawn, monkeypatch):
+    _, dataset = drawn
+    images = load_images(dataset, shortcuts.LOADED)[..., 0]
+    expected = images.reshape(40, shortcuts.SIDE, 3, shortcuts.SIDE, 3).mean((2, 4))
+    monkeypatch.setattr(shortcuts, "AT_ONCE", 7)
+    pictures = shortcuts.Pictures(40)
+    parts = list(shortcuts._read(dataset, pictures))
+    assert [len(part) for part in parts] == [7, 7, 7, 7, 7, 5]
+    np.testing.assert_array_equal(np.concatenate(parts), images)
+    np.testing.assert_allclose(pictures.pixels, expected, rtol=1e-6)
+
+
+def test_pairs_compared_in_blocks_are_as_similar_as_compared_at_once(drawn, monkeypatch, rng):
+    images = np.repeat(np.repeat(drawn[0].images[:12], 2, 1), 2, 2)
+    images = np.concatenate([images, np.clip(images[:6] * 0.9 + 9, 0, 255).astype(np.uint8)])
+    first, second = np.triu_indices(len(images), 1)
+    pairs = np.stack([first, second], axis=1)
+    expected = duplicates._similarities(images, pairs, False)
+    monkeypatch.setattr(duplicates, "_KEPT", 6 * 128**2)  # three pairs of the finest level
+    seen = []
+    found = duplicates._similarities(images, pairs, False, seen.append)
+    np.testing.assert_array_equal(found, expected)
+    assert (found > duplicates.NEAR).sum() >= 6
+    assert len(seen) > 1
+    assert seen[-1] == len(pairs)
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+def peak(work, *arguments):
+    """Bytes that the work took at most."""
+    tracemalloc.start()
+    try:
+        work(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def bytes_per_image(work, few):
+    """How much more memory four times as many images take, for each image more."""
+    return (peak(*work(4 * few)) - peak(*work(few))) / (3 * few)
+
+
+def test_an_interval_takes_memory_for_one_block():
+    def work(n):
+        labels = np.arange(n) % 2
+        scores = np.random.default_rng(0).random((n, 1))
+        return macro_auc, labels, scores, np.ones((RESAMPLES, n), np.uint8)
+
+    assert bytes_per_image(work, 500) < 1000  # at once, four numbers of 8 bytes per resample
+
+
+def test_resamples_take_one_byte_for_each_image():
+    def work(n):
+        return resample, np.arange(n) % 2, np.arange(n), np.random.default_rng(0)
+
+    assert bytes_per_image(work, 500) < 3 * RESAMPLES  # each of groups and images, and a block
+
+
+def test_the_ridge_holds_its_features_twice():
+    features = 400
+
+    def work(n):
+        x = np.random.default_rng(0).random((n, features), np.float32)
+        return ridge_scores, x, np.ones((n, 3), np.float32), np.arange(n) % 5 == 0
+
+    # What is given, which is not counted here, and a copy that is standardised, then rotated.
+    assert bytes_per_image(work, 2000) < 2 * 4 * features
+
+
+def test_the_search_for_copies_holds_no_copy_of_the_images():
+    side = 64
+
+    def work(n):
+        images = np.random.default_rng(0).integers(0, 256, (n, side, side), np.uint8)
+        return duplicates._candidates, images, np.arange(n), np.random.default_rng(0)
+
+    assert bytes_per_image(work, 500) < side**2
+
+
+def test_the_audits_images_stay_on_disk(tmp_path, monkeypatch):
+    phantoms = draw_phantoms(4, 64, seed=2)
+    written = write_phantoms(tmp_path, list(phantoms.images), phantoms)
+    monkeypatch.setattr("covid_project.audit.data_checks.duplicate_pairs", no_pairs)
+
+    def work(n):
+        table = written.table.iloc[np.arange(n) % 8].reset_index(drop=True)
+        repeated = written.__class__(table, written.root, written.classes, "repeated")
+        return audit_data, repeated
+
+    assert bytes_per_image(work, 200) < 128**2 / 2
+
+
+def no_pairs(images, table, **_):
+    empty = duplicates.exact_pairs(np.arange(len(table)))
+    return empty.assign(split_first="", split_second="", label_conflict=False)
+
+
+def test_trials_are_small():
+    def work(n):
+        return prepare, np.arange(n) % 2, np.arange(n)
+
+    assert bytes_per_image(work, 500) < 4 * RESAMPLES
