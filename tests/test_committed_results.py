@@ -191,6 +191,16 @@ def test_readme_says_what_the_benchmarks_measured_and_they_agree():
         kept = "yes" if row.ratio >= row.promised else "**no**"
         line = f"| {row.name} | {row.against} | {ratio} | {row.promised:.1f} | {kept} |"
         assert line in readme
+    (busy,) = rows.loc[rows["unit"] == "share of the time", "peer"]
+    assert f"{100 * (1 - busy):.1f} % is spent waiting" in readme
+
+
+def test_readme_says_how_the_memory_grows():
+    rows = pd.read_csv(RESULTS / "growth.csv").query("images == 14000").set_index("stage")
+    audit, others = rows.loc["audit"], rows.drop(["audit", "load"])
+    assert (others["mib"] < others["cache_mib"] / 2).all()
+    said = f"{audit['mib']:.0f} MiB at 14,000 images, {audit['mib'] / audit['cache_mib']:.1f} times"
+    assert said in " ".join((HOUSE / "README.md").read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize("name", ["breast", "pneumonia"])
