@@ -250,3 +250,32 @@ def test_readme_says_how_the_memory_of_fifty_searches_grew():
     (outcome,) = rows.loc[rows["tried"] == "50 searches: memory", "outcome"]
     grown = outcome.removeprefix("grew by ").replace("%", " %")
     assert f"({grown} more)" in (HOUSE / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_says_how_many_faults_were_tried():
+    tried = pd.read_csv(RESULTS / "faults.csv").groupby("fault")["count"].sum()
+    readme = (HOUSE / "README.md").read_text(encoding="utf-8")
+    for count in tried:
+        assert f"| {count:,} |" in readme
+
+
+def test_no_pixels_and_no_paths_of_a_machine_are_committed():
+    for path in RESULTS.rglob("*"):
+        if "demo" in path.parts or "notebooks" in path.parts or path.name.startswith("images_"):
+            continue  # ignored by git
+        assert path.suffix in (
+            "",
+            ".csv",
+            ".gz",
+            ".json",
+            ".yaml",
+            ".md",
+            ".pdf",
+            ".tex",
+            ".log",
+            ".keras",
+        )
+        if path.suffix in (".csv", ".json", ".yaml", ".md"):
+            assert not re.search(r"(^|[\s\"',:])/(home|Users|root|work|tmp)/", path.read_text()), (
+                path
+            )
