@@ -135,20 +135,20 @@ def bootstrap(
     labels, scores = checked(labels, scores)
     negative, positive = np.flatnonzero(~labels), np.flatnonzero(labels)
     sorted_labels = np.repeat([False, True], [len(negative), len(positive)])
-    first, second = np.random.default_rng(seed), np.random.default_rng(seed)
+    of_negative, of_positive = np.random.default_rng(seed), np.random.default_rng(seed)
     block = max(1, DRAWN // len(labels))
-    for _ in drawn_rows(second, len(negative), resamples, block):
+    for _ in drawn_rows(of_positive, len(negative), resamples, block):
         pass  # the positives are drawn after all negatives
     counts, areas = [], []
-    for missed, found in zip(
-        drawn_rows(first, len(negative), resamples, block),
-        drawn_rows(second, len(positive), resamples, block),
+    for negatives, positives in zip(
+        drawn_rows(of_negative, len(negative), resamples, block),
+        drawn_rows(of_positive, len(positive), resamples, block),
         strict=True,
     ):
-        drawn = scores[np.concatenate([negative[missed], positive[found]], axis=1)]
-        wrong, right = np.split(drawn > 0, [len(negative)], axis=1)
+        drawn = scores[np.concatenate([negative[negatives], positive[positives]], axis=1)]
+        missed, found = np.split(drawn > 0, [len(negative)], axis=1)
         counts.append(
-            np.stack([(~wrong).sum(1), wrong.sum(1), (~right).sum(1), right.sum(1)], axis=1)
+            np.stack([(~missed).sum(1), missed.sum(1), (~found).sum(1), found.sum(1)], axis=1)
         )
         areas += [_auc(sorted_labels, row) for row in drawn]
     return {**_from_counts(np.concatenate(counts)), "AUC": np.array(areas)}

@@ -193,6 +193,9 @@ def test_readme_says_what_the_benchmarks_measured_and_they_agree():
         assert line in readme
     (busy,) = rows.loc[rows["unit"] == "share of the time", "peer"]
     assert f"{100 * (1 - busy):.1f} % is spent waiting" in readme
+    for target in ("run", "test"):
+        (seconds,) = rows.loc[rows["name"].str.startswith(f"`make {target}`"), "ours"]
+        assert f"took {seconds / 60:.1f} minutes" in readme
 
 
 def test_readme_says_how_the_memory_grows():
