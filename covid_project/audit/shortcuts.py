@@ -316,12 +316,8 @@ def image_views(pictures: Pictures, lungs: np.ndarray | None) -> Iterator[View]:
         uint8 (N, SIDE, SIDE), how many pixels of each square are lung, see `find_lungs`; None:
         without the views that need them.
     """
-    return _image_views(pictures.pixels, pictures.grey, pictures.thumbnails, lungs)
-
-
-def _image_views(
-    pixels: np.ndarray, grey: np.ndarray, thumbnails: np.ndarray, lungs: np.ndarray | None
-) -> Iterator[View]:
+    pixels, grey, thumbnails = pictures.pixels, pictures.grey, pictures.thumbnails
+    del pictures  # so that the pixels can go when they have been used
     pixels_of_square = (LOADED // SIDE) ** 2
     free = {"border": border(), "corners": corners()}
     if lungs is not None:
