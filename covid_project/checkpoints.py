@@ -1,4 +1,4 @@
-"""Finished models on disk: trained once for a recipe, then loaded.
+"""Models on disk: trained once for a recipe, then loaded; and trainings that are under way.
 
 A stage's model lies in ``models/<stage>.keras`` of the results folder, its training history in
 ``history_<stage>.csv``. The recipe beside the model is written last: where it is missing or another
@@ -7,10 +7,11 @@ one, the stage is not finished.
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 import pandas as pd
 
 import covid_project.normalization  # noqa: F401  makes our layers known to Keras when it loads
@@ -75,6 +76,63 @@ def _recipe(path: Path) -> dict | None:
     if not (path.is_file() and record.is_file()):
         return None
     return json.loads(record.read_text(encoding="utf-8"))
+
+
+# ---- trainings under way ------------------------------------------------------------------------
+
+
+def keep_training(
+    path: Path,
+    model: keras.Model,
+    epochs: Sequence[Mapping[str, float]],
+    best: Sequence[np.ndarray],
+) -> None:
+    """Write where a training is, for `kept_training` to go on from.
+
+    Parameters
+    ----------
+    path
+        A ``.npz``, which takes about four times the size of the model. Its name must tell apart
+        what is trained on what and how.
+    model
+        Compiled, its optimizer built.
+    epochs
+        What is known of each epoch until now.
+    best
+        The weights to be returned should the training end here, as of ``get_weights``.
+    """
+    arrays = {"epochs": np.array(json.dumps([dict(epoch) for epoch in epochs]))}
+    for name, values in (("now", _state(model)), ("best", best)):
+        arrays |= {f"{name}{number}": np.asarray(value) for number, value in enumerate(values)}
+    with whole_file(path) as part, open(part, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def kept_training(path: Path, model: keras.Model) -> tuple[list[dict[str, float]], list]:
+    """Bring a model and its optimizer to where a training was kept: its epochs and best weights.
+
+    Where there is no such file the model stays as it is: no epochs, and its own weights.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged or of another model; names it.
+    """
+    if not Path(path).is_file():
+        return [], model.get_weights()
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            now = [arrays[f"now{number}"] for number in range(len(_state(model)))]
+            best = [arrays[f"best{number}"] for number in range(len(model.weights))]
+            for variable, value in zip(_state(model), now, strict=True):
+                variable.assign(value)
+            return json.loads(str(arrays["epochs"])), best
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} holds no training of this model ({error}): delete it") from None
+
+
+def _state(model: keras.Model) -> list[keras.Variable]:
+    return [*model.weights, *model.optimizer.variables]
 
 
 # ---- what may be loaded -------------------------------------------------------------------------

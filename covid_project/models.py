@@ -8,6 +8,7 @@ alone also takes colours and has one logit per class.
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import keras
 import numpy as np
@@ -114,7 +115,8 @@ def resnet18(
 
     Notes
     -----
-    The outputs of the residual blocks are layers named as in ``RESNET18_BLOCKS``.
+    The outputs of the residual blocks are layers named as in ``RESNET18_BLOCKS``. The BatchNorms
+    keep 0.9 of their running statistics per step, as in the published networks.
     """
     if classes < 2 or channels not in (1, 3):
         raise ValueError(
@@ -125,7 +127,9 @@ def resnet18(
         raise ValueError(f"image_size is {image_size}; allowed: 16 to {max(_STEMS)} pixels")
     kernel, strides, pooled = next(stem for side, stem in _STEMS.items() if image_size <= side)
     images = keras.Input((image_size, image_size, channels), name="images")
-    x = _convolution(normalization(images), 64, kernel=kernel, strides=strides, name="stem")
+    x = _convolution(
+        normalization(images), 64, kernel=kernel, strides=strides, momentum=0.9, name="stem"
+    )
     if pooled:
         x = layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
     for name in RESNET18_BLOCKS:
@@ -140,12 +144,11 @@ def resnet18(
 
 def _residual_block(x, filters: int, *, strides: int, name: str):
     """Two 3×3 convolutions, added to the input; a 1×1 convolution fits the input to them."""
-    change = _convolution(x, filters, strides=strides, name=f"{name}_1")
-    change = _convolution(change, filters, activation=False, name=f"{name}_2")
+    convolution = partial(_convolution, filters=filters, momentum=0.9)
+    change = convolution(x, strides=strides, name=f"{name}_1")
+    change = convolution(change, activation=False, name=f"{name}_2")
     if strides > 1:
-        x = _convolution(
-            x, filters, kernel=1, strides=strides, activation=False, name=f"{name}_shortcut"
-        )
+        x = convolution(x, kernel=1, strides=strides, activation=False, name=f"{name}_shortcut")
     return layers.ReLU(name=name)(layers.Add(name=f"{name}_add")([x, change]))
 
 
@@ -177,7 +180,14 @@ def shift_threshold(model: keras.Model, threshold: float) -> None:
 
 
 def _convolution(
-    x, filters: int, *, name: str, kernel: int = 3, strides: int = 1, activation: bool = True
+    x,
+    filters: int,
+    *,
+    name: str,
+    kernel: int = 3,
+    strides: int = 1,
+    activation: bool = True,
+    momentum: float = 0.95,
 ):
     """Convolution, BatchNorm, ReLU; the BatchNorm's offset takes the bias' place."""
     x = layers.Conv2D(
@@ -190,9 +200,9 @@ def _convolution(
         name=f"{name}_convolution",
     )(x)
     # Of a batch that devices share, each would otherwise only see the statistics of its own part.
-    x = layers.BatchNormalization(momentum=0.95, synchronized=replicas() > 1, name=f"{name}_norm")(
-        x
-    )
+    x = layers.BatchNormalization(
+        momentum=momentum, synchronized=replicas() > 1, name=f"{name}_norm"
+    )(x)
     return layers.ReLU(name=f"{name}_relu")(x) if activation else x
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_project.checkpoints import finished_model, fitted, load_model, model_path
+from covid_project.checkpoints import (
+    finished_model,
+    fitted,
+    keep_training,
+    kept_training,
+    load_model,
+    model_path,
+)
 from covid_project.experiment import MissingInput
 from covid_project.normalization import SampleNormalization
 
@@ -93,3 +100,42 @@ def test_a_model_that_could_run_code_is_refused(tmp_path):
     model.save(tmp_path / "evil.keras")
     with pytest.raises((ValueError, TypeError), match=r"(?i)lambda|unsafe|safe_mode"):
         load_model(tmp_path / "evil.keras")
+
+
+def in_training(units=1):
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(units)(inputs))
+    model.compile(keras.optimizers.Adam(0.1), loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_a_training_under_way_is_kept_with_its_optimizer_and_its_best_weights(tmp_path, rng):
+    inputs, targets = rng.normal(size=(8, 2)), rng.normal(size=(8, 1))
+    model, best = in_training(), [np.full((2, 1), 0.1, np.float32), np.zeros(1, np.float32)]
+    model.fit(inputs, targets, shuffle=False, verbose=0)
+    rows = [{"epoch": 1, "loss": 0.1 + 0.2, "val_auc": float("nan")}]
+    keep_training(tmp_path / "t.npz", model, rows, best)
+    model.fit(inputs, targets, shuffle=False, verbose=0)
+
+    other = in_training()
+    found, weights = kept_training(tmp_path / "t.npz", other)
+    assert found[0]["loss"] == rows[0]["loss"]
+    assert np.isnan(found[0]["val_auc"])
+    for one, kept in zip(best, weights, strict=True):
+        np.testing.assert_array_equal(one, kept)
+    other.fit(inputs, targets, shuffle=False, verbose=0)
+    for one, again in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, again)
+
+
+def test_what_is_no_training_of_this_model_is_refused_by_name(tmp_path):
+    path = tmp_path / "t.npz"
+    model = in_training()
+    assert kept_training(path, model)[0] == []
+    keep_training(path, in_training(units=3), [], in_training(units=3).get_weights())
+    with pytest.raises(ValueError, match=r"(?s)t\.npz holds no training of this model .*delete it"):
+        kept_training(path, model)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"(?s)t\.npz holds no training of this model .*delete it"):
+        kept_training(path, model)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import nbformat
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import yaml
 
 from covid_project.data import DataError
 from covid_project.settings import HOUSE, PROFILES, SettingsError
+from covid_project.studies import robustness
 from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES
 from covid_project.studies.robustness import (
     Recipe,
@@ -135,6 +137,59 @@ def test_training_is_repeatable_with_the_other_loss_and_perturbed_images(trained
         for _ in range(2)
     ]  # fmt: skip
     pd.testing.assert_frame_equal(*(one.drop(columns="seconds") for one in found))
+
+
+def test_every_epoch_takes_the_images_in_another_order(trained, monkeypatch):
+    """Keras' own shuffle, where operations are deterministic, repeats its first order."""
+    images, labels, _ = trained
+    numbered = images.copy()
+    numbered[:, 0, 0, 0] = np.arange(len(images))
+    orders, fit = [], keras.Model.fit
+
+    def watched(model, x, y, **how):
+        assert how["shuffle"] is False
+        orders.append(x[:, 0, 0, 0].astype(int))
+        np.testing.assert_array_equal(y.argmax(axis=1), labels[orders[-1]])
+        return fit(model, x, y, **how)
+
+    monkeypatch.setattr(keras.Model, "fit", watched)
+    recipe = replace(RECIPE, epochs=3)
+    train((numbered, labels), (images, labels), recipe, classes=2, normalization="fixed")
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(len(images)))
+    assert len({tuple(order) for order in orders}) == 3
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_training_that_was_cut_off_goes_on_to_the_same_result(
+    cut, trained, tmp_path, monkeypatch
+):
+    images, labels, _ = trained
+    monkeypatch.setattr(robustness, "KEEP_EVERY", 0)
+    recipe = replace(RECIPE, epochs=4, patience=3)
+
+    def trained_to_the_end(**how):
+        return train((images, labels), (images, labels), recipe, classes=2,
+                     normalization="fixed", perturbed_share=0.5, seed=5, **how)  # fmt: skip
+
+    whole, history = trained_to_the_end()
+    under_way, measured = tmp_path / "training.npz", iter(range(cut))
+
+    def killed(*scores):
+        next(measured)  # StopIteration: the process is gone
+        return auc(*scores)
+
+    monkeypatch.setattr(robustness, "auc", killed)
+    with pytest.raises(StopIteration):
+        trained_to_the_end(under_way=under_way)
+    monkeypatch.setattr(robustness, "auc", auc)
+    fits, fit = [], keras.Model.fit
+    monkeypatch.setattr(keras.Model, "fit", lambda *all, **how: fits.append(1) or fit(*all, **how))
+    again, rest = trained_to_the_end(under_way=under_way)
+    assert len(fits) == len(history) - cut
+    pd.testing.assert_frame_equal(*(one.drop(columns="seconds") for one in (history, rest)))
+    for one, other in zip(whole.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_unknown_settings_and_other_data_are_refused(tmp_path):

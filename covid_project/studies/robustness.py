@@ -12,17 +12,19 @@ from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
 from covid_project import experiment
-from covid_project.checkpoints import fitted
+from covid_project.checkpoints import fitted, keep_training, kept_training
 from covid_project.data import Dataset, open_dataset
 from covid_project.models import resnet18
 from covid_project.normalization import normalization_layer
 from covid_project.settings import STRATEGIES, RunSettings, load_profile, one_of, within
+from covid_project.storage import fingerprint
 from covid_project.studies import medmnist
 from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
 from covid_project.training import outputs, set_seed
 
 LOSSES = ("softmax", "sigmoid per class")  # cross-entropy of either
 STEPS = (0.5, 0.75)  # of the epochs, after which the learning rate falls to a tenth each
+KEEP_EVERY = 60  # seconds at least between two times that a training under way is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +93,17 @@ def split(run: experiment.Experiment, name: str) -> tuple[np.ndarray, np.ndarray
 def network(
     run: experiment.Experiment, recipe: str, seed: int, *, augmented: bool
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """The network of one recipe and seed with its history: trained once, then loaded (`train`)."""
+    """The network of one recipe and seed with its history: trained once, then loaded (`train`).
+
+    A training that was cut off goes on after its last epoch that was kept.
+    """
     settings = run.settings
     how = settings.recipes[recipe]
     share = settings.perturbed_share if augmented else 0.0
     stage = stage_name(recipe, seed, augmented=augmented)
     identity = {**run.identity(), **asdict(how), "perturbed_share": share, "seed": seed}
-    return fitted(
+    under_way = run.cache / f"training-{stage}-{fingerprint(identity)}.npz"
+    found = fitted(
         run.results,
         stage,
         identity,
@@ -109,9 +115,12 @@ def network(
             normalization=settings.normalization,
             perturbed_share=share,
             seed=seed,
+            under_way=under_way,
             progress=stage,
         ),
     )
+    under_way.unlink(missing_ok=True)
+    return found
 
 
 def stage_name(recipe: str, seed: int, *, augmented: bool) -> str:
@@ -128,9 +137,10 @@ def train(
     normalization: str,
     perturbed_share: float = 0.0,
     seed: int = 0,
+    under_way: Path | None = None,
     progress: str | None = None,
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Train a ResNet18 from scratch.
+    """Train a ResNet18 from scratch, the images in another order in every epoch.
 
     Parameters
     ----------
@@ -139,6 +149,9 @@ def train(
     perturbed_share
         Share of the training images that are perturbed in each epoch, each in its own way and
         severity, drawn anew every epoch; 0 trains on the images as they are.
+    under_way
+        Where the training is kept while it goes on, once a minute at most; what lies there must be
+        of the same arguments, and the training goes on from it, to the same result.
     progress
         What is being trained, for a line per epoch; None is silent.
 
@@ -155,7 +168,6 @@ def train(
     """
     (pixels, labels), (others, truth) = training, validation
     set_seed(seed)
-    rng = np.random.default_rng(seed)
     model = resnet18(
         pixels.shape[1],
         normalization_layer(normalization, pixels),
@@ -167,18 +179,25 @@ def train(
     loss = kind(from_logits=True)
     optimizer = keras.optimizers.Adam(recipe.learning_rate)
     model.compile(optimizer=optimizer, loss=loss)
+    optimizer.build(model.trainable_variables)
     targets, expected = np.eye(classes, dtype=np.float32)[labels], np.eye(classes)[truth]
-    rows, kept, best, lowest = [], model.get_weights(), (-1.0, 0.0), (np.inf, 0)
-    for epoch in range(1, recipe.epochs + 1):
-        start = time.perf_counter()
+    rows, best = kept_training(under_way, model) if under_way else ([], model.get_weights())
+    written = time.monotonic()
+    while not _ended(rows, recipe):
+        start, epoch = time.perf_counter(), len(rows) + 1
         if recipe.stepped:
             fallen = sum(epoch > step * recipe.epochs for step in STEPS)
             optimizer.learning_rate = recipe.learning_rate * 0.1**fallen
+        # Every epoch draws by its own number, so that a training goes on as if never cut off. The
+        # order is ours: Keras' shuffle, where operations are deterministic, repeats the first one.
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(pixels))
         found = model.fit(
-            partly_perturbed(pixels, perturbed_share, rng).astype(np.float32),
-            targets,
+            partly_perturbed(pixels[order], perturbed_share, rng).astype(np.float32),
+            targets[order],
             batch_size=recipe.batch_size,
             epochs=1,
+            shuffle=False,
             verbose=0,
         )
         scores = outputs(model, others)
@@ -197,11 +216,11 @@ def train(
                 f"{row['learning_rate']:g}; try a smaller one"
             )
         rows.append(row)
-        # Where a class is missing from validation there is no AUC, and the loss decides alone.
-        reached = float(np.nan_to_num(row["val_auc"])), -row["val_loss"]
-        if reached > best:
-            best, kept = reached, model.get_weights()
-        lowest = min(lowest, (row["val_loss"], epoch))
+        if max(rows, key=_rank) is row:
+            best = model.get_weights()
+        if under_way and time.monotonic() - written >= KEEP_EVERY:
+            keep_training(under_way, model, rows, best)
+            written = time.monotonic()
         if progress:
             left = (recipe.epochs - epoch) * np.mean([one["seconds"] for one in rows])
             print(
@@ -209,10 +228,21 @@ def train(
                 f"{row['val_loss']:.3f}  val_auc {row['val_auc']:.3f}  at most {left:.0f} s left",
                 flush=True,
             )
-        if epoch - lowest[1] >= recipe.patience:
-            break
-    model.set_weights(kept)
+    model.set_weights(best)
     return model, pd.DataFrame(rows)
+
+
+def _rank(row: dict[str, float]) -> tuple[float, float]:
+    """How good an epoch is; where validation lacks a class there is no AUC: the loss decides."""
+    return float(np.nan_to_num(row["val_auc"])), -row["val_loss"]
+
+
+def _ended(rows: list[dict[str, float]], recipe: Recipe) -> bool:
+    """Whether a training with these epochs has had them all, or its patience is at an end."""
+    if not rows:
+        return False
+    lowest = min(rows, key=lambda row: row["val_loss"])["epoch"]
+    return len(rows) >= recipe.epochs or len(rows) - lowest >= recipe.patience
 
 
 def partly_perturbed(pixels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
