@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy.stats import t
 from sklearn import metrics as peer
 from sklearn.svm import SVC
@@ -157,10 +158,33 @@ def test_a_training_does_not_depend_on_those_before_it(rng):
     own = fresh()
     own.compile(keras.optimizers.AdamW(0.01, weight_decay=1e-4), jit_compile=False,
                 loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))  # fmt: skip
-    order = np.random.default_rng(0).permutation(100)
-    run = own.fit(features[order], labels[order], sample_weight=data.sample_weights[order],
-                  batch_size=32, epochs=3, verbose=0)  # fmt: skip
+    rows = tf.data.Dataset.from_tensor_slices((features, labels, data.sample_weights))
+    run = own.fit(rows.shuffle(100, seed=0).batch(32), shuffle=False, epochs=3, verbose=0)
     np.testing.assert_allclose(history["loss"], run.history["loss"], rtol=1e-5)
+
+
+def test_the_perceptron_sees_its_inputs_in_another_order_in_every_epoch(rng, monkeypatch):
+    """Also where operations are deterministic: Keras' own shuffle then repeats its first order."""
+    set_seed(0)
+    features, labels = np.arange(50, dtype=np.float32)[:, None], np.arange(50) % 5
+    data = balance("class_weights", features, labels, ["train"] * 50, seed=0)
+    seen, fit = [], keras.Model.fit
+
+    def watched(model, rows, **how):
+        for _ in range(3):
+            batches = [[part.numpy() for part in batch] for batch in rows]
+            inputs, targets, weights = (np.concatenate(part) for part in zip(*batches, strict=True))
+            np.testing.assert_array_equal(targets, inputs[:, 0] % 5)
+            np.testing.assert_array_equal(weights, data.sample_weights[inputs[:, 0].astype(int)])
+            np.testing.assert_array_equal(np.sort(inputs[:, 0]), np.arange(50))
+            seen.append(tuple(inputs[:, 0]))
+        return fit(model, rows, **how)
+
+    monkeypatch.setattr(keras.Model, "fit", watched)
+    model = perceptron(1, 5, ordinal=False, units=(4, 4, 4), dropout=0.0)
+    train(model, data, (features, labels), ordinal=False, learning_rate=0.01, batch_size=16,
+          epochs=1, seed=0)  # fmt: skip
+    assert len(set(seen)) == 3
 
 
 def test_softmax_scores_are_probabilities(rng):

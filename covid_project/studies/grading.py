@@ -14,6 +14,7 @@ from functools import lru_cache
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from keras import layers
 from scipy.special import softmax
 from scipy.stats import t
@@ -255,13 +256,14 @@ def train(
         variable.assign(keras.ops.zeros_like(variable))
     twin.optimizer.learning_rate = learning_rate
     _copy(model, twin)
-    order = np.random.default_rng(seed).permutation(len(targets))  # then shuffled in each epoch
+    # Keras' own shuffle of arrays repeats its first order where operations are deterministic.
+    rows = tf.data.Dataset.from_tensor_slices(
+        (np.asarray(data.inputs, np.float32), targets, data.sample_weights)
+    )
     begun = time.perf_counter()
     run = twin.fit(
-        np.asarray(data.inputs, np.float32)[order],
-        targets[order],
-        sample_weight=data.sample_weights[order],
-        batch_size=batch_size,
+        rows.shuffle(len(targets), seed=seed).batch(batch_size),
+        shuffle=False,  # it is already
         epochs=epochs,
         validation_data=(np.asarray(validation[0], np.float32), wanted),
         callbacks=[
