@@ -890,7 +890,8 @@ def _printable(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 
-def listed(items: list[str], separator: str = ", ", limit: int = LISTED) -> str:
+def listed(items: Iterable[object], separator: str = ", ", limit: int = LISTED) -> str:
     """Items for a message, the first few of them by name and the others counted."""
+    items = [str(item) for item in items]
     more = [f"… and {len(items) - limit:,} more"] if len(items) > limit else []
     return separator.join([*items[:limit], *more])

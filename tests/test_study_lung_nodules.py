@@ -203,14 +203,6 @@ def test_small_masks_lose_no_nodule():
     assert not small[2].any()
 
 
-def test_the_mean_s_interval_leaves_out_what_is_undefined(rng):
-    values = np.append(rng.normal(3, 1, 400), np.nan)
-    mean, low, high = study.mean_interval(values)
-    assert mean == pytest.approx(np.nanmean(values))
-    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
-    assert np.isnan(study.mean_interval(np.array([np.nan]))[0])
-
-
 def test_without_data_ct_slices_are_drawn_and_named_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = {"phantoms.size": 128, "phantoms.slices": 40, "phantoms.per_patient": 1}

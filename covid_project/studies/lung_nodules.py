@@ -16,7 +16,7 @@ from scipy.special import softmax
 
 from covid_project import experiment
 from covid_project.data import Dataset
-from covid_project.evaluation import RESAMPLES, percentile_interval, record_test_look
+from covid_project.evaluation import record_test_look
 from covid_project.models import BACKBONES
 from covid_project.settings import RunSettings, SettingsError, load_profile, one_of, within
 from covid_project.storage import cached_array, fingerprint, write_csv
@@ -398,16 +398,6 @@ def evaluate_on_test(
     write_csv(run.results / f"scores_{stage}_test.csv", scored)
     metrics = metrics_table(labels, verdicts, seed=run.settings.seed)
     return run.keep_metrics(stage, "test", metrics, {**source, "look": look})
-
-
-def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of values (N,) and its 95 % percentile interval of a bootstrap; NaN values left out."""
-    values = np.asarray(values, float)
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return np.nan, np.nan, np.nan
-    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    return float(values.mean()), *percentile_interval(values[drawn].mean(axis=1))
 
 
 def small_masks(masks: list[np.ndarray], size: int) -> np.ndarray:

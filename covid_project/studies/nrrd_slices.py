@@ -19,7 +19,7 @@ import nrrd
 import numpy as np
 import pandas as pd
 
-from covid_project.data import LISTED, MAX_PIXELS, DataError, Dataset
+from covid_project.data import MAX_PIXELS, DataError, Dataset, listed
 from covid_project.storage import fingerprint
 
 SUFFIXES = (".nrrd", ".nhdr")  # header and pixels in one file; header alone, naming the other
@@ -217,10 +217,10 @@ def read_labels(path: Path) -> pd.DataFrame:
     for column in ("name", "patient"):
         empty = labels.index[labels[column] == ""]
         if len(empty):
-            raise DataError(f"{path}: no {column} in row(s) {_listed(empty + 2)}")
+            raise DataError(f"{path}: no {column} in row(s) {listed(empty + 2)}")
     twice = labels["name"][labels["name"].duplicated()].unique()
     if len(twice):
-        raise DataError(f"{path}: more than one row for {_listed(twice)}")
+        raise DataError(f"{path}: more than one row for {listed(twice)}")
     return labels
 
 
@@ -231,7 +231,7 @@ def _grades(column: pd.Series, names: pd.Series, path: Path) -> np.ndarray:
         said = [
             f"{name}: {value!r}" for name, value in zip(names[wrong], column[wrong], strict=True)
         ]
-        raise DataError(f"{path}: malignancy must be 1, 2, 3, 4 or 5, found {_listed(said)}")
+        raise DataError(f"{path}: malignancy must be 1, 2, 3, 4 or 5, found {listed(said)}")
     return numbers.to_numpy().astype(int)
 
 
@@ -243,12 +243,6 @@ def _stem(name: str) -> str:
     """A name without its folders and its NRRD suffix, as the table may give either."""
     name = name.replace("\\", "/").rsplit("/", 1)[-1]
     return next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name)
-
-
-def _listed(items: Iterable) -> str:
-    items = list(map(str, items))
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return ", ".join(items[:LISTED]) + more
 
 
 # ---- the folder ---------------------------------------------------------------------------------
@@ -278,7 +272,7 @@ def open_slices(folder: Path) -> Dataset:
         if file.suffix.lower() in TABLES and not file.name.startswith((".", "~"))
     )
     if len(tables) != 1:
-        names = _listed(file.name for file in tables) or "none"
+        names = listed(file.name for file in tables) or "none"
         raise DataError(f"{folder} must hold one label table (.csv or .xlsx), found {names}")
     labels = read_labels(tables[0])
     views = {view: _files(folder, view) for view in VIEWS}
@@ -316,7 +310,7 @@ def _files(folder: Path, view: str) -> dict[str, str]:
         {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else ()
     )
     if twice:
-        raise DataError(f"{place}: more than one file for {_listed(sorted(twice))}")
+        raise DataError(f"{place}: more than one file for {listed(sorted(twice))}")
     return {stem: f"{place.name}/{file.name}" for stem, file in zip(stems, files, strict=True)}
 
 
@@ -328,9 +322,9 @@ def _refuse_mismatches(
     for view, files in views.items():
         missing, extra = sorted(named - set(files)), sorted(set(files) - named)
         if missing:
-            lines.append(f"labels without a file in {view}/ ({len(missing)}): {_listed(missing)}")
+            lines.append(f"labels without a file in {view}/ ({len(missing)}): {listed(missing)}")
         if extra:
-            lines.append(f"files in {view}/ without a label ({len(extra)}): {_listed(extra)}")
+            lines.append(f"files in {view}/ without a label ({len(extra)}): {listed(extra)}")
     if lines:
         raise DataError(
             f"{folder}: slices and labels do not match; complete them or take them out:\n"
@@ -365,8 +359,7 @@ def load_slices[Kind](
             shown, left = now, (now - begun) / number * (len(dataset.table) - number)
             print(f"{progress}: {number} of {len(dataset.table)}, {left:.0f} s left", flush=True)
     if wrong:
-        listed = "\n".join(wrong[:LISTED])
-        raise DataError(f"{len(wrong)} slice(s) cannot be used:\n{listed}")
+        raise DataError(f"{len(wrong)} slice(s) cannot be used:\n{listed(wrong, '\n')}")
     return made
 
 
