@@ -252,9 +252,7 @@ def test_readme_says_what_the_run_before_the_mended_order_had_found():
     )
     detection = pd.read_csv(folder / "detection.csv").query("perturbation == 'all'")
     gain = detection.set_index(["training", "detector"]).loc[("plain", "both")]
-    added = (
-        f"{gain['gain']:+.3f} ({gain['gain_low']:+.3f} to {gain['gain_high']:+.3f}) to confidence"
-    )
+    added = f"{gain['gain']:+.3f} ({gain['gain_low']:+.3f} to {gain['gain_high']:+.3f})"
     readme = " ".join((HOUSE / "README.md").read_text(encoding="utf-8").split())
     assert f"{plain} with plain training, {perturbed} with perturbed" in readme
     assert f"{added} to confidence" in readme
