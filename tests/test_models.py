@@ -345,6 +345,20 @@ def test_resnet18_has_the_known_number_of_parameters(image_size, classes, expect
     assert parameter_counts(model)["trained_parameters"] == expected
 
 
+def test_the_running_statistics_of_resnet18_keep_nine_tenths_per_step(rng):
+    """With few steps an epoch, slower ones are those of weights that are long gone."""
+    images = rng.uniform(0, 255, (8, 28, 28, 1)).astype(np.float32)
+    model = resnet18(28, normalization_layer("fixed", None), classes=2)
+    stem = keras.Model(model.input, model.get_layer("stem_convolution").output)
+    expected = 0.1 * stem(images).numpy().mean(axis=(0, 1, 2))
+    model(images, training=True)
+    np.testing.assert_allclose(
+        model.get_layer("stem_norm").moving_mean.numpy(), expected, atol=1e-5
+    )
+    norms = [one for one in model.layers if isinstance(one, keras.layers.BatchNormalization)]
+    assert {one.momentum for one in norms} == {0.9}
+
+
 @pytest.mark.parametrize(
     ("image_size", "sides"),
     [(28, [28, 14, 7, 4]), (64, [32, 16, 8, 4]), (128, [32, 16, 8, 4]), (224, [56, 28, 14, 7])],
