@@ -94,6 +94,10 @@ RESNET18_BLOCKS = tuple(f"block{stage}_{number}" for stage in (1, 2, 3, 4) for n
 # follows: small images would be gone before the first block.
 _STEMS = {32: (3, 1, False), 64: (3, 2, False), 512: (7, 2, True)}
 
+# Of the running statistics per step, as in the published networks. With the few steps that an epoch
+# of a small set has, slower ones are those of weights that are long gone.
+_RESNET18_MOMENTUM = 0.9
+
 
 def resnet18(
     image_size: int, normalization: layers.Layer, *, classes: int, channels: int = 1
@@ -115,8 +119,7 @@ def resnet18(
 
     Notes
     -----
-    The outputs of the residual blocks are layers named as in ``RESNET18_BLOCKS``. The BatchNorms
-    keep 0.9 of their running statistics per step, as in the published networks.
+    The outputs of the residual blocks are layers named as in ``RESNET18_BLOCKS``.
     """
     if classes < 2 or channels not in (1, 3):
         raise ValueError(
@@ -128,7 +131,12 @@ def resnet18(
     kernel, strides, pooled = next(stem for side, stem in _STEMS.items() if image_size <= side)
     images = keras.Input((image_size, image_size, channels), name="images")
     x = _convolution(
-        normalization(images), 64, kernel=kernel, strides=strides, momentum=0.9, name="stem"
+        normalization(images),
+        64,
+        kernel=kernel,
+        strides=strides,
+        momentum=_RESNET18_MOMENTUM,
+        name="stem",
     )
     if pooled:
         x = layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
@@ -144,7 +152,7 @@ def resnet18(
 
 def _residual_block(x, filters: int, *, strides: int, name: str):
     """Two 3×3 convolutions, added to the input; a 1×1 convolution fits the input to them."""
-    convolution = partial(_convolution, filters=filters, momentum=0.9)
+    convolution = partial(_convolution, filters=filters, momentum=_RESNET18_MOMENTUM)
     change = convolution(x, strides=strides, name=f"{name}_1")
     change = convolution(change, activation=False, name=f"{name}_2")
     if strides > 1:

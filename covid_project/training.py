@@ -26,7 +26,9 @@ WARM_UP = 0.05  # share of the steps in which the learning rate rises to its val
 def set_seed(seed: int) -> None:
     """Seed Python, NumPy and TensorFlow, and make TensorFlow's operations deterministic.
 
-    Seeds alone do not make two runs equal: parallel reductions would differ.
+    Seeds alone do not make two runs equal: parallel reductions would differ. From then on the
+    shuffle that Keras' ``fit`` does of arrays repeats its first order in every epoch: batches must
+    come shuffled (see ``pipeline``), with ``shuffle=False``.
     """
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()

@@ -13,6 +13,7 @@ from covid_project.evaluation import metrics_table
 from covid_project.report import build
 from covid_project.report.evidence import collect
 from covid_project.settings import load_settings
+from covid_project.studies.medmnist import PUBLISHED
 from covid_project.tuning import best_hyperparameters
 
 HOUSE = Path(__file__).resolve().parent.parent
@@ -256,6 +257,28 @@ def test_readme_says_what_the_run_before_the_mended_order_had_found():
     readme = " ".join((HOUSE / "README.md").read_text(encoding="utf-8").split())
     assert f"{plain} with plain training, {perturbed} with perturbed" in readme
     assert f"{added} to confidence" in readme
+
+
+def test_readme_says_what_flag_and_networks_of_the_robustness_study_do():
+    readme = " ".join((HOUSE / "README.md").read_text(encoding="utf-8").split())
+    folder = RESULTS / "robustness"
+    flags = pd.concat(pd.read_csv(folder / name / "flags.csv") for name in ("breast", "pneumonia"))
+    raised = 100 * flags.loc[flags["detector"] == "drift", "false_alarms"]
+    assert f"raises {raised.min():.0f} to {raised.max():.0f} % on test" in readme
+    performance = pd.read_csv(folder / "breast" / "performance.csv", dtype={"network": str})
+    values = performance.pivot_table("value", ["network", "training"], "metric")
+    auc, accuracy = PUBLISHED["breastmnist"]["ResNet-18 (28)"]
+    means, together = values.loc["mean"], values.loc["together"]
+    assert not ((means["AUC"] >= auc) | (means["accuracy"] >= accuracy)).any()
+    assert together.index[together["AUC"] >= auc].tolist() == ["plain"]
+    assert together.index[together["accuracy"] >= accuracy].tolist() == ["augmented"]
+    assert f"plain training ({together.loc['plain', 'AUC']:.3f})" in readme
+    assert f"of perturbed ({together.loc['augmented', 'accuracy']:.3f})" in readme
+    recipes = pd.read_csv(folder / "breast" / "recipes.csv").set_index(["recipe", "network"])
+    assert recipes.loc[("medmnist", 23), "best_epoch"] == 4  # "one from the fourth epoch"
+    benign = pd.read_csv(folder / "breast" / "scores_medmnist_plain_23_test.csv.gz")
+    originals = benign[benign["severity"] == 0]
+    assert (originals["logit_1"] > originals["logit_0"]).all()
 
 
 @pytest.mark.parametrize(("name", "digits"), [("breast", 3), ("pneumonia", 5)])
