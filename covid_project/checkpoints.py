@@ -116,7 +116,7 @@ def kept_training(path: Path, model: keras.Model) -> tuple[list[dict[str, float]
     Raises
     ------
     ValueError
-        The file is damaged or of another model; names it.
+        The file is damaged or of another model; names it. The model is as it was.
     """
     if not Path(path).is_file():
         return [], model.get_weights()
@@ -124,11 +124,15 @@ def kept_training(path: Path, model: keras.Model) -> tuple[list[dict[str, float]
         with np.load(path, allow_pickle=False) as arrays:
             now = [arrays[f"now{number}"] for number in range(len(_state(model)))]
             best = [arrays[f"best{number}"] for number in range(len(model.weights))]
-            for variable, value in zip(_state(model), now, strict=True):
-                variable.assign(value)
-            return json.loads(str(arrays["epochs"])), best
+            epochs = json.loads(str(arrays["epochs"]))
+        for variable, value in zip([*_state(model), *model.weights], [*now, *best], strict=True):
+            if value.shape != tuple(variable.shape):
+                raise ValueError(f"{variable.path} is of {variable.shape}, there {value.shape}")
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no training of this model ({error}): delete it") from None
+    for variable, value in zip(_state(model), now, strict=True):
+        variable.assign(value)
+    return epochs, best
 
 
 def _state(model: keras.Model) -> list[keras.Variable]:

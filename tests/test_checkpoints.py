@@ -102,9 +102,11 @@ def test_a_model_that_could_run_code_is_refused(tmp_path):
         load_model(tmp_path / "evil.keras")
 
 
-def in_training(units=1):
-    inputs = keras.Input((2,))
-    model = keras.Model(inputs, keras.layers.Dense(units)(inputs))
+def in_training(*units):
+    inputs = outputs = keras.Input((2,))
+    for count in units or (1,):
+        outputs = keras.layers.Dense(count)(outputs)
+    model = keras.Model(inputs, outputs)
     model.compile(keras.optimizers.Adam(0.1), loss="mse")
     model.optimizer.build(model.trainable_variables)
     return model
@@ -133,9 +135,15 @@ def test_what_is_no_training_of_this_model_is_refused_by_name(tmp_path):
     path = tmp_path / "t.npz"
     model = in_training()
     assert kept_training(path, model)[0] == []
-    keep_training(path, in_training(units=3), [], in_training(units=3).get_weights())
-    with pytest.raises(ValueError, match=r"(?s)t\.npz holds no training of this model .*delete it"):
-        kept_training(path, model)
+    before = model.get_weights()
+    for other in (in_training(3), in_training(1, 3)):  # the second one's first layer would fit
+        keep_training(path, other, [], other.get_weights())
+        with pytest.raises(
+            ValueError, match=r"(?s)t\.npz holds no training of this model .*delete it"
+        ):
+            kept_training(path, model)
+        for one, still in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, still)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"(?s)t\.npz holds no training of this model .*delete it"):
         kept_training(path, model)
