@@ -214,9 +214,8 @@ def summary(
         )
     panel.set_xticks(range(len(layers)), _short(layers))
     panel.axhline(0, color="0.5", lw=0.6)
-    panel.set(xlabel="block", ylabel="rank correlation", ylim=(-1.05, 1.4))
-    panel.set_title("Does drift go with loss?")
-    panel.legend(loc="upper left")
+    panel.set(xlabel="block", ylabel="rank correlation of drift", ylim=(-1.05, 1.05))
+    panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))  # points may lie anywhere within
     detection(found, axes[1, 1])
     _legend(figure)
     figure.supxlabel(textwrap.fill(" ".join(sentences), 115), fontsize=8)
