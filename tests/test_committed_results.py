@@ -207,28 +207,42 @@ def test_readme_says_how_the_memory_grows():
     assert said in " ".join((HOUSE / "README.md").read_text(encoding="utf-8").split())
 
 
+def _performance(run):
+    table = pd.read_csv(RESULTS / "robustness" / run / "performance.csv", dtype={"network": str})
+    return table.set_index(["training", "network", "metric"])
+
+
+def _detection(run):
+    table = pd.read_csv(RESULTS / "robustness" / run / "detection.csv")
+    table = table[table["perturbation"] == "all"].rename(columns={"auc": "value"})
+    return table.set_index(["training", "detector"])
+
+
+def _with_interval(row):
+    return f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
+
+
+def _gain(row):
+    told = f"{row['gain']:+.3f} ({row['gain_low']:+.3f} to {row['gain_high']:+.3f})"
+    return told.replace("-", "−")
+
+
 @pytest.mark.parametrize("name", ["breast", "pneumonia"])
 def test_readme_says_what_the_robustness_study_found(name):
-    folder = RESULTS / "robustness" / name
-    performance = pd.read_csv(folder / "performance.csv", dtype={"network": str})
-    performance = performance.set_index(["training", "network", "metric"])
-    detection = pd.read_csv(folder / "detection.csv").query("perturbation == 'all'")
-    detection = detection.set_index(["training", "detector"]).rename(columns={"auc": "value"})
+    performance, detection = _performance(name), _detection(name)
     readme = (HOUSE / "README.md").read_text(encoding="utf-8")
     for training, images in (("plain", "plain"), ("augmented", "perturbed")):
         rows = [performance.loc[(training, "mean", metric)] for metric in ("AUC", "accuracy")]
         kinds = ("confidence", "change", "drift", "both")
         rows += [detection.loc[(training, kind)] for kind in kinds]
-        shown = [f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in rows]
+        shown = [_with_interval(row) for row in rows]
         assert f"| {name} | {images} | {' | '.join(shown)} |" in readme
         if "together" in performance.index.get_level_values("network"):
             rows = [performance.loc[(training, "together", m)] for m in ("AUC", "accuracy")]
-            shown = [f"{row['value']:.3f} ({row['low']:.3f}–{row['high']:.3f})" for row in rows]
+            shown = [_with_interval(row) for row in rows]
             assert f"| {name}, together | {images} | {' | '.join(shown)} | | | | |" in readme
         for kind in ("both", "all three"):
-            gain = detection.loc[(training, kind)]
-            told = f"{gain['gain']:+.3f} ({gain['gain_low']:+.3f} to {gain['gain_high']:+.3f})"
-            assert told.replace("-", "−") in " ".join(readme.split())
+            assert _gain(detection.loc[(training, kind)]) in " ".join(readme.split())
 
 
 @pytest.mark.parametrize("name", ["breast", "pneumonia"])
@@ -245,29 +259,24 @@ def test_the_robustness_study_looked_at_each_test_split_twice(name):
 
 @pytest.mark.parametrize(("name", "run"), [("breast", "second_run"), ("pneumonia", "first_run")])
 def test_readme_says_what_the_runs_before_the_mended_order_had_found(name, run):
-    folder = RESULTS / "robustness" / name / run
-    performance = pd.read_csv(folder / "performance.csv", dtype={"network": str})
-    means = performance[performance["network"] == "mean"].set_index(["training", "metric"])["value"]
+    means = _performance(f"{name}/{run}")["value"].xs("mean", level="network")
     plain, perturbed = (
         f"{means[training, 'AUC']:.3f} and {means[training, 'accuracy']:.3f}"
         for training in ("plain", "augmented")
     )
-    detection = pd.read_csv(folder / "detection.csv").query("perturbation == 'all'")
-    gain = detection.set_index(["training", "detector"]).loc[("plain", "both")]
-    added = f"{gain['gain']:+.3f} ({gain['gain_low']:+.3f} to {gain['gain_high']:+.3f})"
+    added = _gain(_detection(f"{name}/{run}").loc[("plain", "both")])
     readme = " ".join((HOUSE / "README.md").read_text(encoding="utf-8").split())
     assert f"{plain} with plain training, {perturbed} with perturbed" in readme
     assert f"{added} to confidence" in readme
 
 
-def test_readme_says_where_drift_adds_and_where_it_does_not():
+def test_drift_adds_and_takes_away_where_readme_says_so():
     gains, drift_tells_more = {}, []
     for name in ("breast", "pneumonia"):
-        table = pd.read_csv(RESULTS / "robustness" / name / "detection.csv")
-        table = table[table["perturbation"] == "all"].set_index(["training", "detector"])
+        detection = _detection(name)
         for training in ("plain", "augmented"):
-            rows = table.loc[training]
-            drift_tells_more.append(rows.loc["drift", "auc"] >= rows.loc["change", "auc"])
+            rows = detection.loc[training]
+            drift_tells_more.append(rows.loc["drift", "value"] >= rows.loc["change", "value"])
             for detector in ("both", "all three"):
                 low, high = rows.loc[detector, ["gain_low", "gain_high"]]
                 gains[name, training, detector] = (
@@ -292,8 +301,7 @@ def test_readme_says_what_flag_and_networks_of_the_robustness_study_do():
     flags = pd.concat(pd.read_csv(folder / name / "flags.csv") for name in ("breast", "pneumonia"))
     raised = 100 * flags.loc[flags["detector"] == "drift", "false_alarms"]
     assert f"raises {raised.min():.0f} to {raised.max():.0f} % on test" in readme
-    performance = pd.read_csv(folder / "breast" / "performance.csv", dtype={"network": str})
-    values = performance.pivot_table("value", ["network", "training"], "metric")
+    values = _performance("breast").pivot_table("value", ["network", "training"], "metric")
     auc, accuracy = PUBLISHED["breastmnist"]["ResNet-18 (28)"]
     means, together = values.loc["mean"], values.loc["together"]
     assert not ((means["AUC"] >= auc) | (means["accuracy"] >= accuracy)).any()
@@ -301,8 +309,8 @@ def test_readme_says_what_flag_and_networks_of_the_robustness_study_do():
     assert together.index[together["accuracy"] >= accuracy].tolist() == ["augmented"]
     assert f"plain training ({together.loc['plain', 'AUC']:.3f})" in readme
     assert f"of perturbed ({together.loc['augmented', 'accuracy']:.3f})" in readme
-    lungs = pd.read_csv(folder / "pneumonia" / "performance.csv", dtype={"network": str})
-    lungs = lungs.pivot_table("value", ["network", "training"], "metric").loc["mean"]
+    lungs = _performance("pneumonia").pivot_table("value", ["network", "training"], "metric")
+    lungs = lungs.loc["mean"]
     auc, accuracy = PUBLISHED["pneumoniamnist"]["ResNet-18 (28)"]
     assert ((lungs["AUC"] >= auc) & (lungs["accuracy"] >= accuracy)).all()
     best_auc, best_accuracy = PUBLISHED["pneumoniamnist"]["best at 28"]
@@ -312,6 +320,31 @@ def test_readme_says_what_flag_and_networks_of_the_robustness_study_do():
     benign = pd.read_csv(folder / "breast" / "scores_medmnist_plain_23_test.csv.gz")
     originals = benign[benign["severity"] == 0]
     assert (originals["logit_1"] > originals["logit_0"]).all()
+
+
+def test_readme_says_how_closely_drift_goes_with_the_loss():
+    readme = " ".join((HOUSE / "README.md").read_text(encoding="utf-8").split())
+    told = []
+    for name in ("breast", "pneumonia"):
+        table = pd.read_csv(RESULTS / "robustness" / name / "correlations.csv")
+        table = table[(table["kind"] == "sets") & (table["measure"] == "rmse")]
+        assert (table["low"] > 0).all()
+        ranks = table.groupby("training")["value"].agg(["min", "max"])
+        told += [
+            f"{ranks.loc[training, 'min']:.2f} to {ranks.loc[training, 'max']:.2f}"
+            for training in ("plain", "augmented")
+        ]
+    assert f"{told[0]} and {told[1]} on BreastMNIST" in readme
+    assert f"{told[2]} and only {told[3]} on PneumoniaMNIST" in readme
+
+
+def test_readme_says_how_long_pneumonia_was_trained():
+    readme = " ".join((HOUSE / "README.md").read_text(encoding="utf-8").split())
+    recipes = pd.read_csv(RESULTS / "robustness" / "pneumonia" / "recipes.csv")
+    epochs = recipes.set_index("recipe")["epochs"]
+    assert f"it stopped after {epochs['thesis']} epochs" in readme
+    assert f"MedMNIST's with {epochs['medmnist']} of its 100 epochs" in readme
+    assert f"`--set seeds=1 --set recipes.medmnist.epochs={epochs['medmnist']}`" in readme
 
 
 @pytest.mark.parametrize(("name", "digits"), [("breast", 3), ("pneumonia", 4)])
