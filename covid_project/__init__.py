@@ -1,9 +1,7 @@
-"""Medical image classification whose numbers can be believed.
+"""COVID-19 or normal? Chest radiographs classified, explained and evaluated with intervals.
 
-The rooms of the house, in the order in which data passes through them:
-``settings`` → ``data`` (or ``phantoms``) → ``pipeline`` → ``training`` → ``tuning``;
-``experiment`` knows where a run keeps what it needs and what it found.
-``normalization``, ``augmentation``, ``models``, ``evaluation``, ``explain`` and ``figures`` take
-arrays, tables or models and know nothing of where they came from. The notebooks and
-``python -m covid_project`` stand on top.
+The four notebooks import this package. Data pass through its modules in this order:
+``settings``, ``data``, ``pipeline`` (with ``augmentation``), ``models`` (with ``normalization``),
+``training``, ``tuning``, ``evaluation``, ``gradcam``, ``figures``. ``results`` opens a run and
+keeps what it finds; ``files`` writes files that are whole or absent.
 """

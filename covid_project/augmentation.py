@@ -1,7 +1,7 @@
-"""The augmentations of task 1: random, seeded, whole batches at a time.
+"""Random augmentations of radiographs: seeded, whole batches at a time.
 
-Flip, rotation, zoom and shift are fused into one projective transform, so that an image is
-interpolated once; brightness and contrast are one linear map of the grey values.
+Flip, rotation, zoom and shift are one geometric transform, so that an image is interpolated only
+once; brightness and contrast are one linear map of the grey values.
 """
 
 import dataclasses
@@ -15,24 +15,27 @@ NONE = Augmentation(flip=False, rotation=0, zoom=0, shift=0, brightness=0, contr
 
 
 def only(amounts: Augmentation, *names: str) -> Augmentation:
-    """Return the same amounts with every transformation switched off but the named ones."""
+    """Return the same amounts with every transformation switched off except the named ones."""
     return dataclasses.replace(NONE, **{name: getattr(amounts, name) for name in names})
 
 
 def augment(images: tf.Tensor, amounts: Augmentation, seed: tf.Tensor) -> tf.Tensor:
-    """Each image transformed at random, by at most the given amounts.
+    """Transform each image at random, by at most the given amounts.
 
     Parameters
     ----------
-    images
-        (N, H, W, 1), grey values 0–255, uint8 or float32.
-    seed
-        int32 or int64 (2,). The same seed gives the same images.
+    images : tf.Tensor, uint8 or float32 (N, H, W, 1)
+        Grey values 0–255.
+    amounts : Augmentation
+        Largest amount of each transformation.
+    seed : tf.Tensor, int32 or int64 (2,)
+        The same seed gives the same images.
 
     Returns
     -------
-    float32 (N, H, W, 1), grey values 0–255. What comes in from outside the frame mirrors what is
-    inside: black corners would be a pattern that no radiograph has.
+    tf.Tensor, float32 (N, H, W, 1)
+        Grey values 0–255. What comes in from outside the frame mirrors what is inside: black
+        corners would be a pattern that no radiograph has.
     """
     images = tf.cast(images, tf.float32)
     seeds = iter(tf.unstack(tf.random.experimental.stateless_split(seed, 7)))
@@ -60,9 +63,9 @@ def augment(images: tf.Tensor, amounts: Augmentation, seed: tf.Tensor) -> tf.Ten
 
 
 def transformed(images: tf.Tensor, matrices: tf.Tensor) -> tf.Tensor:
-    """Images float32 (N, H, W, C) under matrices (N, 8) such as `affine` gives, interpolated once.
+    """Apply matrices (N, 8) such as `affine` returns to images float32 (N, H, W, C).
 
-    What comes in from outside the frame mirrors what is inside.
+    Interpolated bilinearly; what comes in from outside the frame mirrors what is inside.
     """
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
@@ -75,39 +78,30 @@ def transformed(images: tf.Tensor, matrices: tf.Tensor) -> tf.Tensor:
 
 
 def affine(*, angle, scale, mirrored, shift_x, shift_y, height, width) -> tf.Tensor:
-    """Matrices that map the pixel (x, y) of the result to its place in the source image.
+    """Return matrices that map a pixel (x, y) of the result to its place in the source image.
 
     Rotation by ``angle`` (radians), magnification by ``scale`` and mirroring (−1 or 1) about the
-    image's centre, then a shift in pixels; each (N,). ``height`` and ``width`` in pixels.
+    image's centre, then a shift in pixels; each float32 (N,). ``height`` and ``width`` in pixels.
 
     Returns
     -------
-    float32 (N, 8): the first eight entries of each 3×3 projective matrix, row by row.
+    tf.Tensor, float32 (N, 8)
+        The first eight entries of each 3×3 projective matrix, row by row.
     """
     cosine, sine = tf.cos(angle) / scale, tf.sin(angle) / scale
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     zero = tf.zeros_like(angle)
     a, b = cosine * mirrored, -sine * mirrored
     c, d = sine, cosine
-    return tf.stack(
-        [
-            a,
-            b,
-            centre_x - a * (centre_x + shift_x) - b * (centre_y + shift_y),
-            c,
-            d,
-            centre_y - c * (centre_x + shift_x) - d * (centre_y + shift_y),
-            zero,
-            zero,
-        ],
-        axis=1,
-    )
+    x_offset = centre_x - a * (centre_x + shift_x) - b * (centre_y + shift_y)
+    y_offset = centre_y - c * (centre_x + shift_x) - d * (centre_y + shift_y)
+    return tf.stack([a, b, x_offset, c, d, y_offset, zero, zero], axis=1)
 
 
 def recolour(images: tf.Tensor, contrast: tf.Tensor, brightness: tf.Tensor) -> tf.Tensor:
-    """Grey values spread about the middle grey by ``contrast`` (N,) and moved by ``brightness``.
+    """Spread grey values about the middle grey by ``contrast`` and add ``brightness``.
 
-    Both per image, brightness in grey levels; the result is clipped to 0–255.
+    Both float32 (N,), one value per image, brightness in grey levels; clipped to 0–255.
     """
     contrast, brightness = contrast[:, None, None, None], brightness[:, None, None, None]
     return tf.clip_by_value((images - 127.5) * contrast + 127.5 + brightness, 0.0, 255.0)

@@ -1,27 +1,93 @@
-"""Metrics with 95 % intervals, from labels and scores alone, and the ledger of test looks.
+"""Metrics with 95 % intervals and paired tests, from labels and scores only.
 
-Label 1 (COVID) is the positive class. Scores are logits: 0 is the threshold, fixed beforehand.
+Label 1 (COVID) is the positive class. Scores are logits; the threshold is 0 (probability 0.5),
+fixed before any test image is seen.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
-
-from covid_project.storage import append_rows, read_csv
+from scipy.stats import binomtest, norm, rankdata
 
 LEVEL = 0.95
 RESAMPLES = 2000
-DRAWN = 2**21  # rows of all resamples that are held at once
-METRICS = ("accuracy", "sensitivity", "specificity", "precision", "F1", "AUC", "MCC")
+SIGNIFICANCE = 0.05
+HELD = 2**21  # rows of all resamples that are in memory at once
+
+
+# ---- metrics ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one metric is computed; exactly one of the three is given.
+
+    Attributes
+    ----------
+    proportion : callable
+        (tn, fp, fn, tp) → (successes, trials); the metric is their ratio.
+    from_counts : callable
+        (tn, fp, fn, tp) → value, for counts of any shape.
+    from_scores : callable
+        (labels bool (N,), scores (N,)) → value.
+    """
+
+    proportion: Callable | None = None
+    from_counts: Callable | None = None
+    from_scores: Callable | None = None
+
+    def __call__(self, labels: np.ndarray, scores: np.ndarray) -> float:
+        """Value for labels (N,) and scores (N,); NaN where it is undefined."""
+        if self.from_scores:
+            return float(self.from_scores(labels, scores))
+        return float(self.of_counts(*confusion(labels, scores).reshape(4)))
+
+    def of_counts(self, *counts):
+        """Value for true negatives, false positives, false negatives and true positives."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if self.proportion:
+                successes, trials = self.proportion(*counts)
+                return np.true_divide(successes, trials)
+            return self.from_counts(*(np.asarray(count, np.float64) for count in counts))
+
+
+def area_under_roc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Fraction of pairs in which the positive image has the higher score; ties count one half.
+
+    The Mann–Whitney statistic (Hanley & McNeil 1982, eq. 1), from ranks; NaN for a single class.
+    """
+    labels = np.asarray(labels, bool)
+    positives, negatives = labels.sum(), (~labels).sum()
+    if positives == 0 or negatives == 0:
+        return math.nan
+    ranks = rankdata(scores)
+    return (ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def _matthews(tn, fp, fn, tp):
+    """Matthews 1975: the correlation of label and prediction."""
+    return (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+
+
+# A further metric is one more entry here: tables, intervals, figures and audits take it from there.
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(proportion=lambda tn, fp, fn, tp: (tn + tp, tn + fp + fn + tp)),
+    "sensitivity": Metric(proportion=lambda tn, fp, fn, tp: (tp, tp + fn)),
+    "specificity": Metric(proportion=lambda tn, fp, fn, tp: (tn, tn + fp)),
+    "precision": Metric(proportion=lambda tn, fp, fn, tp: (tp, tp + fp)),
+    "F1": Metric(from_counts=lambda tn, fp, fn, tp: 2 * tp / (2 * tp + fp + fn)),
+    "AUC": Metric(from_scores=area_under_roc),
+    "MCC": Metric(from_counts=_matthews),
+}
 
 
 def confusion(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Counts [[true negatives, false positives], [false negatives, true positives]], int64."""
-    labels, predicted = checked(labels, scores)[0], np.asarray(scores) > 0
+    """Count [[true negatives, false positives], [false negatives, true positives]], int64."""
+    labels, scores = checked(labels, scores)
+    predicted = scores > 0
     return np.array(
         [
             [np.sum(~labels & ~predicted), np.sum(~labels & predicted)],
@@ -31,144 +97,90 @@ def confusion(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def point_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """All ``METRICS`` of labels (N,) in {0, 1} and scores (N,), logits.
+    """Compute all `METRICS` of labels (N,), 0 or 1, and scores (N,), logits.
 
-    A metric whose denominator is zero (precision without any positive prediction, AUC or MCC of
-    one class) is NaN: undefined, not zero.
+    A metric whose denominator is zero (precision without a positive prediction, AUC or MCC of one
+    class) is NaN: undefined, not zero.
     """
     labels, scores = checked(labels, scores)
-    counts = confusion(labels, scores)[None].reshape(1, 4)
-    values = {name: float(value[0]) for name, value in _from_counts(counts).items()}
-    values["AUC"] = float(_auc(labels, scores))
-    return {name: values[name] for name in METRICS}
+    return {name: metric(labels, scores) for name, metric in METRICS.items()}
 
 
 def metrics_table(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """One row per metric: metric, value, low, high, n, method (95 % intervals).
+    """Compute all `METRICS` with 95 % intervals.
 
-    Shares of a fixed number of images (accuracy, sensitivity, specificity, precision) have Wilson's
-    interval; F1, AUC and MCC the percentile interval of a bootstrap over images, each class
-    resampled by itself. ``n`` is the number of images that the metric is a share of.
+    Parameters
+    ----------
+    labels : np.ndarray, (N,)
+        0 or 1.
+    scores : np.ndarray, (N,)
+        Logits.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per metric: metric, value, low, high, n (images that count), method. Proportions
+        have Wilson's interval (1927); the others the percentile interval of a `bootstrap`.
     """
     labels, scores = checked(labels, scores)
-    (true_negative, false_positive), (false_negative, true_positive) = confusion(labels, scores)
-    shares = {
-        "accuracy": (true_negative + true_positive, len(labels)),
-        "sensitivity": (true_positive, true_positive + false_negative),
-        "specificity": (true_negative, true_negative + false_positive),
-        "precision": (true_positive, true_positive + false_positive),
-    }
+    counts = confusion(labels, scores).reshape(4)
     resampled = bootstrap(labels, scores, seed=seed)
     rows = []
-    for name, value in point_metrics(labels, scores).items():
-        if name in shares:
-            low, high = wilson_interval(*shares[name])
-            method, n = "Wilson", int(shares[name][1])
+    for name, metric in METRICS.items():
+        if metric.proportion:
+            successes, n = metric.proportion(*counts)
+            low, high = wilson_interval(successes, n)
+            method = "Wilson"
         else:
             low, high = percentile_interval(resampled[name])
             method, n = f"bootstrap, {RESAMPLES} resamples", len(labels)
-        rows.append((name, value, low, high, n, method))
+        rows.append((name, metric(labels, scores), low, high, int(n), method))
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n", "method"])
 
 
-def class_metrics(
-    labels: np.ndarray, scores: np.ndarray, classes: Sequence[str], seed: int = 0
-) -> pd.DataFrame:
-    """Precision, recall and F1 of both classes: class, metric, value, low, high, n, method.
-
-    Intervals as in ``metrics_table``. The first class' figures are those of the task turned round.
-    """
-    labels, scores = checked(labels, scores)
-    predicted = np.where(scores > 0, 1.0, -1.0)
-    tables = []
-    for label, sign in ((0, -1), (1, 1)):
-        table = metrics_table(labels == label, sign * predicted, seed=seed)
-        table["metric"] = table["metric"].replace("sensitivity", "recall")
-        table.insert(0, "class", classes[label])
-        tables.append(table[table["metric"].isin(["precision", "recall", "F1"])])
-    return pd.concat(tables, ignore_index=True)
-
-
-def equal_error_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Score above which sensitivity and specificity come nearest to each other.
-
-    Midway between two neighbouring scores. It does not depend on how frequent the classes are, so
-    that it can be chosen on one set and used on another of a different mix.
-    """
-    labels, scores = checked(labels, scores)
-    if not 0 < labels.sum() < len(labels):
-        raise ValueError("both classes are needed to choose a threshold")
-    values = np.unique(scores)
-    candidates = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
-    positives, negatives = np.sort(scores[labels]), np.sort(scores[~labels])
-    sensitivity = 1 - np.searchsorted(positives, candidates, side="right") / len(positives)
-    specificity = np.searchsorted(negatives, candidates, side="right") / len(negatives)
-    gap = np.abs(sensitivity - specificity)
-    best = gap == gap.min()  # of several, the middle one: the widest margin to either side
-    return float(np.median(candidates[best]))
-
-
 def wilson_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Interval of a share of ``n`` independent trials (Wilson 1927, eq. 1 solved for the share).
-
-    Unlike value ± 1.96 standard errors it stays inside [0, 1] and is right for shares near 1.
-    NaN for n = 0.
-    """
+    """Return Wilson's interval of a proportion (1927); NaN for n = 0."""
     if n == 0:
         return math.nan, math.nan
-    z = norm.ppf(0.5 + level / 2)
-    share = successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # At the ends the bound is exact; rounding would leave it a hair inside.
-    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+    interval = binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap(
     labels: np.ndarray, scores: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """All ``METRICS`` of resampled test sets, each (resamples,).
+    """Compute all `METRICS` of resampled test sets, each (resamples,).
 
     Images are drawn with replacement within each class, so that the sizes of the classes stay as
     they were designed (Efron & Tibshirani 1993, ch. 8, two-sample problem).
     """
     labels, scores = checked(labels, scores)
-    negative, positive = np.flatnonzero(~labels), np.flatnonzero(labels)
-    sorted_labels = np.repeat([False, True], [len(negative), len(positive)])
-    of_negative, of_positive = np.random.default_rng(seed), np.random.default_rng(seed)
-    block = max(1, DRAWN // len(labels))
-    for _ in drawn_rows(of_positive, len(negative), resamples, block):
-        pass  # the positives are drawn after all negatives
-    counts, areas = [], []
-    for negatives, positives in zip(
-        drawn_rows(of_negative, len(negative), resamples, block),
-        drawn_rows(of_positive, len(positive), resamples, block),
-        strict=True,
-    ):
-        drawn = scores[np.concatenate([negative[negatives], positive[positives]], axis=1)]
-        missed, found = np.split(drawn > 0, [len(negative)], axis=1)
-        counts.append(
-            np.stack([(~missed).sum(1), missed.sum(1), (~found).sum(1), found.sum(1)], axis=1)
-        )
-        areas += [_auc(sorted_labels, row) for row in drawn]
-    return {**_from_counts(np.concatenate(counts)), "AUC": np.array(areas)}
-
-
-def drawn_rows(
-    rng: np.random.Generator, size: int, resamples: int = RESAMPLES, block: int | None = None
-) -> Iterator[np.ndarray]:
-    """Resamples of ``size`` rows, drawn with replacement, block after block: int64 (B, size).
-
-    One below the other they are what one call would draw; only a block at a time is in memory, by
-    default of as many resamples as have ``DRAWN`` rows.
-    """
-    block = block or max(1, DRAWN // max(size, 1))
+    negatives, positives = scores[~labels], scores[labels]
+    rng = np.random.default_rng(seed)
+    ordered = np.repeat([False, True], [len(negatives), len(positives)])
+    values = {name: [] for name in METRICS}
+    block = max(1, HELD // len(labels))
     for first in range(0, resamples, block):
-        yield rng.integers(0, max(size, 1), (min(block, resamples - first), size))
+        count = min(block, resamples - first)
+        drawn = np.concatenate(
+            [group[rng.integers(0, max(len(group), 1), (count, len(group)))]
+             for group in (negatives, positives)],
+            axis=1,
+        )  # fmt: skip
+        missed, found = np.split(drawn > 0, [len(negatives)], axis=1)
+        counts = (~missed).sum(1), missed.sum(1), (~found).sum(1), found.sum(1)
+        for name, metric in METRICS.items():
+            if metric.from_scores:
+                values[name].append([metric.from_scores(ordered, row) for row in drawn])
+            else:
+                values[name].append(metric.of_counts(*counts))
+    return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
 def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Bounds that hold the middle 95 % of the values; NaN where any value is undefined."""
+    """Return the bounds of the middle 95 % of the values; NaN where any value is undefined."""
     low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 
@@ -176,50 +188,20 @@ def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float
 def bootstrap_auc(
     labels: np.ndarray, scores: np.ndarray, *, seed: int = 0
 ) -> tuple[float, float, float]:
-    """AUC of any score, not only of logits, with its 95 % interval (see ``bootstrap``)."""
+    """Return the AUC of any score, not only of logits, with its 95 % bootstrap interval."""
     low, high = percentile_interval(bootstrap(labels, scores, seed=seed)["AUC"])
-    return float(_auc(*checked(labels, scores))), low, high
+    return float(area_under_roc(labels, scores)), low, high
 
 
 def cross_entropy(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Mean binary cross-entropy of labels (N,) in {0, 1} and logits (N,), in nats."""
+    """Return the mean binary cross-entropy of labels (N,) and logits (N,), in nats."""
     labels, scores = checked(labels, scores)
-    # log(1 + exp(z)) - y z, without overflow.
+    # log(1 + exp(z)) − y z, without overflow.
     return float(np.mean(np.logaddexp(0, scores.astype(np.float64)) - labels * scores))
 
 
-def _from_counts(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics of confusion counts (R, 4): true negatives, false positives, false negatives, true
-    positives.
-    """
-    tn, fp, fn, tp = counts.T.astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            "accuracy": (tn + tp) / (tn + fp + fn + tp),
-            "sensitivity": tp / (tp + fn),
-            "specificity": tn / (tn + fp),
-            "precision": tp / (tp + fp),
-            "F1": 2 * tp / (2 * tp + fp + fn),
-            # Matthews 1975: the correlation of label and prediction.
-            "MCC": (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)),
-        }
-
-
-def _auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Share of pairs in which the positive image has the higher score, ties counting one half.
-
-    The Mann–Whitney statistic (Hanley & McNeil 1982, eq. 1), through ranks.
-    """
-    positives = labels.sum()
-    negatives = len(labels) - positives
-    if positives == 0 or negatives == 0:
-        return math.nan
-    ranks = rankdata(scores)
-    return (ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives)
-
-
 def checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as bool and scores, both (N,); ``ValueError`` where they cannot be evaluated."""
+    """Return labels as bool and scores, both (N,); ``ValueError`` where they do not fit."""
     labels, scores = np.asarray(labels), np.asarray(scores)
     if labels.shape != scores.shape or labels.ndim != 1 or len(labels) == 0:
         raise ValueError(
@@ -232,30 +214,129 @@ def checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndar
     return labels.astype(bool), scores
 
 
-def record_test_look(path: Path, stage: str, identity: Mapping[str, str]) -> int:
-    """Enter a look at the test set into the ledger; return which look it is for this stage.
+# ---- two models on the same images --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Second model minus first: difference, 95 % interval, and p-value of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def accuracy_difference(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int = 0
+) -> Difference:
+    """Compare the accuracies of two models on the same images.
+
+    The p-value is McNemar's (1947), exact: of the images that only one model classifies correctly,
+    either model is as likely to be the correct one. The interval is the percentile interval of a
+    bootstrap over images within each class, both models' predictions kept together.
 
     Parameters
     ----------
-    path
-        ``results/test_ledger.csv``: stage, look, and the identity.
-    stage
-        "baseline", "transfer", "fine_tuned" …
-    identity
-        Must hold ``model`` and ``data``, their fingerprints. The same model on the same data is a
-        replay and adds no row; another model of the same stage is a further look, which is
-        recorded for everybody to see: the test set has then been read more than once.
+    labels : np.ndarray, (N,)
+        0 or 1.
+    first, second : np.ndarray, (N,)
+        Logits of the two models.
+    seed : int
+        Of the bootstrap.
     """
-    ledger = read_csv(path)
-    looks = ledger[ledger["stage"] == stage] if len(ledger) else ledger
-    for _, look in looks.iterrows():
-        if look["model"] == identity["model"] and look["data"] == identity["data"]:
-            return int(look["look"])
-    number = len(looks) + 1
-    append_rows(path, pd.DataFrame([{"stage": stage, "look": number, **identity}]))
-    if number > 1:
-        print(
-            f"WARNING: look {number} at the test set for the stage {stage}: the test figures of "
-            "this stage no longer come from a single look. The ledger keeps both."
-        )
-    return number
+    labels, first = checked(labels, first)
+    labels, second = checked(labels, second)
+    gain = ((second > 0) == labels).astype(int) - ((first > 0) == labels)  # −1, 0 or 1 per image
+    gained, lost = int((gain > 0).sum()), int((gain < 0).sum())
+    p_value = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    rng = np.random.default_rng(seed)
+    total = np.zeros(RESAMPLES)
+    for group in (gain[~labels], gain[labels]):
+        total += np.concatenate([group[rows].sum(axis=1) for rows in drawn_rows(rng, len(group))])
+    low, high = percentile_interval(total / len(gain))
+    return Difference(float(gain.mean()), low, high, float(p_value))
+
+
+def drawn_rows(
+    rng: np.random.Generator, size: int, resamples: int = RESAMPLES
+) -> Iterator[np.ndarray]:
+    """Draw resamples of ``size`` rows with replacement, block after block: int64 (B, size)."""
+    block = max(1, HELD // max(size, 1))
+    for first in range(0, resamples, block):
+        yield rng.integers(0, max(size, 1), (min(block, resamples - first), size))
+
+
+def auc_difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Difference:
+    """Compare the AUCs of two models on the same images (DeLong et al. 1988).
+
+    The AUC is a mean over pairs; each image's own part in it (their eq. 4 and 5, from ranks) gives
+    the covariance of the two AUCs (eq. 6), from which interval and p-value follow with the normal
+    distribution. All NaN where a class has fewer than two images.
+    """
+    labels, first = checked(labels, first)
+    labels, second = checked(labels, second)
+    if min(labels.sum(), (~labels).sum()) < 2:
+        return Difference(math.nan, math.nan, math.nan, math.nan)
+    parts = [_pair_fractions(labels, scores) for scores in (first, second)]
+    of_positives, of_negatives = zip(*parts, strict=True)
+    variance = np.cov(of_positives) / labels.sum() + np.cov(of_negatives) / (~labels).sum()
+    difference = of_positives[1].mean() - of_positives[0].mean()
+    error = math.sqrt(max(variance[0, 0] + variance[1, 1] - 2 * variance[0, 1], 0.0))
+    if error < 1e-12:  # the same ranking twice, or two perfect ones
+        p_value = 1.0 if abs(difference) < 1e-12 else 0.0
+        return Difference(float(difference), float(difference), float(difference), p_value)
+    half = norm.ppf(0.5 + LEVEL / 2) * error
+    p_value = 2 * norm.sf(abs(difference) / error)
+    return Difference(
+        float(difference), float(difference - half), float(difference + half), float(p_value)
+    )
+
+
+def _pair_fractions(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the fraction of negatives below each positive, and of positives above each negative.
+
+    Ties count one half. A positive's rank among all images, less its rank among the positives, is
+    the number of negatives below it; likewise for the negatives.
+    """
+    positives, negatives = scores[labels], scores[~labels]
+    ranks = rankdata(scores)
+    below = (ranks[labels] - rankdata(positives)) / len(negatives)
+    above = 1 - (ranks[~labels] - rankdata(negatives)) / len(positives)
+    return below, above
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Adjust p-values for their number (Holm 1979); NaN stays NaN and does not count.
+
+    The smallest of m is multiplied by m, the next by m − 1 and so on; none may be smaller than the
+    one before it, and none exceeds 1.
+    """
+    p_values = np.asarray(p_values, float)
+    adjusted = np.full(p_values.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(p_values))
+    order = known[np.argsort(p_values[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
+    return adjusted
+
+
+def compare_models(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int = 0
+) -> pd.DataFrame:
+    """Compare two models on the same images, by accuracy and by AUC.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per metric: metric, test, difference (second minus first), low, high, p_value,
+        p_adjusted (Holm, over the two metrics), n.
+    """
+    differences = {
+        ("accuracy", "McNemar, exact"): accuracy_difference(labels, first, second, seed),
+        ("AUC", "DeLong"): auc_difference(labels, first, second),
+    }
+    table = pd.DataFrame(list(differences), columns=["metric", "test"])
+    for column in ("difference", "low", "high", "p_value"):
+        table[column] = [getattr(one, column) for one in differences.values()]
+    return table.assign(p_adjusted=holm(table["p_value"].to_numpy()), n=len(labels))

@@ -1,193 +1,69 @@
-"""Builders of the networks: flat (no nested sub-model), uncompiled, ending in one logit.
+"""Builders of the networks: flat (no model inside a model), not compiled, ending in one logit.
 
 Input: grey values 0–255, float32 (N, H, W, 1); normalisation is the first layer. Output: (N, 1),
-the logit of the positive class; the sigmoid is applied where a probability is wanted. `resnet18`
-alone also takes colours and has one logit per class.
+the logit of the positive class; the sigmoid is applied where a probability is wanted.
 """
 
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from keras import layers
 
-from covid_project.devices import replicas
-from covid_project.storage import fingerprint
+from covid_project.augmentation import augment
+from covid_project.files import cached_array, fingerprint
+from covid_project.settings import Augmentation
 
-DENSE_UNITS = 64  # of the fully connected part
+BATCH = 64  # images per call where nothing is learned
+
+
+# ---- the baseline -------------------------------------------------------------------------------
 
 
 def baseline_cnn(
-    image_size: int, normalization: layers.Layer, *, filters: int, dropout: float
-) -> keras.Model:
-    """Convolutional network for images (N, image_size, image_size, 1).
-
-    A strided stem and pooling bring the image to a quarter of its side before the 3×3
-    convolutions begin: at full resolution these would cost most of the time and add nothing.
-
-    Parameters
-    ----------
-    normalization
-        Layer from ``normalization.normalization_layer``; it becomes part of the model.
-    filters
-        Feature maps of the stem; the three stages have 2, 4 and 8 times as many.
-    dropout
-        Share of the fully connected layer's units left out in training, 0 to 1.
-    """
-    images = keras.Input((image_size, image_size, 1), name="images")
-    x = _convolution(normalization(images), filters, kernel=5, strides=2, name="stem")
-    for stage, width in enumerate((2 * filters, 4 * filters, 8 * filters), start=1):
-        x = layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
-        x = _convolution(x, width, name=f"stage{stage}_1")
-        x = _convolution(x, width, name=f"stage{stage}_2")
-    x = layers.GlobalAveragePooling2D(name="features")(x)
-    return keras.Model(images, classification_head(x, dropout=dropout), name="baseline")
-
-
-def slice_cnn(
     image_size: int,
     normalization: layers.Layer,
     *,
-    filters: Sequence[int],
-    kernel: int = 3,
-    dense: int,
+    filters: int,
     dropout: float,
+    dense_units: int = 64,
 ) -> keras.Model:
-    """Plain network of one or a few convolutions, for images (N, image_size, image_size, 1).
+    """Build the baseline: a convolutional part, then a fully connected part with Dropout.
 
-    Each convolution keeps the image's size and is followed by ReLU and 2×2 pooling; Dropout comes
-    after the first pooling, then one fully connected layer on all that is left.
+    A strided convolution and pooling reduce the image to a quarter of its side before the 3×3
+    convolutions: at full resolution these would cost most of the time.
 
     Parameters
     ----------
-    normalization
-        Layer from ``normalization.normalization_layer``; it becomes part of the model.
-    filters
-        Feature maps of each convolution in turn.
-    kernel
-        Side of the convolutions' kernels, in pixels.
-    dense
+    image_size : int
+        Pixels along each side.
+    normalization : keras.layers.Layer
+        From `normalization.normalization_layer`; it becomes part of the model.
+    filters : int
+        Feature maps of the first convolution; the three stages have 2, 4 and 8 times as many.
+    dropout : float, in [0, 1)
+        Fraction of the fully connected layer's units that are left out in training.
+    dense_units : int
         Units of the fully connected layer.
-    dropout
-        Share of the first pooling's values left out in training, 0 to 1.
     """
     images = keras.Input((image_size, image_size, 1), name="images")
-    x = normalization(images)
-    for number, width in enumerate(filters, start=1):
-        x = layers.Conv2D(
-            width, kernel, padding="same", activation="relu", name=f"convolution{number}"
-        )(x)
-        x = layers.MaxPooling2D(name=f"pool{number}")(x)
-        if number == 1:
-            x = layers.Dropout(dropout, name="dropout")(x)
-    x = layers.Dense(dense, activation="relu", name="dense")(layers.Flatten(name="features")(x))
-    return keras.Model(images, layers.Dense(1, dtype="float32", name="logit")(x), name="slice_cnn")
-
-
-# Ends of the eight residual blocks of `resnet18`, after their activation, from input to output.
-RESNET18_BLOCKS = tuple(f"block{stage}_{number}" for stage in (1, 2, 3, 4) for number in (1, 2))
-# Kernel and stride of the stem by the largest image side that it is for, and whether pooling
-# follows: small images would be gone before the first block.
-_STEMS = {32: (3, 1, False), 64: (3, 2, False), 512: (7, 2, True)}
-
-# Of the running statistics per step, as in the published networks. With the few steps that an epoch
-# of a small set has, slower ones are those of weights that are long gone.
-_RESNET18_MOMENTUM = 0.9
-
-
-def resnet18(
-    image_size: int, normalization: layers.Layer, *, classes: int, channels: int = 1
-) -> keras.Model:
-    """ResNet18 for images (N, image_size, image_size, channels), with a logit per class.
-
-    He et al. 2016 ("Deep Residual Learning for Image Recognition", CVPR), table 1, 18 layers. Its
-    stem suits images of 224 pixels and is kept from 65 pixels on; up to 64 it is a 3×3 convolution
-    of stride 2, up to 32 one of stride 1, without pooling, as usual for small images.
-
-    Parameters
-    ----------
-    normalization
-        Layer from ``normalization.normalization_layer``; it becomes part of the model.
-    classes
-        Number of logits, 2 or more, for softmax.
-    channels
-        1 for grey, 3 for colour.
-
-    Notes
-    -----
-    The outputs of the residual blocks are layers named as in ``RESNET18_BLOCKS``.
-    """
-    if classes < 2 or channels not in (1, 3):
-        raise ValueError(
-            f"classes is {classes}, channels {channels}; allowed: 2 classes or more, "
-            "1 or 3 channels"
-        )
-    if not 16 <= image_size <= max(_STEMS):
-        raise ValueError(f"image_size is {image_size}; allowed: 16 to {max(_STEMS)} pixels")
-    kernel, strides, pooled = next(stem for side, stem in _STEMS.items() if image_size <= side)
-    images = keras.Input((image_size, image_size, channels), name="images")
-    x = _convolution(
-        normalization(images),
-        64,
-        kernel=kernel,
-        strides=strides,
-        momentum=_RESNET18_MOMENTUM,
-        name="stem",
-    )
-    if pooled:
-        x = layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
-    for name in RESNET18_BLOCKS:
-        stage, number = int(name[5]), int(name[7])
-        halved = stage > 1 and number == 1
-        x = _residual_block(x, 32 * 2**stage, strides=2 if halved else 1, name=name)
+    x = convolution(normalization(images), filters, kernel=5, strides=2, name="stem")
+    for stage, width in enumerate((2 * filters, 4 * filters, 8 * filters), start=1):
+        x = layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
+        x = convolution(x, width, name=f"stage{stage}_1")
+        x = convolution(x, width, name=f"stage{stage}_2")
     x = layers.GlobalAveragePooling2D(name="features")(x)
-    return keras.Model(
-        images, layers.Dense(classes, dtype="float32", name="logits")(x), name="resnet18"
-    )
+    logit = classification_head(x, dropout=dropout, dense_units=dense_units)
+    return keras.Model(images, logit, name="baseline")
 
 
-def _residual_block(x, filters: int, *, strides: int, name: str):
-    """Two 3×3 convolutions, added to the input; a 1×1 convolution fits the input to them."""
-    convolution = partial(_convolution, filters=filters, momentum=_RESNET18_MOMENTUM)
-    change = convolution(x, strides=strides, name=f"{name}_1")
-    change = convolution(change, activation=False, name=f"{name}_2")
-    if strides > 1:
-        x = convolution(x, kernel=1, strides=strides, activation=False, name=f"{name}_shortcut")
-    return layers.ReLU(name=name)(layers.Add(name=f"{name}_add")([x, change]))
-
-
-def mlp(image_size: int, normalization: layers.Layer, *, units: int, dropout: float) -> keras.Model:
-    """Multilayer perceptron: every pixel an input, no notion of neighbourhood.
-
-    Parameters
-    ----------
-    normalization
-        Layer from ``normalization.normalization_layer``; it becomes part of the model.
-    units
-        Units of the hidden layer before the classification head.
-    dropout
-        Share of the units left out in training, in both hidden layers, 0 to 1.
-    """
-    images = keras.Input((image_size, image_size, 1), name="images")
-    x = layers.Flatten(name="pixels")(normalization(images))
-    x = layers.Dense(units, use_bias=False, kernel_initializer="he_normal", name="hidden")(x)
-    x = layers.BatchNormalization(momentum=0.95, synchronized=replicas() > 1, name="hidden_norm")(x)
-    x = layers.ReLU(name="hidden_relu")(x)
-    x = layers.Dropout(dropout, name="hidden_dropout")(x)
-    return keras.Model(images, classification_head(x, dropout=dropout), name="mlp")
-
-
-def shift_threshold(model: keras.Model, threshold: float) -> None:
-    """Move the logit's offset so that what scored ``threshold`` scores 0, the threshold of all."""
-    bias = model.get_layer("logit").bias
-    bias.assign(bias - threshold)
-
-
-def _convolution(
+def convolution(
     x,
     filters: int,
     *,
@@ -197,7 +73,10 @@ def _convolution(
     activation: bool = True,
     momentum: float = 0.95,
 ):
-    """Convolution, BatchNorm, ReLU; the BatchNorm's offset takes the bias' place."""
+    """Apply a convolution, batch normalisation and ReLU to feature maps (N, H, W, C).
+
+    The convolution has no bias: the offset of the batch normalisation takes its place.
+    """
     x = layers.Conv2D(
         filters,
         kernel,
@@ -207,168 +86,140 @@ def _convolution(
         kernel_initializer="he_normal",
         name=f"{name}_convolution",
     )(x)
-    # Of a batch that devices share, each would otherwise only see the statistics of its own part.
-    x = layers.BatchNormalization(
-        momentum=momentum, synchronized=replicas() > 1, name=f"{name}_norm"
-    )(x)
+    x = layers.BatchNormalization(momentum=momentum, name=f"{name}_norm")(x)
     return layers.ReLU(name=f"{name}_relu")(x) if activation else x
 
 
-def classification_head(features, *, dropout: float):
-    """Apply the fully connected part to features (N, D); gives the logit (N, 1)."""
-    x = layers.Dense(DENSE_UNITS, activation="relu", name="dense")(features)
+def classification_head(features, *, dropout: float, dense_units: int = 64):
+    """Apply the fully connected part to features (N, D); returns the logit (N, 1)."""
+    x = layers.Dense(dense_units, activation="relu", name="dense")(features)
     x = layers.Dropout(dropout, name="dropout")(x)
     return layers.Dense(1, dtype="float32", name="logit")(x)
 
 
-# How a backbone wants its colour channels, from grey values 0–255.
-CONVENTIONS = {
-    "scaled": "−1 to 1",
-    "centred": "blue, green, red, each less its mean over ImageNet",
-    "raw": "0 to 255: the network scales them itself",
-}
-IMAGENET_MEANS = (103.939, 116.779, 123.68)  # blue, green, red, in grey levels
+# ---- transfer learning --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network of ``keras.applications``, and the input that its weights were trained on."""
+    """A pretrained network, and the input that its weights were trained on.
+
+    Attributes
+    ----------
+    build : callable
+        Of ``keras.applications``.
+    frozen_up_to : str
+        End of a block; the layers after it are fine-tuned by default.
+    scale, offset : float; float or three floats
+        Grey values 0–255 become ``scale * value + offset``; three offsets are for three channels.
+    has_width : bool
+        Whether it takes ``alpha``, a multiplier of the number of filters.
+    """
 
     build: Callable[..., keras.Model]
-    takes_width: bool
-    frozen_up_to: str  # end of a block: what comes after it is fine-tuned by default
-    convention: str = "scaled"  # one of CONVENTIONS
+    frozen_up_to: str
+    scale: float = 1 / 127.5  # −1 to 1
+    offset: float | tuple[float, float, float] = -1.0
+    has_width: bool = False
 
 
-BACKBONES = {
-    "ResNet50V2": Backbone(keras.applications.ResNet50V2, False, "conv5_block1_out"),
-    "MobileNetV2": Backbone(keras.applications.MobileNetV2, True, "block_12_add"),
-    "MobileNet": Backbone(keras.applications.MobileNet, True, "conv_pw_11_relu"),
-    "VGG19": Backbone(keras.applications.VGG19, False, "block4_pool", "centred"),
-    "ResNet50": Backbone(keras.applications.ResNet50, False, "conv5_block1_out", "centred"),
-    "EfficientNetB0": Backbone(keras.applications.EfficientNetB0, False, "block6d_add", "raw"),
+IMAGENET_MEANS = (-103.939, -116.779, -123.68)  # blue, green, red, in grey levels
+# A further backbone is one more entry here.
+BACKBONES: dict[str, Backbone] = {
+    "ResNet50V2": Backbone(keras.applications.ResNet50V2, "conv5_block2_out"),
+    "MobileNetV2": Backbone(keras.applications.MobileNetV2, "block_12_add", has_width=True),
+    "MobileNet": Backbone(keras.applications.MobileNet, "conv_pw_11_relu", has_width=True),
+    "ResNet50": Backbone(keras.applications.ResNet50, "conv5_block1_out", 1.0, IMAGENET_MEANS),
+    "VGG19": Backbone(keras.applications.VGG19, "block4_pool", 1.0, IMAGENET_MEANS),
+    "EfficientNetB0": Backbone(keras.applications.EfficientNetB0, "block6d_add", 1.0, 0.0),
 }
 
 
 class WeightsUnavailable(RuntimeError):
-    """The pretrained weights are neither in the Keras cache nor to be downloaded."""
+    """The pretrained weights are neither in the Keras cache nor downloadable."""
 
 
 def build_backbone(
     name: str, image_size: int, *, width: float = 1.0, weights: str = "imagenet"
 ) -> keras.Model:
-    """Backbone from images (N, image_size, image_size, 1) to pooled features (N, D), frozen.
+    """Build a backbone from images (N, image_size, image_size, 1) to pooled features (N, D).
+
+    The fully connected top layers of the network are left out.
 
     Parameters
     ----------
-    name
-        One of ``BACKBONES``.
-    width
+    name : str
+        One of `BACKBONES`.
+    image_size : int
+        Pixels along each side.
+    width : float
         Multiplier of the number of filters (``alpha``), for the MobileNets.
-    weights
-        "imagenet" (the Keras cache, else a download), "random", or the path of a weights file
-        without top.
+    weights : str
+        "imagenet" (the Keras cache, else a download), "random", or the path of a weights file.
 
     Raises
     ------
     WeightsUnavailable
-        With the two ways out.
+        The message says the two ways out.
     """
     backbone = BACKBONES[name]
-    if width != 1 and not backbone.takes_width:
+    if width != 1 and not backbone.has_width:
         raise ValueError(f"{name} has no width multiplier: width is {width}, allowed: 1")
     images = keras.Input((image_size, image_size, 1), name="images")
-    x = _channels(images, backbone.convention)
+    colours = layers.Concatenate(name="rgb")([images] * 3)  # the grey image in all three channels
+    scaling = layers.Rescaling(backbone.scale, offset=backbone.offset, name="normalization")
     try:
         with warnings.catch_warnings():
-            # Without top there are only convolutions, whose weights fit images of any size.
+            # Without the top there are only convolutions, whose weights fit images of any size.
             warnings.filterwarnings("ignore", message=".*`input_shape` is undefined")
-            body = backbone.build(
+            network = backbone.build(
                 include_top=False,
                 weights=None if weights == "random" else weights,
-                input_tensor=x,
-                **({"alpha": width} if backbone.takes_width else {}),
+                input_tensor=scaling(colours),
+                **({"alpha": width} if backbone.has_width else {}),
             )
-    # Keras raises a bare Exception when a download fails.
-    except Exception as error:
+    except Exception as error:  # Keras raises a bare Exception when a download fails
         if weights == "random":
             raise
         raise WeightsUnavailable(
-            f"{name} (width {width:g}) with weights {weights!r} is not to be had: {error}\n"
-            "Two ways out: put the weights file into the folder keras/models of your Keras home "
-            "(~/.keras, or $KERAS_HOME) under the name that Keras gives it, or connect to the "
-            "network once; or choose other weights: the path of a file, or 'random' to try the "
-            "machinery without pretraining (transfer.weights)."
+            f"The weights {weights!r} of {name} (width {width:g}) are not available: {error}\n"
+            "Either connect to the network once, or put the file into the folder models of your "
+            "Keras cache (~/.keras/models) under the name that Keras gives it. Or choose others "
+            "with the setting transfer.weights: the path of a file, or 'random' to try the "
+            "notebooks without pretraining."
         ) from error
-    features = layers.GlobalAveragePooling2D(name="features")(body.output)
-    model = keras.Model(images, features, name=name)
-    model.trainable = False
-    return model
+    features = layers.GlobalAveragePooling2D(name="features")(network.output)
+    return keras.Model(images, features, name=name)
 
 
-def _channels(images, convention: str):
-    """Three colour channels of grey images 0–255, as the convention wants them."""
-    if convention == "scaled":
-        images = layers.Rescaling(1 / 127.5, offset=-1.0, name="normalization")(images)
-    x = layers.Concatenate(name="rgb")([images] * 3)  # the grey image in each colour channel
-    if convention == "centred":
-        offset = [-mean for mean in IMAGENET_MEANS]
-        x = layers.Rescaling(1.0, offset=offset, name="normalization")(x)
-    return x
+def settle_batch_norm(model: keras.Model, images: np.ndarray) -> None:
+    """Set the statistics of every BatchNormalization layer to those of some images (N, H, W, 1).
 
-
-def available_backbone(
-    name: str,
-    images: np.ndarray,
-    *,
-    width: float = 1.0,
-    weights: str = "imagenet",
-    without_weights: str = "stop",
-) -> tuple[keras.Model, str]:
-    """Backbone for the size of some images (N, H, H, 1), and the weights that it really has.
-
-    Where the wanted ``weights`` cannot be had, ``without_weights`` decides: "stop" raises
-    ``WeightsUnavailable``, "random" goes on with random weights and says so. A random network
-    takes its BatchNorm statistics from the images; without, its features would fade to a constant.
+    Needed for random weights only: without it, the features would fade to a constant.
     """
-    size = images.shape[1]
-    if weights != "random":
-        try:
-            return build_backbone(name, size, width=width, weights=weights), weights
-        except WeightsUnavailable:
-            if without_weights == "stop":
-                raise
-        print(f"WARNING: no {weights} weights for {name}: going on with RANDOM weights.")
-    model = build_backbone(name, size, width=width, weights="random")
-    _settle_batchnorm(model, images)
-    return model, "random"
-
-
-def _settle_batchnorm(model: keras.Model, images: np.ndarray) -> None:
-    """Set the moving statistics of every BatchNorm layer to those of the images."""
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
-    momenta = [layer.momentum for layer in norms]
+    before = [(layer.trainable, layer.momentum) for layer in norms]
     for layer in norms:
         layer.trainable, layer.momentum = True, 0.0
-    model(images.astype(np.float32), training=True)
-    for layer, momentum in zip(norms, momenta, strict=True):
-        layer.trainable, layer.momentum = False, momentum
+    model(tf.cast(images, tf.float32), training=True)
+    for layer, (trainable, momentum) in zip(norms, before, strict=True):
+        layer.trainable, layer.momentum = trainable, momentum
 
 
 def transfer_model(backbone: keras.Model, *, dropout: float) -> keras.Model:
-    """Flat model of the backbone's layers and a new classification head (layers are shared)."""
+    """Build one flat model of the backbone's layers, which are shared, and new ones on top."""
     logit = classification_head(backbone.output, dropout=dropout)
     return keras.Model(backbone.input, logit, name=f"transfer_{backbone.name}")
 
 
 def transfer_head(features: int, *, dropout: float) -> keras.Model:
-    """Build the classification head alone, on cached features (N, ``features``)."""
+    """Build the new layers of `transfer_model` on their own, for cached features (N, features)."""
     pooled = keras.Input((features,), name="pooled_features")
     return keras.Model(pooled, classification_head(pooled, dropout=dropout), name="transfer_head")
 
 
 def split_at(model: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
-    """Two models that share the layers of a flat one: images → layer's output → logit.
+    """Return two models that share the layers of a flat one: input → layer → output.
 
     Raises
     ------
@@ -380,39 +231,120 @@ def split_at(model: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
         raise ValueError(f"{model.name} has no layer {layer!r}; it has: {', '.join(names)}")
     cut = model.get_layer(layer).output
     try:
-        head = keras.Model(cut, model.output)
+        upper = keras.Model(cut, model.output)
         # Old releases of Keras notice only here, and only for another shape than the cut's.
-        head.compute_output_spec(keras.KerasTensor((1, *cut.shape[1:])))
-        return keras.Model(model.input, cut), head
+        upper.compute_output_spec(keras.KerasTensor((1, *cut.shape[1:])))
+        return keras.Model(model.input, cut), upper
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{model.name} cannot be cut at {layer!r}: a connection passes it by. "
+            f"{model.name} cannot be cut at {layer!r}: a connection bypasses it. "
             "Choose a layer at the end of a block."
         ) from error
 
 
-def unfreeze_above(model: keras.Model, layer: str | None) -> int:
-    """Make the layers above ``layer`` trainable, all of them for None; return how many weights.
+def unfreeze_above(model: keras.Model, layer: str) -> int:
+    """Make the layers above ``layer`` trainable, the others not; return how many weights.
 
-    BatchNorm layers stay as they are: ``training=False`` would not keep them still, and their
-    ImageNet statistics would be lost to a few small batches.
+    BatchNormalization layers stay frozen: their ImageNet statistics would be lost to a few small
+    batches, and ``training=False`` alone does not keep them.
     """
-    above = model.layers if layer is None else split_at(model, layer)[1].layers
+    above = split_at(model, layer)[1].layers
     model.trainable = True
     for item in model.layers:
         item.trainable = item in above and not isinstance(item, layers.BatchNormalization)
     return sum(weight.shape.num_elements() for weight in model.trainable_weights)
 
 
-def parameter_counts(model: keras.Model) -> dict[str, int]:
-    """How many parameters a model has, and how many of them are trained as it stands."""
-    trained = sum(weight.shape.num_elements() for weight in model.trainable_weights)
-    return {"parameters": model.count_params(), "trained_parameters": trained}
+# ---- outputs, features, descriptions ------------------------------------------------------------
+
+
+def outputs(model: keras.Model, inputs: np.ndarray, *, amounts=None, seed: int = 0, title=None):
+    """Compute a model's outputs in inference mode, batch by batch.
+
+    Parameters
+    ----------
+    model : keras.Model
+        One input, one output.
+    inputs : np.ndarray, (N, ...)
+        Images or features of any number type.
+    amounts : Augmentation, optional
+        Augment the images first, by at most these amounts.
+    seed : int
+        Of the augmentation.
+    title : str, optional
+        Shows the progress under this title.
+
+    Returns
+    -------
+    np.ndarray, float32 (N, ...)
+    """
+    parts, start, shown = [], time.perf_counter(), time.perf_counter()
+    for first in range(0, len(inputs), BATCH):
+        batch = tf.cast(inputs[first : first + BATCH], tf.float32)
+        if amounts is not None:
+            batch = augment(batch, amounts, tf.constant([seed, first], tf.int64))
+        parts.append(model.predict_on_batch(batch))  # `predict` costs twice as much
+        if title and time.perf_counter() - shown > 10:
+            shown, done = time.perf_counter(), first + len(batch)
+            left = (shown - start) / done * (len(inputs) - done)
+            print(f"{title}: {done} of {len(inputs)}, {left:.0f} s left", flush=True)
+    return np.concatenate(parts)
+
+
+def logits(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    """Return the scores float32 (N,) of a one-logit model for images or features (N, ...)."""
+    return outputs(model, inputs)[:, 0]
+
+
+def feature_copies(
+    folder: Path,
+    lower: keras.Model,
+    images: np.ndarray,
+    *,
+    copies: int,
+    amounts: Augmentation,
+    seed: int,
+) -> list[np.ndarray]:
+    """Compute the features of images and of fixed augmented copies of them, each only once.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the arrays are kept, one file per copy, so that an interrupted run continues with the
+        next. Its name must tell apart the data, the size and the weights of ``lower``.
+    lower : keras.Model
+        The frozen layers.
+    images : np.ndarray, uint8 (N, H, W, 1)
+        Grey values 0–255.
+    copies : int
+        Augmented copies beside the images themselves.
+    amounts : Augmentation
+        Largest amount of each transformation.
+    seed : int
+        Of the augmentation.
+
+    Returns
+    -------
+    list of np.ndarray
+        1 + ``copies`` arrays (N, ...), float16, mapped from disk.
+    """
+
+    def compute(number: int) -> np.ndarray:
+        title = f"features, copy {number} of {copies}"
+        change = amounts if number else None
+        found = outputs(lower, images, amounts=change, seed=seed + number, title=title)
+        return found.astype(np.float16)  # far finer than the noise of training, half the reading
+
+    return [
+        cached_array(folder / f"copy{number}.npy", lambda number=number: compute(number))
+        for number in range(copies + 1)
+    ]
 
 
 def layer_table(model: keras.Model) -> pd.DataFrame:
-    """One row per layer, from input to output: layer, kind, output (shape of one image's), kernel
-    (side of a convolution's, else empty) and parameters.
+    """Describe a model, one row per layer from input to output.
+
+    Columns: layer, kind, output (shape for one image), kernel (side, of convolutions), parameters.
     """
     rows = []
     for layer in model.layers:
@@ -424,8 +356,5 @@ def layer_table(model: keras.Model) -> pd.DataFrame:
 
 
 def model_fingerprint(model: keras.Model) -> str:
-    """Sixteen hexadecimal digits of the architecture and every weight.
-
-    How the model was compiled does not count: it is the same model whichever way it was trained.
-    """
+    """Return 16 hexadecimal digits of the architecture and every weight."""
     return fingerprint(model.get_config(), *model.get_weights())

@@ -1,14 +1,14 @@
-"""The normalisation strategies of task 1, each a layer that lives inside the saved model.
+"""Normalisation strategies, each a layer that is stored inside the model.
 
 Inside the model, training, testing and explaining cannot normalise differently. All layers take
-grey values 0–255 of shape (N, H, W, 1), float32.
+grey values 0–255, float32 (N, H, W, 1).
 """
+
+from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import layers
-
-from covid_project.settings import STRATEGIES
 
 SMALLEST_DEVIATION = 1.0  # grey level; a constant pixel or image would otherwise be divided by 0
 
@@ -26,43 +26,64 @@ class SampleNormalization(layers.Layer):
         return (images - mean) / keras.ops.maximum(keras.ops.sqrt(variance), SMALLEST_DEVIATION)
 
 
+def fixed(training_images: np.ndarray) -> layers.Layer:
+    """Fixed values: 0–255 becomes −1 to 1."""
+    return layers.Rescaling(1 / 127.5, offset=-1.0, name="normalization")
+
+
+def dataset(training_images: np.ndarray) -> layers.Layer:
+    """Mean and standard deviation of the whole training set."""
+    variance = max(training_images.std(), SMALLEST_DEVIATION) ** 2
+    return layers.Normalization(
+        axis=None, mean=training_images.mean(), variance=variance, name="normalization"
+    )
+
+
+def pixel(training_images: np.ndarray) -> layers.Layer:
+    """Mean and standard deviation of each pixel over the training set."""
+    mean, deviation = pixel_statistics(training_images)
+    variance = np.maximum(deviation, SMALLEST_DEVIATION) ** 2
+    return layers.Normalization(axis=(1, 2, 3), mean=mean, variance=variance, name="normalization")
+
+
+def sample(training_images: np.ndarray) -> layers.Layer:
+    """Each image's own mean and standard deviation."""
+    return SampleNormalization(name="normalization")
+
+
+# Name in the settings → function of the training images that returns the layer.
+STRATEGIES: dict[str, Callable[[np.ndarray], layers.Layer]]
+STRATEGIES = {"fixed": fixed, "dataset": dataset, "pixel": pixel, "sample": sample}
+
+
 def normalization_layer(strategy: str, training_images: np.ndarray) -> layers.Layer:
-    """Layer that normalises images by one of the ``STRATEGIES``.
+    """Return the layer that normalises images by one of the `STRATEGIES`.
 
     Parameters
     ----------
-    strategy
+    strategy : str
         "fixed", "dataset", "pixel" or "sample".
-    training_images
-        uint8 (N, H, W, 1), of the training split alone: "dataset" and "pixel" take their
-        statistics from them.
+    training_images : np.ndarray, uint8 (N, H, W, 1)
+        Of the training split only: "dataset" and "pixel" take their statistics from them.
 
     Raises
     ------
     ValueError
         Unknown strategy.
     """
-    if strategy == "fixed":
-        return layers.Rescaling(1 / 127.5, offset=-1.0, name="normalization")
-    if strategy == "sample":
-        return SampleNormalization(name="normalization")
-    if strategy == "dataset":
-        mean, deviation = training_images.mean(), training_images.std()
-        axis = None
-    elif strategy == "pixel":
-        mean, deviation = pixel_statistics(training_images)
-        axis = (1, 2, 3)
-    else:
+    if strategy not in STRATEGIES:
         raise ValueError(f"unknown normalisation {strategy!r}; allowed: {', '.join(STRATEGIES)}")
-    variance = np.maximum(deviation, SMALLEST_DEVIATION) ** 2
-    return layers.Normalization(axis=axis, mean=mean, variance=variance, name="normalization")
+    return STRATEGIES[strategy](training_images)
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each pixel over uint8 images (N, H, W, 1).
+    """Return mean and standard deviation of each pixel over images, two arrays float64 (H, W, 1).
 
-    Summed image by image in float64, so that memory stays flat. Returns two (H, W, 1) arrays in
-    grey levels.
+    Summed image by image, so that memory does not grow with the number of images.
+
+    Parameters
+    ----------
+    images : np.ndarray, uint8 (N, H, W, 1)
     """
     total = np.zeros(images.shape[1:])
     squares = np.zeros(images.shape[1:])

@@ -1,147 +1,268 @@
-"""One way from arrays to batches: shuffled and augmented for training, neither for all else.
+"""From image files to batches: one way in for training, testing, Grad-CAM and everything else.
 
-The images stay uint8 until a batch is formed. Normalisation is not here: it lives in the model.
+Images are decoded to 8-bit grey and resized. Training batches are shuffled and augmented; all
+others arrive unchanged and in order. Normalisation is not here: it is a layer of each model.
 """
 
+import io
+import os
+import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import tensorflow as tf
+from PIL import Image, ImageChops, ImageOps
 
 from covid_project.augmentation import augment
-from covid_project.devices import replicas
+from covid_project.data import DataError, Dataset, listed, read_bytes
 from covid_project.settings import Augmentation
+
+MAX_PIXELS = 64_000_000  # of one image; a chest radiograph has at most about 16 million
+
+
+# ---- decoding -----------------------------------------------------------------------------------
+
+
+def open_image(content: bytes, name: str) -> Image.Image:
+    """Open an image file of one frame, without decoding its pixels.
+
+    Raises
+    ------
+    DataError
+        No bytes, not an image, damaged, more than one frame, or more than 64 million pixels.
+    """
+    if not content:
+        raise DataError(f"{name}: empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # each leads to an error of ours or does not matter
+            image = Image.open(io.BytesIO(content))
+        frames = getattr(image, "n_frames", 1)
+    except Exception as error:  # Pillow raises whatever damaged bytes lead it to
+        raise DataError(f"{name}: not an image, or damaged ({error})") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{name}: more than {MAX_PIXELS // 10**6} million pixels")
+    if frames != 1:
+        raise DataError(f"{name}: {frames} frames or pages; allowed: one")
+    return image
+
+
+def decode(content: bytes, name: str) -> np.ndarray:
+    """Decode an image file to grey values.
+
+    8-bit grey is unchanged; colours become luminance (ITU-R 601-2); transparency becomes black;
+    16-bit grey is scaled from its full range; an EXIF orientation is applied.
+
+    Parameters
+    ----------
+    content : bytes
+        The whole file; its content decides, not its suffix.
+    name : str
+        For messages.
+
+    Returns
+    -------
+    np.ndarray, uint8 (height, width)
+        0 (black) to 255 (white).
+
+    Raises
+    ------
+    DataError
+        See `open_image`; also 32-bit or float values, whose range is unknown.
+    """
+    image = open_image(content, name)
+    try:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # a copy would lose a TIFF's tags
+    except Exception as error:
+        raise DataError(f"{name}: damaged or cut off ({error})") from None
+    if image.mode in ("I", "F"):
+        raise DataError(f"{name}: 32-bit or float grey values, whose range is unknown")
+    if image.mode.startswith("I;16"):
+        return _levels_of_16_bits(image)[np.asarray(image, np.uint16)]
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("L"))
+    colours = image.convert("RGBA")
+    # Over black, a pixel's luminance is its own times its opacity.
+    return np.asarray(ImageChops.multiply(colours.convert("L"), colours.getchannel("A")))
+
+
+def _levels_of_16_bits(image: Image.Image) -> np.ndarray:
+    """Return the grey level of each 16-bit value, uint8 (65536,)."""
+    tags = getattr(image, "tag_v2", {})  # only a TIFF has them
+    highest = 2 ** tags.get(258, (16,))[0] - 1  # BitsPerSample: 16, or 12 in 16
+    values = np.minimum(np.arange(2**16), highest)
+    if tags.get(262) == 0:  # PhotometricInterpretation: white is zero
+        values = highest - values
+    levels = ((values * 255 + highest // 2) // highest).astype(np.uint8)
+    if image.info.get("transparency") is not None:
+        levels[image.info["transparency"]] = 0
+    return levels
+
+
+def resize(grey: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Resize a grey image uint8 (h, w) to (height, width).
+
+    Pillow's bilinear filter is a triangle that widens with the reduction: every pixel counts, so
+    that nothing aliases, and no value leaves the range of its neighbours.
+    """
+    height, width = shape
+    return np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR))
+
+
+class ImageFiles:
+    """Image files as an array uint8 (N, size, size, 1) whose rows are decoded when asked for.
+
+    Examples
+    --------
+    >>> files = ImageFiles(dataset, dataset.rows("train"), 128)  # doctest: +SKIP
+    >>> files[[0, 5]].shape                                      # doctest: +SKIP
+    (2, 128, 128, 1)
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, dataset: Dataset, rows: np.ndarray, size: int):
+        self.root, self.paths = dataset.root, dataset.table["path"].to_numpy()[rows]
+        self.shape = (len(self.paths), size, size, 1)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> np.ndarray:
+        """Decode and resize some images; one `DataError` names all that cannot be read."""
+        shape = self.shape[1:3]
+
+        def load(path: str) -> np.ndarray | DataError:
+            try:
+                return resize(decode(read_bytes(self.root, path), path), shape)
+            except DataError as error:
+                return error
+
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            images = list(pool.map(load, self.paths[rows]))
+        errors = [str(image) for image in images if isinstance(image, DataError)]
+        if errors:
+            raise DataError(
+                f"{len(errors)} image(s) cannot be read; replace or remove them:\n"
+                + listed(errors, "\n")
+            )
+        return np.array(images, np.uint8).reshape(-1, *self.shape[1:])
+
+
+def image_sizes(dataset: Dataset) -> pd.DataFrame:
+    """Return width and height (pixels) and mode (Pillow's) of each image as it is stored.
+
+    In the order of the data set's table, from the files' headers.
+    """
+    rows = []
+    for path in dataset.table["path"]:
+        image = open_image(read_bytes(dataset.root, path), path)
+        rows.append((image.width, image.height, image.mode))
+    return pd.DataFrame(rows, columns=["width", "height", "mode"])
+
+
+# ---- batches ------------------------------------------------------------------------------------
 
 
 def training_batches(
-    images: np.ndarray, labels: np.ndarray, batch_size: int, amounts: Augmentation, seed: int
+    images: np.ndarray | ImageFiles,
+    labels: np.ndarray,
+    batch_size: int,
+    amounts: Augmentation,
+    seed: int,
 ) -> tf.data.Dataset:
-    """Batches for training: a new order and new augmentations in each epoch, all from the seed.
+    """Return batches for training: a new order and new augmentations in each epoch.
 
     Parameters
     ----------
-    images
-        uint8 (N, H, W, 1), grey values 0–255.
-    labels
-        (N,), 0 or 1.
+    images : np.ndarray or ImageFiles, uint8 (N, H, W, 1)
+        Grey values 0–255.
+    labels : np.ndarray, (N,)
+        0 or 1.
+    batch_size : int
+        The last batch of an epoch may be smaller.
+    amounts : Augmentation
+        Largest amount of each random transformation.
+    seed : int
+        Determines orders and augmentations.
 
     Returns
     -------
-    Finite dataset of (float32 (B, H, W, 1) in 0–255, float32 (B, 1)); the last batch may be
-    smaller, and is left out where several devices share the batches (see ``devices``).
+    tf.data.Dataset
+        Finite, of (float32 (B, H, W, 1) in 0–255, float32 (B, 1)).
     """
-    return changed_batches(
-        images, labels, batch_size, lambda batch, number: augment(batch, amounts, number), seed
-    )
-
-
-def changed_batches(
-    images: np.ndarray,
-    labels: np.ndarray,
-    batch_size: int,
-    change: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    seed: int,
-) -> tf.data.Dataset:
-    """`training_batches` with any random ``change`` of images (B, H, W, 1), given a seed (2,)."""
+    rows = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed=seed).batch(batch_size)
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
     read, labels = _reader(images), _column(labels)
-    rows = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=seed)
-    numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
 
-    def form(row, number):
-        return change(read(row), number), tf.gather(labels, row)
+    def form(chosen, batch_seed):
+        return augment(read(chosen), amounts, batch_seed), tf.gather(labels, chosen)
 
-    batches = tf.data.Dataset.zip(_batched(rows, batch_size), numbers)
-    return batches.map(form, num_parallel_calls=2).prefetch(2)
+    return tf.data.Dataset.zip(rows, seeds).map(form, num_parallel_calls=2).prefetch(2)
 
 
 def evaluation_batches(
-    images: np.ndarray, labels: np.ndarray, batch_size: int = 64
+    images: np.ndarray | ImageFiles, labels: np.ndarray, batch_size: int = 64
 ) -> tf.data.Dataset:
-    """Batches in the given order, nothing changed: (float32 (B, H, W, 1) in 0–255, (B, 1))."""
-    rows = tf.data.Dataset.range(len(images)).batch(batch_size)
-    if replicas() > 1:
-        edges = _shared_edges(len(images), batch_size, replicas())
-        rows = tf.data.Dataset.from_tensor_slices((edges[:-1], edges[1:])).map(tf.range)
+    """Return batches in the given order, nothing changed: (float32 (B, ...), float32 (B, 1))."""
+    rows = tf.data.Dataset.range(len(labels)).batch(batch_size)
     read, labels = _reader(images), _column(labels)
-    return rows.map(lambda row: (tf.cast(read(row), tf.float32), tf.gather(labels, row))).prefetch(
-        2
-    )
 
+    def form(chosen):
+        return tf.cast(read(chosen), tf.float32), tf.gather(labels, chosen)
 
-def _reader(images: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What gives the images of some rows, from memory or from where they are mapped; no copy."""
-    return _numpy(lambda rows: images[rows], images.dtype, (None, *images.shape[1:]))
-
-
-def _numpy(function: Callable, kind, shape: tuple) -> Callable[..., tf.Tensor]:
-    """A NumPy function of tensors as part of a dataset; its result depends on them alone."""
-
-    def call(*tensors: tf.Tensor) -> tf.Tensor:
-        # Said to be stateless: of others, TensorFlow's determinism lets one run at a time.
-        return tf.ensure_shape(tf.numpy_function(function, tensors, kind, stateful=False), shape)
-
-    return call
-
-
-def _shared_edges(images: int, batch_size: int, devices: int) -> list[int]:
-    """Where the batches begin and end that devices share: none may go away with no image.
-
-    All but the last are a multiple of ``devices``, since Keras asks for like parts in the first;
-    the last takes what would not go round.
-    """
-    size = max(devices, min(batch_size, images // 2) // devices * devices)
-    edges = list(range(0, images - devices + 1, size))
-    return [*edges, images]
+    return rows.map(form).prefetch(2)
 
 
 def feature_batches(
-    features: Sequence[np.ndarray], labels: np.ndarray, batch_size: int, seed: int
+    copies: Sequence[np.ndarray], labels: np.ndarray, batch_size: int, seed: int
 ) -> tf.data.Dataset:
-    """Batches of cached features for training: of each image one of its copies, drawn anew.
+    """Return batches of cached features for training: of each image one of its copies at random.
 
     Parameters
     ----------
-    features
-        Of each copy of the images an array (N, ...) (see ``training.copied_features``).
-    labels
-        (N,), 0 or 1.
+    copies : sequence of np.ndarray, each (N, ...)
+        Features of the images and of their augmented copies (`models.feature_copies`).
+    labels : np.ndarray, (N,)
+        0 or 1.
+    batch_size, seed : int
+        As for `training_batches`.
 
     Returns
     -------
-    Finite dataset of (float32 (B, ...), float32 (B, 1)); an epoch holds every image once.
+    tf.data.Dataset
+        Finite, of (float32 (B, ...), float32 (B, 1)); an epoch holds every image once.
     """
-    labels = _column(labels)
     rows = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed=seed)
-    copies = tf.data.Dataset.random(seed=seed + 1, rerandomize_each_iteration=True)
+    numbers = tf.data.Dataset.random(seed=seed + 1, rerandomize_each_iteration=True)
+    labels = _column(labels)
 
-    def gather(rows, copies):
-        # The arrays may be mapped from disk and larger than memory: NumPy reads the rows alone.
-        return np.stack(
-            [features[copy % len(features)][row] for row, copy in zip(rows, copies, strict=True)]
-        ).astype(np.float32)
+    def gather(chosen, drawn):
+        pairs = zip(chosen, drawn, strict=True)
+        return np.stack([copies[k % len(copies)][row] for row, k in pairs]).astype(np.float32)
 
-    read = _numpy(gather, tf.float32, (None, *features[0].shape[1:]))
+    read = _numpy_function(gather, tf.float32, (None, *copies[0].shape[1:]))
 
-    def form(row, copy):
-        return read(row, copy), tf.gather(labels, row)
+    def form(chosen, drawn):
+        return read(chosen, drawn), tf.gather(labels, chosen)
 
-    return _batched(tf.data.Dataset.zip(rows, copies), batch_size).map(form).prefetch(2)
+    return tf.data.Dataset.zip(rows, numbers).batch(batch_size).map(form).prefetch(2)
 
 
-def _batched(rows: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-    """Batches for training; where several devices share them, an incomplete last one is left out.
+def _reader(images: np.ndarray | ImageFiles) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return a function that reads the images of some rows, without a copy of all images."""
+    return _numpy_function(lambda rows: images[rows], images.dtype, (None, *images.shape[1:]))
 
-    Its parts would be unlike, or of some devices empty, and count as much as the others.
-    """
-    devices = replicas()
-    if devices == 1:
-        return rows.batch(batch_size)
-    if batch_size % devices:
-        raise ValueError(
-            f"batch_size is {batch_size}, to be shared by {devices} devices; allowed: multiples "
-            f"of {devices}"
-        )
-    return rows.batch(min(batch_size, len(rows) // devices * devices), drop_remainder=True)
+
+def _numpy_function(function: Callable, kind, shape: tuple) -> Callable[..., tf.Tensor]:
+    def call(*tensors: tf.Tensor) -> tf.Tensor:
+        # Declared stateless: with deterministic operations others run one at a time.
+        return tf.ensure_shape(tf.numpy_function(function, tensors, kind, stateful=False), shape)
+
+    return call
 
 
 def _column(labels: np.ndarray) -> tf.Tensor:

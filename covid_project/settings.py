@@ -1,93 +1,69 @@
-"""The settings of a run: frozen dataclasses read from a profile, ``profiles/<name>.yaml``.
+"""The settings of a run: frozen dataclasses, read from ``course.yaml`` and checked.
 
-A profile states every value that a run depends on. Unknown keys, wrong types and values outside
-their range are refused with the name of the key, so that a typing error cannot pass as a default.
+An unknown key, a wrong type or a value outside its range is refused with the name of the key, so
+that a typing error cannot pass unnoticed.
 """
 
 import dataclasses
 import math
-import os
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import yaml
 
-from covid_project.workers import BACKENDS
-
-HOUSE = Path(__file__).resolve().parent.parent
-PROFILES = HOUSE / "profiles"
-NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")  # in their order
-STUDIES = (
-    "ct_lesions",
-    "lung_nodules",
-    "pneumonia",
-    "robustness",
-)  # notebooks in ``studies/``, modules in ``covid_project.studies``
-SETTINGS_VARIABLE = "COVID_PROJECT_SETTINGS"  # how `python -m covid_project run` reaches notebooks
-
-
-# How grey values are normalised (see ``normalization``).
-STRATEGIES = {
-    "fixed": "fixed values: 0–255 becomes −1 to 1",
-    "dataset": "mean and standard deviation of the whole training set",
-    "pixel": "mean and standard deviation of each pixel over the training set",
-    "sample": "each image's own mean and standard deviation",
-}
-# What can be tuned, and the values that make sense; counts are whole numbers.
-HYPERPARAMETERS = {
-    "learning_rate": (1e-8, 1.0),
-    "dropout": (0.0, 0.95),
-    "filters": (1, 512),
-    "batch_size": (1, 4096),
-}
+PROJECT = Path(__file__).resolve().parent.parent  # the folder of the notebooks
+COURSE = Path(__file__).with_name("course.yaml")
+ARCHIVE = "covid_xray.zip"
+COLAB = Path("/content")  # where Google Colab keeps uploaded files, and below it the user's Drive
+REQUIRED = {"learning_rate", "dropout", "batch_size"}  # hyperparameters of every search
 
 
 class SettingsError(ValueError):
-    """A profile holds something that is not allowed; the message names the key."""
+    """A setting is not allowed; the message names it and what is allowed."""
 
 
 def within(low: float, high: float, **arguments) -> typing.Any:
-    """Field of a number that must lie in [low, high]."""
+    """Declare a field whose number must be in [low, high]."""
     return field(metadata={"low": low, "high": high}, **arguments)
 
 
 def one_of(*choices: str, **arguments) -> typing.Any:
-    """Field of a word that must be one of the choices."""
+    """Declare a field whose word must be one of the choices."""
     return field(metadata={"choices": choices}, **arguments)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phantoms:
-    """The drawn data set that stands in where no real one is given (see ``phantoms``)."""
+def one_of_registry(module: str, name: str, **arguments) -> typing.Any:
+    """Declare a field whose word must be a key of a dictionary in a module of this package.
 
-    size: int = within(32, 1024)  # pixels
-    train: int = within(2, 100_000)  # images per class
-    val: int = within(2, 100_000)
-    test: int = within(2, 100_000)
+    The module is imported when a value is checked: it may need TensorFlow.
+    """
+    return field(metadata={"registry": (module, name)}, **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """Largest amount of each random transformation; 0 (or false) switches it off."""
 
-    flip: bool  # mirror left and right, with probability one half
+    flip: bool  # left and right, with probability 0.5
     rotation: float = within(0, 45)  # degrees, either way
-    zoom: float = within(0, 0.5)  # 0.1: magnified by up to 1.1 or shrunk by as much
-    shift: float = within(0, 0.5)  # share of the image's side, in x and in y
-    brightness: float = within(0, 0.5)  # share of the grey range, added
+    zoom: float = within(0, 0.5)  # 0.1: magnified by up to 1.1 or reduced by as much
+    shift: float = within(0, 0.5)  # fraction of the image's side, in x and in y
+    brightness: float = within(0, 0.5)  # fraction of the grey range, added
     contrast: float = within(0, 0.9)  # 0.2: contrast times 0.8 to 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """The range of one hyperparameter, and how it goes on beyond its edges.
+    """The range of one hyperparameter, and its next values beyond the edges.
 
-    Exactly one of ``times`` (geometric) and ``plus`` (stepped) is given. While the best value lies
-    on an edge, the next one outwards is tried, never beyond ``low`` and ``high``.
+    Exactly one of ``times`` (geometric steps) and ``plus`` (equal steps) is given. While the best
+    value is on an edge, the next value outwards is tried, never beyond ``low`` and ``high``.
     """
 
     values: tuple[float, ...]
@@ -107,25 +83,40 @@ class Axis:
             if step is not None and not least < step < math.inf:
                 raise SettingsError(f"{name} is {step}; allowed: above {least}, and finite")
         if not self.values or list(self.values) != sorted(set(self.values)):
-            raise SettingsError(f"values must rise, found {_short(self.values)}")
+            raise SettingsError(f"values must rise, found {reprlib.repr(self.values)}")
         if self.values[0] < self.low or self.values[-1] > self.high:
             raise SettingsError(
-                f"values {_short(self.values)} leave the limits; allowed: {self.low} to {self.high}"
+                f"values {reprlib.repr(self.values)} leave the limits; "
+                f"allowed: {self.low} to {self.high}"
             )
 
 
-def _check_search(start: Mapping, search: Mapping[str, Axis], names: set[str]) -> None:
-    """Refuse a search that lacks one of its hyperparameters, or gives one a senseless value."""
-    for title, group in {"start": start, "search": search}.items():
-        if set(group) != names:
-            raise SettingsError(f"{title} must name {sorted(names)}, found {sorted(group)}")
-    for name in names:
-        low, high = HYPERPARAMETERS[name]
-        values = [start[name], search[name].low, search[name].high, *search[name].values]
-        for value in values:
-            if not low <= value <= high or (type(low) is int and type(value) is not int):
-                kind = "whole numbers " if type(low) is int else ""
-                raise SettingsError(f"{name} is {value}; allowed: {kind}{low} to {high}")
+def _check_search(start: Mapping, search: Mapping[str, Axis]) -> None:
+    """Refuse a search without a required hyperparameter, or a start outside the limits."""
+    if set(start) != set(search):
+        raise SettingsError(
+            f"start and search must name the same hyperparameters, found {sorted(start)} and "
+            f"{sorted(search)}"
+        )
+    missing = REQUIRED - set(search)
+    if missing:
+        raise SettingsError(f"search lacks {sorted(missing)}; required: {sorted(REQUIRED)}")
+    for name, axis in search.items():
+        if not axis.low <= start[name] <= axis.high:
+            raise SettingsError(
+                f"start.{name} is {start[name]}; allowed: {axis.low} to {axis.high}"
+            )
+    batch_size = search["batch_size"]
+    counts = (start["batch_size"], batch_size.low, *batch_size.values)
+    if any(type(value) is not int or value < 1 for value in counts):
+        raise SettingsError(f"batch_size must be whole numbers from 1, found {counts}")
+    rate, dropout = search["learning_rate"], search["dropout"]
+    if rate.low <= 0:
+        raise SettingsError(f"learning_rate.low is {rate.low}; allowed: above 0")
+    if not 0 <= dropout.low <= dropout.high < 1:
+        raise SettingsError(
+            f"dropout reaches from {dropout.low} to {dropout.high}; allowed: from 0 to below 1"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,39 +130,34 @@ class Baseline:
     search: dict[str, Axis]
 
     def __post_init__(self):
-        _check_search(self.start, self.search, set(HYPERPARAMETERS))
+        _check_search(self.start, self.search)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning:
     """Task 3, step 6: part of the backbone unfrozen."""
 
-    frozen_up_to: str | None  # a layer at the end of a block; none: the backbone's own proposal
+    frozen_up_to: str | None  # a layer at the end of a block; None: the backbone's own proposal
     batch_size: int = within(1, 1024)
     learning_rate: Axis  # tried with the validation split held out
-    sudden_drop: float = within(0.01, 0.5)  # of training accuracy: reload, smaller learning rate
+    sudden_drop: float = within(0.01, 0.5)  # of the training accuracy
     shrink: float = within(0.01, 0.9)  # of the learning rate after a sudden drop
     attempts: int = within(1, 10)
 
     def __post_init__(self):
-        low, high = HYPERPARAMETERS["learning_rate"]
-        if not low <= self.learning_rate.low <= self.learning_rate.high <= high:
-            raise SettingsError(
-                f"learning_rate reaches from {self.learning_rate.low} to "
-                f"{self.learning_rate.high}; allowed: within {low} to {high}"
-            )
+        if self.learning_rate.low <= 0:
+            raise SettingsError(f"learning_rate.low is {self.learning_rate.low}; allowed: above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """Task 3: a new head on a pretrained backbone."""
+    """Task 3: new layers on a pretrained backbone."""
 
-    backbone: str = one_of("ResNet50V2", "MobileNetV2", "MobileNet")
-    width: float = within(0.1, 2)  # alpha of MobileNet and MobileNetV2; 1 for ResNet50V2
+    backbone: str = one_of_registry("models", "BACKBONES")
+    width: float = within(0.1, 2)
     weights: str  # "imagenet", "random", or the path of a weights file
-    without_weights: str = one_of("stop", "random")  # when they cannot be had
     image_size: int = within(32, 512)  # pixels
-    augmented_copies: int = within(0, 100)  # fixed augmented copies of each training image
+    augmented_copies: int = within(0, 100)
     initial_epochs: int = within(1, 1000)
     max_epochs: int = within(1, 1000)
     patience: int = within(1, 1000)
@@ -180,154 +166,110 @@ class Transfer:
     fine_tuning: FineTuning
 
     def __post_init__(self):
-        _check_search(self.start, self.search, set(HYPERPARAMETERS) - {"filters"})
+        _check_search(self.start, self.search)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What every run has: the four tasks' (`Settings`) and those of the studies."""
-
-    profile: str
-    data: str | None  # a zip, a folder or a Kaggle tree; none: phantoms are drawn
-    results: str
-    seed: int = within(0, 2**31 - 1)
-    phantoms: Phantoms | None
-    expected_seconds: dict[str, float]  # per notebook, only for the time that is left
-    workers: int = within(1, 1024, default=1)  # trials of a search at once (see ``workers``)
-    backend: str = one_of(*BACKENDS, default="loky")  # who runs them, with more than one worker
-    cache_gigabytes: float = within(0, 1e6, default=50)  # of older runs' arrays beside this one's
-
-    def __post_init__(self):
-        if self.data is None and self.phantoms is None:
-            raise SettingsError(
-                f"profile {self.profile} needs data: give the path of a zip archive of images or "
-                "of its unpacked folder (--data PATH)"
-            )
-        for name, seconds in self.expected_seconds.items():
-            if not 0 <= seconds < math.inf:
-                raise SettingsError(
-                    f"expected_seconds.{name} is {seconds}; allowed: from 0, and finite"
-                )
-
-    @property
-    def common(self) -> tuple:
-        """Groups of settings that every result of the run depends on."""
-        return ()
-
-    @property
-    def hardware(self) -> dict[str, str]:
-        """Devices and precision (see ``devices.use``), where they are not the usual ones."""
-        return {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(RunSettings):
+class Settings:
     """Everything that a run of the four tasks depends on."""
 
-    seeds: int = within(1, 100)  # trainings of a chosen model, to see how far the seed matters
-    allow_shared_files: bool  # go on although a file lies in two splits
-    image_size: int = within(32, 512)  # pixels, of the baseline's input
-    normalization: str = one_of(*STRATEGIES)
+    data: str  # path of the archive, of its unpacked folder, or of the Kaggle tree
+    results: str  # folder to write
+    seed: int = within(0, 2**31 - 1)
+    allow_shared_files: bool
+    image_size: int = within(32, 512)  # pixels
+    normalization: str = one_of_registry("normalization", "STRATEGIES")
     augmentation: Augmentation
     baseline: Baseline
     transfer: Transfer
-    tested_explanations: int = within(4, 10_000)  # test images on which explanations are tested
-    devices: str = one_of("one", "all", default="one")  # that train (see ``devices``)
-    precision: str = one_of(
-        "float32", "mixed_bfloat16", "mixed_float16", default="float32"
-    )  # in which layers compute while a model is trained
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.workers > 1 and self.devices != "one":
-            raise SettingsError(
-                f"workers is {self.workers} and devices is all; allowed: several workers with a "
-                "device each (devices=one), or one worker with all devices (workers=1)"
-            )
-
-    @property
-    def common(self) -> tuple:
-        """Normalisation and augmentation."""
-        return (self.normalization, self.augmentation, *self.hardware.items())
-
-    @property
-    def hardware(self) -> dict[str, str]:
-        """Devices and precision, where they are not the usual ones."""
-        if (self.devices, self.precision) == ("one", "float32"):
-            return {}
-        return {"devices": self.devices, "precision": self.precision}
 
 
 def load_settings(
-    profile: str | Path | None = None,
+    file: str | Path | None = None,
     *,
     data: str | Path | None = None,
     results: str | Path | None = None,
     changes: Mapping[str, typing.Any] | None = None,
 ) -> Settings:
-    """Settings of a profile, with the given values changed.
+    """Read the settings of ``course.yaml``, with the given values changed.
 
     Parameters
     ----------
-    profile
-        Name of a file in ``profiles/`` or path of a YAML file. None: the settings that
-        ``python -m covid_project run`` handed to this process, or else the profile ``course``
-        where data are given and ``demo`` where not.
-    data, results
-        Replace the profile's; relative paths count from the working directory.
-    changes
+    file : str or Path, optional
+        YAML file with other values, such as ``{baseline: {patience: 5}}``.
+    data : str or Path, optional
+        The images: ``covid_xray.zip``, its unpacked folder, or the Kaggle tree. None: the archive
+        or its folder beside the notebooks, in the working directory or, on Colab, in ``/content``
+        or Google Drive.
+    results : str or Path, optional
+        Folder to write. None: ``results`` beside the notebooks; on Colab with Google Drive mounted,
+        ``covid_project_results`` in the Drive, so that the next notebook finds it.
+    changes : mapping, optional
         Other values by dotted key, such as ``{"transfer.backbone": "MobileNetV2"}``.
+
+    Returns
+    -------
+    Settings
 
     Raises
     ------
     SettingsError
-        No such profile, unknown or missing key, wrong type, value out of range.
+        No data, no such file, an unknown or missing key, a wrong type, a value out of range.
+
+    Examples
+    --------
+    >>> load_settings(data="covid_xray.zip", changes={"seed": 3}).seed
+    3
     """
-    return load_profile(
-        Settings, ("course", "demo"), profile, data=data, results=results, changes=changes
+    values = read_file(COURSE)
+    values = merged(values, read_file(Path(file))) if file else values
+    for key, value in (changes or {}).items():
+        _change(values, key, value)
+    data = values.get("data") if data is None else data
+    results = values.get("results") if results is None else results
+    values["data"] = str(_located(data) if data else find_data())
+    values["results"] = str(_located(results) if results else default_results())
+    return read_settings(Settings, values)
+
+
+def find_data(places: typing.Iterable[Path] | None = None) -> Path:
+    """Find ``covid_xray.zip``, or the folder ``covid_xray``, where users put it.
+
+    Raises
+    ------
+    SettingsError
+        It is in none of the places; the message lists them.
+    """
+    places = list(places or dict.fromkeys([PROJECT, Path.cwd(), COLAB, COLAB / "drive/MyDrive"]))
+    for place in places:
+        for name in (ARCHIVE, Path(ARCHIVE).stem):
+            if (place / name).exists():
+                return place / name
+    listed = ", ".join(str(place) for place in places if place.is_dir())
+    raise SettingsError(
+        f"{ARCHIVE} was not found in {listed}. Put it beside the notebooks (on Colab: upload it to "
+        "/content or to your Drive), or name it in the settings cell: DATA = 'path/covid_xray.zip'"
     )
 
 
-def load_profile[Kind: RunSettings](
-    kind: type[Kind],
-    defaults: tuple[str, str],
-    profile: str | Path | None = None,
-    *,
-    data: str | Path | None = None,
-    results: str | Path | None = None,
-    changes: Mapping[str, typing.Any] | None = None,
-) -> Kind:
-    """Settings of any kind of run; ``defaults`` are its profiles with data and without.
+def default_results() -> Path:
+    """Folder of the results where none is named."""
+    drive = COLAB / "drive/MyDrive"
+    on_drive = "google.colab" in sys.modules and drive.is_dir()
+    return drive / "covid_project_results" if on_drive else PROJECT / "results"
 
-    All else as for `load_settings`.
-    """
-    profile = profile or os.environ.get(SETTINGS_VARIABLE) or defaults[0 if data else 1]
-    path = PROFILES / f"{profile}.yaml"
-    if not path.is_file():
-        path = Path(profile)
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
-        raise SettingsError(
-            f"no profile {profile}: give one of {known}, or a path of a YAML file; with data named "
-            f"(--data PATH, or load_settings(data=PATH)) it is the profile {defaults[0]}"
-        )
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (SettingsError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: {error}") from error
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path} must hold keys and values, found {type(values).__name__}")
-    values.setdefault("profile", path.stem)
-    for key, value in {"data": data, "results": results}.items():
-        if value is not None:
-            values[key] = str(Path(value).absolute())
-    for key, value in (changes or {}).items():
-        _change(values, key, value)
-    return _read(kind, values, "")
+
+def _located(path: str | Path) -> Path:
+    """Absolute path; a relative one counts from the working directory, else from the notebooks."""
+    path = Path(path).expanduser()
+    return path.absolute() if path.exists() or path.is_absolute() else PROJECT / path
+
+
+# ---- reading and checking -----------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values alone; a key that stands twice is refused, as one of the two would be lost."""
+    """Plain values only; a key that is given twice is refused, as one of the two would be lost."""
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -340,7 +282,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(text: str) -> typing.Any:
-    """Plain values of a YAML text; ``SettingsError`` where it is not valid."""
+    """Return the plain values of a YAML text; ``SettingsError`` where it is not valid."""
     try:
         return yaml.load(text, _Loader)
     except RecursionError:
@@ -349,31 +291,50 @@ def read_yaml(text: str) -> typing.Any:
         raise SettingsError(f"not valid YAML: {error}") from None
 
 
-def as_yaml(settings: RunSettings) -> str:
-    """Return the settings as the text of a profile that reads back to the same settings."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
-
-
-def _plain(value):
-    """Tuples as lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _change(values: dict, dotted: str, value) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        values = values.get(parent)
-        if not isinstance(values, dict):
-            raise SettingsError(f"unknown setting {dotted}: there is no group {parent}")
-    values[last] = value  # an unknown last key is refused when the settings are read
-
-
-def _read(kind: type, values, where: str):
-    """Build the dataclass ``kind`` from a mapping, refusing whatever does not fit."""
+def read_file(path: Path) -> dict:
+    """Return the keys and values of a YAML file; ``SettingsError`` names the file."""
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (SettingsError, OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):
-        raise SettingsError(f"{where} must hold keys and values, found {_short(values)}")
+        raise SettingsError(f"{path} must hold keys and values, found {reprlib.repr(values)}")
+    return values
+
+
+def as_yaml(settings: typing.Any) -> str:
+    """Return a settings dataclass as YAML text that reads back to the same settings."""
+    return yaml.safe_dump(_without_tuples(dataclasses.asdict(settings)), sort_keys=False)
+
+
+def merged(values: dict, changes: Mapping) -> dict:
+    """Return nested values with those of ``changes`` in their place; an axis changes as a whole."""
+    result = dict(values)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both and "values" not in value else value
+    return result
+
+
+def read_settings(kind: type, values: typing.Any, where: str = ""):
+    """Build the dataclass ``kind`` from nested values, refusing whatever does not fit.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass whose fields are declared with `within`, `one_of`, `one_of_registry` or a type.
+    values : mapping
+        Plain values, as from a YAML file.
+    where : str
+        Dotted key of the group, for messages.
+
+    Raises
+    ------
+    SettingsError
+        An unknown or missing key, a wrong type, a value out of range.
+    """
+    if not isinstance(values, dict):
+        raise SettingsError(f"{where} must hold keys and values, found {reprlib.repr(values)}")
     hints = typing.get_type_hints(kind)
     fields = {item.name: item for item in dataclasses.fields(kind)}
     prefix = f"{where}." if where else ""
@@ -387,42 +348,58 @@ def _read(kind: type, values, where: str):
     ]
     if missing:
         raise SettingsError(f"missing setting {', '.join(missing)}")
-    arguments = {}
-    for name, value in values.items():
-        limits = fields[name].metadata
-        arguments[name] = _value(hints[name], value, f"{prefix}{name}", limits)
-        _check(arguments[name], limits, f"{prefix}{name}")
+    arguments = {
+        name: _value(hints[name], value, f"{prefix}{name}", _limits(fields[name]))
+        for name, value in values.items()
+    }
     try:
         return kind(**arguments)
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}" if where else str(error)) from None
 
 
+def _limits(item: dataclasses.Field) -> Mapping:
+    if "registry" not in item.metadata:
+        return item.metadata
+    module, name = item.metadata["registry"]
+    return {"choices": tuple(getattr(import_module(f"covid_project.{module}"), name))}
+
+
 def _value(hint, value, where: str, limits: Mapping = types.MappingProxyType({})):
-    """One value converted to its declared type, without guessing."""
+    """Convert one value to its declared type, without guessing, and check its range."""
     if isinstance(hint, types.UnionType):  # written as `kind | None`
         if value is None:
             return None
         hint = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
     if dataclasses.is_dataclass(hint):
-        return _read(hint, value, where)
+        return read_settings(hint, value, where)
     if typing.get_origin(hint) is dict:
         if not isinstance(value, dict):
-            raise SettingsError(f"{where} must hold keys and values, found {_short(value)}")
+            raise SettingsError(f"{where} must hold keys and values, found {reprlib.repr(value)}")
         kind = typing.get_args(hint)[1]
         return {str(key): _value(kind, item, f"{where}.{key}") for key, item in value.items()}
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list):
-            raise SettingsError(f"{where} must be a list, found {_short(value)}")
+            raise SettingsError(f"{where} must be a list, found {reprlib.repr(value)}")
         return tuple(_value(float, item, where) for item in value)
+    value = _number(value) if hint is float else value
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    # An integer stays one where a float is allowed: batch sizes and filters are counted.
+    # A whole number stays one where a float is allowed: batch sizes and filters are counted.
     fits = number and value == value if hint is float else type(value) is hint
-    if not fits:
-        raise SettingsError(
-            f"{where} must be a {hint.__name__}, found {_short(value)}{_allowed(limits)}"
-        )
+    outside = fits and "low" in limits and not limits["low"] <= value <= limits["high"]
+    if not fits or outside or ("choices" in limits and value not in limits["choices"]):
+        found = f"is {reprlib.repr(value)}" if fits else f"must be a {hint.__name__}, "
+        found += "" if fits else f"found {reprlib.repr(value)}"
+        raise SettingsError(f"{where} {found}{_allowed(limits)}")
     return value
+
+
+def _number(value):
+    """Return the number that a text such as 1e-3 means; YAML takes it for a word."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _allowed(limits: Mapping) -> str:
@@ -431,13 +408,16 @@ def _allowed(limits: Mapping) -> str:
     return f"; allowed: {limits['low']} to {limits['high']}" if "low" in limits else ""
 
 
-def _short(value) -> str:
-    """A value for a message: cut, as a few lines of YAML can stand for gigabytes."""
-    return reprlib.repr(value)
+def _change(values: dict, dotted: str, value) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        values = values.get(parent)
+        if not isinstance(values, dict):
+            raise SettingsError(f"unknown setting {dotted}: there is no group {parent}")
+    values[last] = value  # an unknown last key is refused when the settings are read
 
 
-def _check(value, limits: Mapping, where: str) -> None:
-    wrong = "choices" in limits and value not in limits["choices"]
-    wrong |= "low" in limits and not limits["low"] <= value <= limits["high"]
-    if wrong:
-        raise SettingsError(f"{where} is {_short(value)}{_allowed(limits)}")
+def _without_tuples(value):
+    if isinstance(value, dict):
+        return {key: _without_tuples(item) for key, item in value.items()}
+    return [_without_tuples(item) for item in value] if isinstance(value, tuple | list) else value

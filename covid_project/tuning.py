@@ -1,25 +1,27 @@
-"""Hyperparameter search: a new model for every trial, every trial a row, nothing lost.
+"""Hyperparameter search: a new model for every trial, every trial a row, the best model kept.
 
-``propose`` is the whole strategy as a pure function of the trials that are finished. A search cut
-off therefore needs nothing but its CSV to go on where it stopped.
+`propose` is the whole strategy, a function of the finished trials only. An interrupted search
+therefore needs nothing but its CSV to continue.
 """
 
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 
-from covid_project.evaluation import point_metrics
+from covid_project.evaluation import cross_entropy, point_metrics
+from covid_project.files import append_rows, fingerprint, read_csv, write_csv
+from covid_project.models import logits
+from covid_project.results import Run
 from covid_project.settings import Axis
-from covid_project.storage import append_rows, fingerprint, read_csv, write_csv
-from covid_project.workers import each
+from covid_project.training import best_epoch
 
-OBJECTIVE = "val_loss"  # to be minimised: finer than accuracy, and it punishes false confidence
+OBJECTIVE = "val_loss"  # minimised: finer than accuracy, and it punishes false confidence
 
 Hyperparameters = dict[str, float]
 
@@ -27,21 +29,21 @@ Hyperparameters = dict[str, float]
 def propose(
     axes: Mapping[str, Axis], start: Hyperparameters, trials: pd.DataFrame, strategy: str
 ) -> list[Hyperparameters]:
-    """The hyperparameters to try next, given the finished trials; none when the search is over.
+    """Return the hyperparameters to try next; none when the search is over.
 
     Parameters
     ----------
-    axes
+    axes : mapping of str to Axis
         Range of each hyperparameter, in the order of importance.
-    start
+    start : dict
         Where a search that takes one hyperparameter at a time begins.
-    trials
-        Finished trials: one column per hyperparameter and the column ``OBJECTIVE``; a value that
+    trials : pd.DataFrame
+        Finished trials: one column per hyperparameter and the column `OBJECTIVE`; a value that
         is not finite marks a failed trial.
-    strategy
+    strategy : str
         "grid": all combinations. "one at a time": each hyperparameter in turn, the others at the
-        best values so far. With both, as long as the best value of a hyperparameter lies on the
-        edge of what was tried, the next one beyond is tried, up to the axis' limit.
+        best values so far. With both, as long as the best value of a hyperparameter is on the
+        edge of what was tried, the next value beyond is tried, up to the axis' limit.
     """
     if strategy == "grid":
         combinations = itertools.product(*(axis.values for axis in axes.values()))
@@ -71,147 +73,129 @@ def propose(
     return []
 
 
+def in_turn(function: Callable, points: Sequence) -> Iterator[tuple[int, object]]:
+    """Yield the position and the result of each point, one after the other."""
+    for position, point in enumerate(points):
+        yield position, function(point)
+
+
+run_points = in_turn  # how trials are run; may be replaced to spread them over many processes
+
+
 def search(
+    run: Run,
+    name: str,
     axes: Mapping[str, Axis],
     start: Hyperparameters,
-    run_trial: Callable[[Hyperparameters], Mapping[str, float]],
-    path: Path,
+    run_trial: Callable[[Hyperparameters], tuple[keras.Model, pd.DataFrame]],
+    validation: tuple[np.ndarray, np.ndarray],
     *,
     strategy: str,
     identity: Mapping[str, object],
-    title: str,
-    workers: int = 1,
-    backend: str = "loky",
 ) -> pd.DataFrame:
-    """Run the trials that are still missing and return all of them.
+    """Run the trials that are still missing, keep the best model, return all trials.
 
     Parameters
     ----------
-    run_trial
-        Builds a new model, trains it with early stopping and returns best_epoch and the validation
-        metrics at that epoch. A ``FloatingPointError`` (the loss is no longer finite) marks the
-        trial as failed and the search goes on.
-    path
-        CSV that grows by one row per finished trial: trial, the hyperparameters, what
-        ``run_trial`` returned, seconds, extension (beyond the planned range) and the identity.
-    identity
-        Data, seed, settings and versions of the search, written into every row. Trials of other
-        data or settings found at ``path`` are set aside under another name.
-    workers, backend
-        As for ``workers.each``. Trials that do not depend on each other run at once; the table is
-        the same whoever ran them, and in the same order.
-    """
-    trials = _resume(path, identity)
-    if trials.empty:
-        trials = pd.DataFrame(columns=[*axes, OBJECTIVE])
-    else:
-        print(f"{title}: {len(trials)} finished trials found in {path.name}, going on from there")
-    while points := propose(axes, start, trials, strategy):
-        taken = set() if trials.empty else set(trials["trial"])
-        free = (number for number in itertools.count(1) if number not in taken)
-        numbers = list(itertools.islice(free, len(points)))
-        measured = partial(_measured, run_trial, failed={OBJECTIVE: np.nan})
-        done = each(measured, points, workers=workers, backend=backend)
-        for finished, (index, (found, seconds, failure)) in enumerate(done, start=1):
-            point = points[index]
-            if failure:
-                print(f"{title}: {failure}", flush=True)
-            row = {
-                "trial": numbers[index],
-                **point,
-                **found,
-                "seconds": seconds,
-                "extension": any(point[name] not in axis.values for name, axis in axes.items()),
-                **identity,
-            }
-            trials = append_rows(path, pd.DataFrame([row]))
-            _report(title, point, row, trials, waiting=len(points) - finished, workers=workers)
-        trials = _in_order(path, trials.sort_values("trial", ignore_index=True))
-    return trials
-
-
-def measure_each(
-    cases: Mapping[str, object],
-    run_case: Callable[[object], Mapping[str, float]],
-    path: Path,
-    *,
-    identity: Mapping[str, object],
-    title: str,
-    workers: int = 1,
-    backend: str = "loky",
-) -> pd.DataFrame:
-    """Measure named cases (seeds, variants of a model), one row each; nothing is chosen here.
-
-    Parameters
-    ----------
-    cases
-        Name → what ``run_case`` is given. Cases whose name is found at ``path`` are not repeated.
-    run_case
-        Trains a new model and returns its columns. A ``FloatingPointError`` marks the case as
-        failed: its columns stay empty.
-    path, identity, workers, backend
-        As for ``search``.
+    run : Run
+        Its folder gets ``tuning_<name>.csv``, which grows by one row per finished trial, and the
+        best trial's model and history under the stage ``<name>_tuned``.
+    name : str
+        Of the search.
+    axes : mapping of str to Axis
+        Range of each hyperparameter.
+    start : dict
+        Where a search of one hyperparameter at a time begins.
+    run_trial : callable
+        Builds a new model for the given hyperparameters, trains it and returns it with its history
+        (`training.TrainingLog`). ``FloatingPointError`` marks the trial as failed.
+    validation : tuple of np.ndarray
+        Inputs (N, ...) and labels (N,) of the validation split, on which each model is scored.
+    strategy : str
+        See `propose`.
+    identity : mapping
+        Data, seed, settings and versions, written into every row. Trials of other data or settings
+        are set aside under another name.
 
     Returns
     -------
-    Columns case, those of ``run_case``, seconds and the identity, in the order of the cases.
+    pd.DataFrame
+        Columns: trial, the hyperparameters, best_epoch, val_loss, one column for each validation
+        metric, initial_model (fingerprint of the first weights), seconds, extension (beyond the
+        planned range), and the identity.
     """
-    rows = _resume(path, identity)
-    waiting = [name for name in cases if rows.empty or name not in set(rows["case"])]
-    measured = partial(_measured, run_case, failed={})
-    done = each(measured, [cases[name] for name in waiting], workers=workers, backend=backend)
-    for finished, (index, (found, seconds, failure)) in enumerate(done, start=1):
-        name = waiting[index]
-        if failure:
-            print(f"{title}: {name}: {failure}", flush=True)
-        rows = append_rows(
-            path, pd.DataFrame([{"case": name, **found, "seconds": seconds, **identity}])
-        )
-        left = (len(waiting) - finished) * rows["seconds"].mean() / workers
-        print(f"{title}: {name} done in {seconds:.0f} s; {left:.0f} s left", flush=True)
-    rows = rows.set_index("case")
-    others = [name for name in rows.index if name not in cases]
-    return _in_order(path, rows.loc[[*cases, *others]].reset_index())[: len(cases)]
+    path, stage = run.folder / f"tuning_{name}.csv", f"{name}_tuned"
+    trials = _resumed(path, identity)
+    if len(trials):
+        print(f"{name}: {len(trials)} finished trials found in {path.name}; continuing")
+    else:
+        trials = pd.DataFrame(columns=["trial", *axes, OBJECTIVE])
+    trial = partial(_trial, run_trial, validation)
+    while points := propose(axes, start, trials, strategy):
+        taken = set(trials["trial"])
+        numbers = [k for k in range(1, len(taken) + len(points) + 1) if k not in taken]
+        for done, (position, (row, model, history)) in enumerate(run_points(trial, points), 1):
+            point = points[position]
+            extension = any(point[key] not in axis.values for key, axis in axes.items())
+            row = {"trial": numbers[position], **point, **row, "extension": extension, **identity}
+            if _is_best(row, trials):
+                run.save_model(stage, model, history, _recipe(row, axes, identity))
+            trials = append_rows(path, pd.DataFrame([row]))
+            _report(name, point, row, trials, waiting=len(points) - done)
+        trials = trials.sort_values("trial", ignore_index=True)
+        write_csv(path, trials)  # several processes finish in any order
+    if not np.isfinite(trials[OBJECTIVE].astype(float)).any():
+        return trials
+    best = best_trial(trials)
+    if not run.has_model(stage, _recipe(best, axes, identity)):
+        print(f"{name}: the model of the best trial is missing and is trained again")
+        _, model, history = trial({key: _plain(best[key]) for key in axes})
+        run.save_model(stage, model, history, _recipe(best, axes, identity))
+    return trials
 
 
-def _measured(
-    run: Callable[[object], Mapping[str, float]], what: object, *, failed: Mapping[str, float]
-) -> tuple[dict[str, float], float, str]:
-    """What a trial found, its seconds, and why it failed, if it did."""
-    begun, failure = time.perf_counter(), ""
+def _trial(
+    run_trial: Callable, validation: tuple[np.ndarray, np.ndarray], point: Hyperparameters
+) -> tuple[dict, keras.Model | None, pd.DataFrame | None]:
+    """Return the columns of a trial, its model and its history; no model where it failed."""
+    begun = time.perf_counter()
     try:
-        found = dict(run(what))
+        model, history = run_trial(point)
     except FloatingPointError as error:
-        found, failure = dict(failed), str(error)
-    return found, round(time.perf_counter() - begun, 2), failure
+        print(f"trial {point} failed: {error}", flush=True)
+        seconds = round(time.perf_counter() - begun, 2)
+        return {OBJECTIVE: np.nan, "seconds": seconds}, None, None
+    inputs, labels = validation
+    scores = logits(model, inputs)
+    metrics = {f"val_{name}": value for name, value in point_metrics(labels, scores).items()}
+    row = {
+        # With a validation loss the model has the weights of its best epoch, else of its last.
+        "best_epoch": best_epoch(history) if OBJECTIVE in history else len(history),
+        OBJECTIVE: cross_entropy(labels, scores),
+        **metrics,
+        "initial_model": history.attrs["initial_model"],
+        "seconds": round(time.perf_counter() - begun, 2),
+    }
+    return row, model, history
 
 
-def _in_order(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, also as they lie on disk, where workers may have finished in another order."""
-    if not rows.equals(read_csv(path)):
-        write_csv(path, rows)
-    return rows
+def _recipe(row: Mapping, axes: Mapping[str, Axis], identity: Mapping) -> dict:
+    """Return what identifies the model of a trial."""
+    return {**identity, "trial": int(row["trial"]), **{key: float(row[key]) for key in axes}}
 
 
-def outcome(
-    best_epoch: int, val_loss: float, labels: np.ndarray, scores: np.ndarray
-) -> dict[str, float]:
-    """Columns of a trial: its best epoch, and the validation metrics of its model at that epoch.
-
-    ``labels`` and ``scores`` (N,) are those of the validation images, scores as logits.
-    """
-    metrics = point_metrics(labels, scores)
-    named = {f"val_{name}": value for name, value in metrics.items()}
-    return {"best_epoch": best_epoch, OBJECTIVE: val_loss, **named}
+def _is_best(row: Mapping, trials: pd.DataFrame) -> bool:
+    losses = trials[OBJECTIVE].astype(float)
+    return bool(np.isfinite(row[OBJECTIVE]) and not (losses <= row[OBJECTIVE]).any())
 
 
-def _resume(path: Path, identity: Mapping[str, object]) -> pd.DataFrame:
-    """The finished trials of this very search; those of another one are set aside, not mixed in."""
+def _resumed(path, identity: Mapping[str, object]) -> pd.DataFrame:
+    """Return the finished trials of this very search; those of another one are set aside."""
     trials = read_csv(path)
     others = {
         f"{name} {found}"
         for name, value in identity.items()
-        if name != "versions"  # recorded, but a search may go on after an update
+        if name != "versions"  # recorded, but a search may continue after an update
         for found in (trials[name].astype(str).unique() if name in trials else ["unknown"])
         if len(trials) and found != str(value)
     }
@@ -224,19 +208,19 @@ def _resume(path: Path, identity: Mapping[str, object]) -> pd.DataFrame:
 
 
 def _report(
-    title: str, point: Hyperparameters, row: Mapping, trials, waiting: int, workers: int
+    name: str, point: Hyperparameters, row: Mapping, trials: pd.DataFrame, waiting: int
 ) -> None:
-    values = ", ".join(f"{name} {value:g}" for name, value in point.items())
-    left = waiting * trials["seconds"].mean() / workers
+    values = ", ".join(f"{key} {value:g}" for key, value in point.items())
+    minutes = waiting * trials["seconds"].mean() / 60
     print(
-        f"{title}: trial {row['trial']}: {values}: {OBJECTIVE} {row[OBJECTIVE]:.4f} "
-        f"in {row['seconds']:.0f} s; {waiting} more planned, {left:.0f} s left",
+        f"{name}, trial {row['trial']}: {values}: loss {row[OBJECTIVE]:.4f} in "
+        f"{row['seconds']:.0f} s; {waiting} more planned, {minutes:.0f} min left",
         flush=True,
     )
 
 
 def best_hyperparameters(trials: pd.DataFrame, names) -> Hyperparameters:
-    """Hyperparameters of the finished trial with the lowest objective; counts stay integers.
+    """Return the hyperparameters of the trial with the lowest objective; counts stay integers.
 
     Raises
     ------
@@ -248,7 +232,7 @@ def best_hyperparameters(trials: pd.DataFrame, names) -> Hyperparameters:
 
 
 def best_trial(trials: pd.DataFrame) -> pd.Series:
-    """The row with the lowest finite objective; the earliest where several are equal."""
+    """Return the row with the lowest finite objective; the earliest where several are equal."""
     finite = trials[np.isfinite(trials[OBJECTIVE].astype(float))]
     if finite.empty:
         raise ValueError(
@@ -258,9 +242,9 @@ def best_trial(trials: pd.DataFrame) -> pd.Series:
 
 
 def _centre(trials: pd.DataFrame, axes: Mapping[str, Axis]) -> Hyperparameters:
-    """The best point so far; where every trial failed, the one with the smallest values.
+    """Return the best point so far; where every trial failed, the one with the smallest values.
 
-    A smaller learning rate is the likeliest to succeed, so the search goes on downwards.
+    A smaller learning rate is the likeliest to succeed, so the search continues downwards.
     """
     if np.isfinite(trials[OBJECTIVE].astype(float)).any():
         return best_hyperparameters(trials, axes)
@@ -269,7 +253,7 @@ def _centre(trials: pd.DataFrame, axes: Mapping[str, Axis]) -> Hyperparameters:
 
 
 def _beyond(axes, name: str, best: Hyperparameters, trials) -> Hyperparameters | None:
-    """The next point outwards along an axis, where the best value lies on the edge of its line."""
+    """Return the next point outwards along an axis, where the best value is on an edge."""
     axis, value = axes[name], best[name]
     others = {key: best[key] for key in axes if key != name}
     line = trials[_same(trials, others)][name].astype(float)
@@ -287,7 +271,7 @@ def _beyond(axes, name: str, best: Hyperparameters, trials) -> Hyperparameters |
 
 
 def _same(trials: pd.DataFrame, point: Mapping[str, float]) -> np.ndarray:
-    """Which trials have these values, up to the rounding of a CSV."""
+    """Return which trials have these values, up to the rounding of a CSV."""
     same = np.ones(len(trials), bool)
     for name, value in point.items():
         same &= np.isclose(trials[name].astype(float), value, rtol=1e-9, atol=0)

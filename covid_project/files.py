@@ -1,0 +1,127 @@
+"""Files that are whole or absent: each is written under a temporary name, then renamed."""
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+PART = ".part-"  # how the names of temporary files begin
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path that takes the name ``path`` once the block ends without an error.
+
+    Parameters
+    ----------
+    path : str or Path
+        File to write. Its folder is made where it is missing. After an error the temporary file is
+        removed and an earlier file of this name is unchanged.
+
+    Examples
+    --------
+    >>> with whole_file("results/note.txt") as part:  # doctest: +SKIP
+    ...     part.write_text("written whole or not at all")
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PART, suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(name)
+        with open(name, "r+b") as written:  # Windows refuses to flush a file opened for reading
+            os.fsync(written.fileno())
+        os.chmod(name, 0o644)  # a temporary file can only be read by its owner
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", newline="")
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table without its index."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # a file name may hold a carriage return, which unquoted would end the row
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    write_text(path, text)
+
+
+def read_csv(path: str | Path) -> pd.DataFrame:
+    """Read a table; an empty one where there is no such file.
+
+    Raises
+    ------
+    ValueError
+        The file is not a CSV table; the message names it.
+    """
+    if not Path(path).is_file():
+        return pd.DataFrame()
+    try:
+        return pd.read_csv(path, float_precision="round_trip")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} cannot be read as a table ({error}): restore the file or delete it"
+        ) from None
+
+
+def append_rows(path: str | Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Add rows to a CSV, which is made where it is missing; return the whole table."""
+    write_csv(path, pd.concat([read_csv(path), rows], ignore_index=True))
+    return read_csv(path)
+
+
+def cached_array(path: str | Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array of a ``.npy`` file, computed and written where the file is missing.
+
+    Returns
+    -------
+    np.ndarray
+        Read-only and mapped into memory, so that it may be larger than memory.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged; the message names it.
+    """
+    if not Path(path).is_file():
+        array = compute()
+        with whole_file(path) as part, open(part, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it and run again") from None
+
+
+def fingerprint(*parts: str | bytes | np.ndarray | Mapping) -> str:
+    """Return 16 hexadecimal digits that change with any of the parts (SHA-256).
+
+    Arrays count with type and shape, mappings as JSON with sorted keys.
+
+    Examples
+    --------
+    >>> fingerprint("a", "b") == fingerprint("ab")
+    False
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype}{part.shape}".encode())
+            part = np.ascontiguousarray(part).tobytes()
+        elif isinstance(part, Mapping):
+            part = json.dumps(part, sort_keys=True, default=str)
+        part = part.encode() if isinstance(part, str) else part
+        digest.update(f"{len(part)}:".encode() + part)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,371 @@
+"""One run: its data, its results folder, and the only way to the test images.
+
+A results folder belongs to one data set. Tables, figures and models in it are written whole or not
+at all; what is finished is loaded when a notebook runs again.
+"""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+import covid_project.normalization  # noqa: F401  Keras knows our layer when it loads a model
+from covid_project.data import DataError, Dataset, open_dataset
+from covid_project.evaluation import metrics_table
+from covid_project.files import (
+    append_rows,
+    fingerprint,
+    read_csv,
+    whole_file,
+    write_csv,
+    write_text,
+)
+from covid_project.models import model_fingerprint
+from covid_project.pipeline import ImageFiles
+from covid_project.settings import Settings, as_yaml, default_results
+
+LEDGER = "test_ledger.csv"
+
+
+class MissingInput(RuntimeError):
+    """An earlier notebook has to be run first; the message names it."""
+
+
+def versions() -> str:
+    """Return the versions of Python and of the packages that the numbers depend on."""
+    found = [f"python {platform.python_version()}"]
+    for name in ("tensorflow", "keras", "numpy", "scikit-learn"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:  # such as tensorflow-cpu
+            found.append(f"{name} unknown")
+    return "; ".join(found)
+
+
+def open_run(settings: Settings) -> "Run":
+    """Open the data and the results folder of a run, and print both.
+
+    The default results folder may hold another run: tables that were handed in without their
+    models, or results of other data. Then the run takes the folder of the same name with
+    ``_rerun``, and the tables stay as they are.
+
+    Raises
+    ------
+    DataError
+        The data cannot be used, or the results folder belongs to other data.
+    """
+    folder = Path(settings.results)
+    if folder == default_results() and _is_handed_in(folder):
+        folder = folder.with_name(f"{folder.name}_rerun")
+        print(f"{settings.results} holds the tables of a finished run without its models.")
+    dataset = open_dataset(
+        settings.data,
+        splits_file=folder / "splits.csv",
+        seed=settings.seed,
+        allow_shared_files=settings.allow_shared_files,
+    )
+    return Run(dataclasses.replace(settings, results=str(folder)), dataset)
+
+
+def _is_handed_in(folder: Path) -> bool:
+    return (folder / "metrics.csv").is_file() and not any(folder.glob("models/*.keras"))
+
+
+class Run:
+    """Settings, data and results folder of one run.
+
+    Attributes
+    ----------
+    settings : Settings
+    dataset : Dataset
+    folder : Path
+        Of the results: tables, ``figures``, ``models``.
+    cache : Path
+        Of arrays that can be computed again; may be deleted.
+    """
+
+    def __init__(self, settings: Settings, dataset: Dataset):
+        self.settings, self.dataset, self.folder = settings, dataset, Path(settings.results)
+        self.cache = self.folder / "cache"
+        self._claim_folder()
+        table = dataset.table
+        counts = ", ".join(f"{k} {n}" for k, n in table.groupby("split", sort=False).size().items())
+        others = f"; {dataset.left_out} other image files left out" if dataset.left_out else ""
+        drawn = " (drawn images, not of patients)" if dataset.is_phantom else ""
+        print(f"data: {Path(settings.data).name}{drawn}: {counts} images{others}")
+        print(f"results: {self.folder}")
+
+    def _claim_folder(self) -> None:
+        record = self.folder / "run.json"
+        found = _read_record(record) if record.is_file() else self.dataset.fingerprint
+        if found != self.dataset.fingerprint:
+            raise DataError(
+                f"{self.folder} holds results of other data ({found}); these data are "
+                f"{self.dataset.fingerprint}. Choose another results folder in the settings cell"
+            )
+        settings = dataclasses.replace(
+            self.settings, data=Path(self.settings.data).name, results=self.folder.name
+        )
+        run = {
+            "data": self.dataset.fingerprint,
+            "source": settings.data,
+            "phantoms": self.dataset.is_phantom,
+            "seed": settings.seed,
+            "versions": versions(),
+            "machine": f"{platform.machine()}, {platform.system()}",
+        }
+        write_text(record, json.dumps(run, indent=2) + "\n")
+        write_text(self.folder / "settings.yaml", as_yaml(settings))
+
+    # ---- images -----------------------------------------------------------------------------
+
+    def files(self, split: str, image_size: int) -> tuple[ImageFiles, np.ndarray]:
+        """Return image files, decoded when read, and labels int64 (N,) of "train" or "val"."""
+        return self._files((split,), image_size)
+
+    def arrays(self, *splits: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return images and labels of "train", "val" or both.
+
+        Returns
+        -------
+        images : np.ndarray, uint8 (N, image_size, image_size, 1)
+        labels : np.ndarray, int64 (N,)
+        """
+        files, labels = self._files(splits, image_size)
+        return files[:], labels
+
+    def _files(self, splits: tuple[str, ...], image_size: int) -> tuple[ImageFiles, np.ndarray]:
+        if "test" in splits:
+            raise DataError("test images come from run.test_split(stage, model, image_size) only")
+        return self._read(splits, image_size)
+
+    def _read(self, splits: tuple[str, ...], image_size: int) -> tuple[ImageFiles, np.ndarray]:
+        rows = self.dataset.rows(*splits)
+        labels = self.dataset.table["label"].to_numpy()[rows]
+        return ImageFiles(self.dataset, rows, image_size), labels
+
+    def test_split(
+        self, stage: str, model: keras.Model | None, image_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Enter a test evaluation into ``test_ledger.csv``, then return the test images.
+
+        The same model on the same data is a repetition and adds no row. Another model of the same
+        stage is a further evaluation, which everybody can see in the ledger.
+
+        Parameters
+        ----------
+        stage : str
+            "exploration", "baseline" or "fine_tuned".
+        model : keras.Model or None
+            The final model that is tested; None where images are only described.
+        image_size : int
+            Pixels along each side.
+
+        Returns
+        -------
+        images : np.ndarray, uint8 (N, image_size, image_size, 1)
+        labels : np.ndarray, int64 (N,)
+        """
+        self.enter_test(stage, "none" if model is None else model_fingerprint(model))
+        files, labels = self._read(("test",), image_size)
+        return files[:], labels
+
+    def enter_test(self, stage: str, model: str) -> int:
+        """Enter a model's fingerprint into the ledger; return which entry of the stage it is."""
+        path = self.folder / LEDGER
+        ledger = read_csv(path)
+        ours = ledger[ledger["stage"] == stage] if len(ledger) else ledger
+        for row in ours.itertuples():
+            if (row.model, row.data) == (model, self.dataset.fingerprint):
+                return int(row.look)
+        look = len(ours) + 1
+        entry = {"stage": stage, "look": look, "model": model, **self.identity()}
+        append_rows(path, pd.DataFrame([entry]))
+        if look > 1:
+            print(
+                f"WARNING: test evaluation number {look} of the stage {stage}. Its test figures no "
+                "longer come from a single evaluation; the ledger keeps all of them."
+            )
+        return look
+
+    # ---- tables -----------------------------------------------------------------------------
+
+    def identity(self, *parts: object) -> dict[str, object]:
+        """Return what makes a result comparable: data, seed, settings, versions.
+
+        Parameters
+        ----------
+        *parts
+            The settings that the result depends on, and no others.
+        """
+        plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]
+        return {
+            "data": self.dataset.fingerprint,
+            "seed": self.settings.seed,
+            "settings": fingerprint(*(json.dumps(p, sort_keys=True, default=str) for p in plain)),
+            "versions": versions(),
+        }
+
+    def save_table(self, name: str, table: pd.DataFrame, *parts: object) -> None:
+        """Write ``<name>.csv`` with the run's `identity` in every row."""
+        write_csv(self.folder / f"{name}.csv", table.assign(**self.identity(*parts)))
+
+    def table(self, name: str, notebook: str) -> pd.DataFrame:
+        """Read ``<name>.csv``; ``MissingInput`` names the notebook that makes it."""
+        path = self.folder / f"{name}.csv"
+        if not path.is_file():
+            raise MissingInput(f"{path} is missing: run {notebook} first, with the same settings")
+        return read_csv(path)
+
+    def record_metrics(
+        self, stage: str, split: str, scores: np.ndarray, **source: object
+    ) -> pd.DataFrame:
+        """Save the scores of a split and the metrics that follow from them.
+
+        Writes ``scores_<stage>_<split>.csv``, and into ``metrics.csv`` in the place of earlier rows
+        of this stage and split.
+
+        Parameters
+        ----------
+        stage, split : str
+        scores : np.ndarray, (N,)
+            Logits of the images in the order of the split.
+        **source
+            Further columns, such as backbone and weights.
+
+        Returns
+        -------
+        pd.DataFrame
+            As `evaluation.metrics_table`, with stage, split and the identity.
+
+        Raises
+        ------
+        RuntimeError
+            A test evaluation that is not in the ledger.
+        """
+        if split == "test":
+            ledger = read_csv(self.folder / LEDGER)
+            looks = ledger.loc[ledger["stage"] == stage, "look"] if len(ledger) else ledger
+            if not len(looks):
+                raise RuntimeError(f"{stage}: call run.test_split before its scores are recorded")
+            source["look"] = int(looks.max())
+        rows = self.dataset.table.iloc[self.dataset.rows(split)]
+        scored = rows[["path", "label"]].assign(score=scores)
+        write_csv(self.folder / f"scores_{stage}_{split}.csv", scored)
+        metrics = metrics_table(scored["label"], scored["score"], seed=self.settings.seed)
+        metrics = metrics.assign(**self.identity(), **source)
+        metrics.insert(0, "stage", stage)
+        metrics.insert(1, "split", split)
+        path = self.folder / "metrics.csv"
+        found = read_csv(path)
+        groups = dict(list(found.groupby(["stage", "split"], sort=False))) if len(found) else {}
+        groups[stage, split] = metrics
+        write_csv(path, pd.concat(groups.values(), ignore_index=True))
+        return metrics
+
+    def scores(self, stage: str, split: str, notebook: str) -> np.ndarray:
+        """Return the saved scores (N,) of a stage and split."""
+        return self.table(f"scores_{stage}_{split}", notebook)["score"].to_numpy()
+
+    # ---- models -----------------------------------------------------------------------------
+
+    def save_model(
+        self, stage: str, model: keras.Model, history: pd.DataFrame, recipe: Mapping
+    ) -> None:
+        """Write ``models/<stage>.keras``, ``history_<stage>.csv`` and last the recipe.
+
+        Parameters
+        ----------
+        stage : str
+        model : keras.Model
+            Saved without its optimiser.
+        history : pd.DataFrame
+            From `training.TrainingLog`.
+        recipe : mapping
+            What the model depends on: identity, hyperparameters, epochs.
+        """
+        path = self.model_path(stage)
+        path.with_suffix(".json").unlink(missing_ok=True)  # until model and history are whole again
+        with whole_file(path) as part:
+            keras.Model(model.input, model.output, name=model.name).save(part)
+        write_csv(self.folder / f"history_{stage}.csv", history)
+        write_text(path.with_suffix(".json"), json.dumps(_plain(recipe), indent=2))
+
+    def has_model(self, stage: str, recipe: Mapping | None = None) -> bool:
+        """Return whether a stage's model is finished and, with a recipe, of exactly this one."""
+        path = self.model_path(stage)
+        record = path.with_suffix(".json")
+        if not (path.is_file() and record.is_file()):
+            return False
+        return recipe is None or json.loads(record.read_text("utf-8")) == _plain(recipe)
+
+    def load_model(self, stage: str, notebook: str) -> keras.Model:
+        """Load a stage's finished model; ``MissingInput`` names the notebook that makes it."""
+        if not self.has_model(stage):
+            raise MissingInput(
+                f"{self.model_path(stage)} is missing: run {notebook} first, with the same settings"
+            )
+        return keras.saving.load_model(self.model_path(stage), compile=False)
+
+    def load_history(self, stage: str) -> pd.DataFrame:
+        """Read the training history of a stage."""
+        return read_csv(self.folder / f"history_{stage}.csv")
+
+    def model_path(self, stage: str) -> Path:
+        """Return the path of a stage's model."""
+        return self.folder / "models" / f"{stage}.keras"
+
+    # ---- figures ----------------------------------------------------------------------------
+
+    def save_figure(self, figure: plt.Figure, name: str, *tables: str, note: str = "") -> None:
+        """Write ``figures/<name>.pdf``.
+
+        Figures of drawn images say so. Names that begin with ``images_`` are for figures that show
+        images of the data set.
+
+        Parameters
+        ----------
+        figure : plt.Figure
+        name : str
+        *tables : str
+            Tables of the results folder that the figure shows, such as "metrics.csv"; their
+            fingerprints are stored in the file, so that an outdated figure can be detected.
+        note : str
+            A warning that is printed above the figure, such as that weights are random.
+        """
+        drawn = "drawn images (phantoms), a test of the software" if self.dataset.is_phantom else ""
+        notes = [text for text in (drawn, note) if text]
+        if notes:
+            figure.text(0.5, 1.01, "\n".join(notes), ha="center", va="bottom", fontsize=8)
+        stamp = figure_stamp(self.folder, self.dataset.fingerprint, tables)
+        metadata = {"CreationDate": None, "Keywords": stamp}  # the same figure is the same file
+        path = self.folder / "figures" / f"{name}.pdf"
+        with whole_file(path) as part, plt.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(part, bbox_inches="tight" if notes else None, metadata=metadata)
+
+
+def figure_stamp(folder: Path, data: str, tables: tuple[str, ...]) -> str:
+    """Return what a figure's file says of its origin: fingerprints of the data and the tables."""
+    parts = [f"{name}={fingerprint((Path(folder) / name).read_bytes())}" for name in tables]
+    return "; ".join([f"data={data}", *parts])
+
+
+def _plain(recipe: Mapping) -> dict:
+    return json.loads(json.dumps(dict(recipe), default=str))
+
+
+def _read_record(path: Path) -> str:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} does not say which data the results belong to ({error}): restore it, or "
+            "choose another results folder"
+        ) from None
