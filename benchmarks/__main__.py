@@ -9,7 +9,7 @@ import pandas as pd
 
 from benchmarks import commands, explain, perturbations, training
 from benchmarks.runner import differs, line, promises, run, update, worse
-from covid_project.storage import read_csv
+from covid_project.files import read_csv
 
 SUITES = {
     "explain": explain.benchmarks,

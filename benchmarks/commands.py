@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.runner import Benchmark
 
 HOUSE = Path(__file__).resolve().parent.parent
-STARTS = {"audit": "covid_project.audit.command", "report": "covid_project.report.build"}
+STARTS = {"audit": "covid_lab.audit.command", "report": "covid_lab.report.build"}
 LEFT_BEHIND = (".git", ".venv", ".floor", ".cache", "demo", "smoke", "submission", "__pycache__")
 
 
@@ -22,7 +22,7 @@ def benchmarks() -> Iterator[Benchmark]:
     """How soon a command without a network begins, and how long the demo and all tests take."""
     for name, module in STARTS.items():
         yield _promise(
-            f"start of `python -m covid_project {name}`",
+            f"start of `python -m covid_lab {name}`",
             2.0,
             lambda module=module: seconds([sys.executable, "-c", f"import {module}"]),
             repeats=7,

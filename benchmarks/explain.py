@@ -19,11 +19,13 @@ from lime.lime_image import LimeImageExplainer
 from tf_keras_vis.gradcam import Gradcam
 
 from benchmarks.runner import Benchmark
-from covid_project.explain.gradcam import heatmap_function, last_spatial_layer
-from covid_project.explain.heatmaps import Heatmaps, normalize_heatmaps
-from covid_project.explain.lime import lime, segment
-from covid_project.explain.occlusion import occlusion_function
-from covid_project.models import available_backbone, baseline_cnn, transfer_model
+from covid_lab.explain.gradcam import heatmap_function, last_spatial_layer
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.lime import lime, segment
+from covid_lab.explain.occlusion import occlusion_function
+from covid_lab.models import available_backbone
+from covid_project.gradcam import normalize_heatmaps
+from covid_project.models import baseline_cnn, transfer_model
 from covid_project.normalization import normalization_layer
 
 SAME_MAP = 1e-3  # of maps in [0, 1]: a quarter of a grey level

@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.memory import peak
 from benchmarks.runner import machine, versions
-from covid_project.storage import IN_MEMORY, whole_file, write_csv
+from covid_project.files import whole_file, write_csv
 
 COUNTS = (500, 2000, 8000, 14_000)
 SIZE = 128  # pixels, of the files and of the images
@@ -45,8 +45,8 @@ def draw(folder: Path, count: int) -> None:
 
 def load(folder: Path, _: int) -> Callable[[], object]:
     """Decode and resize all images into the array on disk."""
-    from covid_project.data import load_images, open_dataset
-    from covid_project.storage import filled_array
+    from covid_lab.datasets import load_images, open_dataset
+    from covid_lab.storage import filled_array
 
     dataset = open_dataset(folder)
     shape = (len(dataset.table), SIZE, SIZE, 1)
@@ -63,18 +63,18 @@ def load(folder: Path, _: int) -> Callable[[], object]:
 
 
 def audit(folder: Path, _: int) -> Callable[[], object]:
-    """All checks of the data, as ``python -m covid_project audit`` makes them."""
-    from covid_project.audit.command import Request
-    from covid_project.audit.command import audit as audited
+    """All checks of the data, as ``python -m covid_lab audit`` makes them."""
+    from covid_lab.audit.command import Request
+    from covid_lab.audit.command import audit as audited
 
     return lambda: audited(Request(data=folder))
 
 
 def training_epoch(_: Path, count: int) -> Callable[[], object]:
     """One epoch of the baseline, batches of 32, augmented."""
+    from covid_lab.training import fit
     from covid_project.pipeline import training_batches
     from covid_project.settings import Augmentation
-    from covid_project.training import fit
 
     images, labels = _images(count)
     amounts = Augmentation(flip=True, rotation=10, zoom=0.1, shift=0, brightness=0, contrast=0)
@@ -90,7 +90,7 @@ def training_epoch(_: Path, count: int) -> Callable[[], object]:
 def evaluation(_: Path, count: int) -> Callable[[], object]:
     """The logit of every image, and the metrics with their intervals."""
     from covid_project.evaluation import metrics_table
-    from covid_project.training import logits
+    from covid_project.models import logits
 
     images, labels = _images(count)
     model = _network(images)
@@ -100,7 +100,7 @@ def evaluation(_: Path, count: int) -> Callable[[], object]:
 
 def explanation(_: Path, count: int) -> Callable[[], object]:
     """Grad-CAM of every image, some hundreds at once."""
-    from covid_project.explain.gradcam import grad_cam
+    from covid_lab.explain.gradcam import grad_cam
 
     images, _ = _images(count)
     model = _network(images)
@@ -167,12 +167,13 @@ def growth(counts: tuple[int, ...] = COUNTS) -> pd.DataFrame:
 
 def figure(table: pd.DataFrame) -> plt.Figure:
     """Time and memory of each stage against the number of images, on logarithmic axes."""
-    from covid_project.figures import COLOURS, DASHES, MARKERS, PAGE
+    from covid_project.figures import COLOURS, DASHES, MARKERS, PAGE, STYLE
 
     styles = zip(
         (*COLOURS, "#CC79A7"), (*DASHES, (0, (5, 1, 1, 1, 1, 1))), (*MARKERS, "v"), strict=True
     )
-    drawn, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), layout="constrained")
+    with plt.rc_context(STYLE):
+        drawn, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), layout="constrained")
     for (stage, rows), (colour, dashes, marker) in zip(
         table.groupby("stage", sort=False), styles, strict=False
     ):
@@ -202,9 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         stage, folder, count = options.stage
         print(json.dumps(measured(stage, Path(folder), int(count))))
         return
-    table = growth(tuple(options.counts)).assign(
-        streamed_above=IN_MEMORY, machine=machine(), versions=versions()
-    )
+    table = growth(tuple(options.counts)).assign(machine=machine(), versions=versions())
     write_csv(options.to / "growth.csv", table)
     with whole_file(options.to / "figures" / "growth.pdf") as part:
         figure(table).savefig(part, metadata={"CreationDate": None})

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from covid_project.explain.gradcam import grad_cam
-from covid_project.explain.occlusion import occlusion
+from covid_lab.explain.gradcam import grad_cam
+from covid_lab.explain.occlusion import occlusion
 from covid_project.models import build_backbone, transfer_model
 
 BATCH = 8

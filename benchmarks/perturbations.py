@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.runner import Benchmark
-from covid_project.studies.perturbations import perturbed
+from covid_lab.studies.perturbations import perturbed
 
 SEVERITY = 3
 PROMISED = 5

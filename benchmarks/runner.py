@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from covid_project.storage import read_csv, write_csv
+from covid_project.files import read_csv, write_csv
 
 WORSE = 2 / 3  # of the ratio before: below it, a promise counts as broken
 _KEY = ["suite", "name", "against"]

@@ -19,14 +19,23 @@ from keras import layers
 from PIL import Image
 
 from benchmarks.runner import Benchmark
+from covid_lab.phantoms import draw_radiograph
+from covid_lab.training import compile_classifier, fit
 from covid_project.augmentation import NONE, augment
-from covid_project.models import baseline_cnn, build_backbone, classification_head, transfer_head
+from covid_project.files import cached_array
+from covid_project.models import (
+    BATCH,
+    baseline_cnn,
+    build_backbone,
+    classification_head,
+    feature_copies,
+    logits,
+    transfer_head,
+)
 from covid_project.normalization import normalization_layer
-from covid_project.phantoms import draw_radiograph
 from covid_project.pipeline import feature_batches, training_batches
 from covid_project.settings import Augmentation
-from covid_project.storage import cached_array
-from covid_project.training import BATCH, compile_classifier, copied_features, fit, logits, set_seed
+from covid_project.training import set_seed
 
 AUGMENTATION = Augmentation(
     flip=True, rotation=10, zoom=0.1, shift=0, brightness=0, contrast=0
@@ -200,14 +209,13 @@ def sweep(scale: Scale) -> Iterator[Benchmark]:
 
     def from_features() -> float:
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
-            features = copied_features(
+            features = feature_copies(
                 Path(folder),
                 backbone,
                 images,
                 copies=copies,
                 amounts=AUGMENTATION,
                 seed=0,
-                progress="features",
             )
             losses = [first_loss(new_head(), features, rate, scale.trial_epochs) for rate in rates]
         return losses[0]

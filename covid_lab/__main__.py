@@ -1,15 +1,30 @@
-"""Command line: ``python -m covid_project run | audit | explain | report | submission``."""
+"""Command line: ``python -m covid_lab run | audit | explain | report | handin``."""
 
 import argparse
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
 
-from covid_project.settings import NOTEBOOKS, STUDIES, SettingsError, load_settings, read_yaml
+from covid_lab.runs.settings import (
+    EXTRAS,
+    NOTEBOOKS,
+    STUDIES,
+    LabOptions,
+    RunSettings,
+    course_settings,
+)
+from covid_lab.runs.workers import BACKENDS
+from covid_project.settings import Settings, SettingsError, as_yaml, read_yaml
+
+CACHE_LIMIT = 50e9  # bytes of a results folder's cache; the oldest entries are deleted first
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the exit status: 0, 1 (refused or failed), 2 (usage), 130 (stopped)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # consoles and pipes of Windows lack many signs
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         return options.command(options)
@@ -19,14 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("covid_project."):
-            raise
-        print("error: a hand-in runs its notebooks; this command is not in it", file=sys.stderr)
-        return 1
     except KeyboardInterrupt as stop:
         print(
-            f"{stop or 'stopped'}; the same command goes on with what is finished", file=sys.stderr
+            f"{stop or 'stopped'}; the same command continues after what is finished",
+            file=sys.stderr,
         )
         return 130
 
@@ -35,38 +46,86 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from covid_lab.runs.lock import FolderInUse, only_run
+    from covid_lab.runs.runner import NotebookFailed
+    from covid_lab.storage import bound_cache, remove_leftovers
     from covid_project.data import DataError
-    from covid_project.experiment import CACHE, begin
-    from covid_project.lock import FolderInUse, only_run
-    from covid_project.runner import NotebookFailed, run_notebooks
-    from covid_project.storage import bound_cache, remove_leftovers
 
-    load, start, notebooks = load_settings, begin, tuple(options.only or NOTEBOOKS)
-    if options.study:
-        study = importlib.import_module(f"covid_project.studies.{options.study}")
-        load, start, notebooks = study.load_settings, study.begin, (f"studies/{options.study}",)
     changes = dict(_assignment(text) for text in options.set)
-    settings = load(options.profile, data=options.data, results=options.results, changes=changes)
+    study = None
+    if options.study in STUDIES:
+        study = importlib.import_module(f"covid_lab.studies.{options.study}")
+        changes |= {"workers": options.workers, "backend": options.backend}
+    load = study.load_settings if study else course_settings
     try:
-        with only_run(Path(settings.results)) as lock:
-            for folder in (Path(settings.results), CACHE):
-                remove_leftovers(folder)
-            # Data that cannot be used are refused before a notebook is opened.
-            run = start(settings)
-            ours = (run.cache, Path(str(run.dataset.root)))  # which may lie in an archive
-            gone = bound_cache(CACHE, settings.cache_gigabytes * 1e9, keep=ours)
+        found = load(options.profile, data=options.data, results=options.results, changes=changes)
+        settings, lab = (found, None) if study else found
+        folder = Path(settings.results)
+        with only_run(folder):
+            remove_leftovers(folder)
+            gone = bound_cache(folder / "cache", CACHE_LIMIT)
             if gone:
-                print(f"{CACHE}: {len(gone)} entries that were used longest ago were deleted")
-            run_notebooks(settings, notebooks, lock)
+                print(f"{folder / 'cache'}: the {len(gone)} oldest entries were deleted")
+            if study:
+                _run_study(study, settings, options)
+            else:
+                _run_course(settings, lab, options)
     except (DataError, FolderInUse, NotebookFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _run_course(settings: Settings, lab: LabOptions, options: argparse.Namespace) -> None:
+    from covid_project.results import open_run
+
+    if lab.without_weights == "random":
+        settings = _with_available_weights(settings)
+    run = open_run(settings)  # data that cannot be used are refused before a notebook is opened
+    names = (f"studies/{EXTRAS}",) if options.study else tuple(options.only or NOTEBOOKS)
+    _run_notebooks(names, run.settings, lab.expected_seconds, options)
+
+
+def _run_study(study, settings: RunSettings, options: argparse.Namespace) -> None:
+    run = study.begin(settings)
+    names = (f"studies/{options.study}",)
+    _run_notebooks(names, run.settings, settings.expected_seconds, options)
+
+
+def _run_notebooks(
+    names: tuple[str, ...],
+    settings: Settings | RunSettings,
+    expected: dict[str, float],
+    options: argparse.Namespace,
+) -> None:
+    from covid_lab.runs.runner import run_notebooks
+    from covid_project.files import write_text
+
+    folder = Path(settings.results)
+    file = folder / "cache" / "settings.yaml"  # with this machine's paths
+    write_text(file, as_yaml(settings))
+    values = {"DATA": settings.data, "RESULTS": str(folder), "SETTINGS": str(file)}
+    run_notebooks(
+        names, values, folder, expected=expected, workers=options.workers, backend=options.backend
+    )
+
+
+def _with_available_weights(settings: Settings) -> Settings:
+    """Return the same settings, with random weights where the backbone's are unavailable."""
+    from covid_project.models import WeightsUnavailable, build_backbone
+
+    how = settings.transfer
+    try:
+        build_backbone(how.backbone, how.image_size, width=how.width, weights=how.weights)
+    except WeightsUnavailable:
+        print(f"WARNING: no {how.weights} weights for {how.backbone}: continuing with RANDOM ones.")
+        how = dataclasses.replace(how, weights="random")
+    return dataclasses.replace(settings, transfer=how)
+
+
 def _explain(options: argparse.Namespace) -> int:
+    from covid_lab.explain.command import Request, explain_files
     from covid_project.data import DataError
-    from covid_project.explainer import Request, explain_files
 
     request = Request(
         methods=tuple(options.method or ["grad-cam"]),
@@ -94,8 +153,8 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from covid_project.audit import command
-    from covid_project.audit.findings import worst
+    from covid_lab.audit import command
+    from covid_lab.audit.findings import worst
     from covid_project.data import DataError
 
     chosen = {name: getattr(options, name) for name in command.OPTIONS}
@@ -108,8 +167,8 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from covid_project.report import build, checks
-    from covid_project.report.evidence import EvidenceMissing
+    from covid_lab.report import build, checks
+    from covid_lab.report.evidence import EvidenceMissing
 
     try:
         faults = build.write_evidence(options.results)
@@ -131,9 +190,9 @@ def _report(options: argparse.Namespace) -> int:
         return 1
 
 
-def _submission(options: argparse.Namespace) -> int:
-    from covid_project.report.evidence import EvidenceMissing
-    from covid_project.report.submission import Refused, submit
+def _handin(options: argparse.Namespace) -> int:
+    from covid_lab.handin import Refused, submit
+    from covid_lab.report.evidence import EvidenceMissing
 
     try:
         for path in submit(options.results, options.group, options.to, draft=options.draft):
@@ -152,26 +211,34 @@ def _refused(what: str, reasons: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m covid_project", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m covid_lab", description=__doc__)
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="run the notebooks in order")
     run.set_defaults(command=_run)
     run.add_argument("--data", type=Path, help="zip, folder or Kaggle tree; none: drawn phantoms")
     run.add_argument(
-        "--profile", help="name in profiles/ or path; default: demo, with --data course"
+        "--profile",
+        help="name in profiles/ or path of a YAML file; default: the course's settings, or demo "
+        "without --data",
     )
     run.add_argument("--results", type=Path, help="folder of the results; default: the profile's")
     which = run.add_mutually_exclusive_group()
     which.add_argument(
-        "--only", action="append", choices=NOTEBOOKS, help="this notebook alone (may be repeated)"
+        "--only", action="append", choices=NOTEBOOKS, help="only this notebook (may be repeated)"
     )
-    which.add_argument("--study", choices=STUDIES, help="a study, instead of the four notebooks")
+    which.add_argument(
+        "--study", choices=(*STUDIES, EXTRAS), help="a study, instead of the four notebooks"
+    )
     run.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="change a setting, for example transfer.backbone=MobileNetV2 (may be repeated)",
+    )
+    run.add_argument("--workers", type=_count, default=1, help="trainings at once; default: 1")
+    run.add_argument(
+        "--backend", choices=BACKENDS, default="loky", help="what runs them, with several workers"
     )
     explain = commands.add_parser("explain", help="explain a saved model on image files")
     explain.set_defaults(command=_explain)
@@ -246,8 +313,10 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
     report = commands.add_parser("report", help="check and set the report on a finished run")
     report.set_defaults(command=_report)
-    hand_in = commands.add_parser("submission", help="make the two files to hand in")
-    hand_in.set_defaults(command=_submission)
+    hand_in = commands.add_parser(
+        "handin", aliases=["submission"], help="make the two files to hand in"
+    )
+    hand_in.set_defaults(command=_handin)
     hand_in.add_argument("--group", type=_group, required=True, help="number of the group")
     hand_in.add_argument("--to", type=Path, default=Path("submission"), help="folder to write")
     hand_in.add_argument(
@@ -263,6 +332,12 @@ def _parser() -> argparse.ArgumentParser:
 def _group(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"the group is a number from 1, found {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"give a number from 1, found {text!r}")
     return int(text)
 
 

@@ -1,44 +1,49 @@
 """The two files to hand in: the report's PDF, and a zip of the code and its tables.
 
-The zip holds what the four notebooks need and what they wrote, and no more: no data, no weights,
-nothing that the task sheet does not ask for. What is wrong is refused, with every reason at once.
+The zip holds the course package, the four notebooks as they were executed, the tables that they
+wrote, the packages that the sheet allows, and a short README; no data, no weights. What is wrong is
+refused, with every reason at once.
 """
 
-import ast
+import json
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
+import yaml
 
-from covid_project.report import build, checks
-from covid_project.report.evidence import collect
-from covid_project.runner import EXECUTED
-from covid_project.settings import HOUSE, NOTEBOOKS
-from covid_project.storage import read_csv, whole_file
+from covid_lab.report import build, checks
+from covid_lab.report.evidence import collect
+from covid_lab.runs.runner import EXECUTED
+from covid_lab.runs.settings import NOTEBOOKS
+from covid_project.files import read_csv, whole_file
+from covid_project.settings import COURSE, PROJECT, read_file
 
-PROFILE = "course.yaml"
 PACKAGE = "covid_project"
+PLACE = "✎"  # marks a place in a notebook that the team has to fill
 README = """# COVID-19 assisted diagnosis: code and documentation of group {group}
 
-Four notebooks, run in this order: `data_exploration.ipynb` (task 1), `baseline.ipynb` (task 2),
-`transfer_learning.ipynb` (task 3), `gradcam.ipynb` (task 4). They are stored as they were executed;
-the package `covid_project` holds the functions that they import, `results/` the tables that they
-wrote, `profiles/course.yaml` every setting.
+| notebook | task |
+|---|---|
+| `data_exploration.ipynb` | 1: data exploration, pre-processing and augmentation |
+| `baseline.ipynb` | 2: the baseline model |
+| `transfer_learning.ipynb` | 3: transfer learning |
+| `gradcam.ipynb` | 4: explainability through Grad-CAM |
 
-To run them again, with Python 3.12:
+The notebooks are stored as they were executed. They import the package `covid_project`; its
+`course.yaml` holds every setting of our run. `results/` has the tables that the notebooks wrote.
 
-    python3.12 -m venv .venv
-    .venv/bin/pip install -r requirements.txt
-    .venv/bin/python -m covid_project run --data path/to/covid_xray.zip --results results/again
+To run them again, put `covid_xray.zip` beside the notebooks, open them in this order in Jupyter and
+choose "Run all":
 
-or open them in Jupyter and name the data in the settings cell:
-`load_settings("course", data="path/to/covid_xray.zip", results="results/again")`.
+    python3.12 -m venv .venv                          # Windows: py -3.12 -m venv .venv
+    .venv/bin/pip install -r requirements.txt jupyterlab       # .venv\\Scripts\\pip …
+    .venv/bin/jupyter lab                                      # .venv\\Scripts\\jupyter lab
 
-The weights of ImageNet are read from the Keras cache (`~/.keras/models`) or downloaded by Keras;
-`--set transfer.backbone=MobileNetV2` takes a smaller network. Data and weights are not included.
+A new run writes to `results_rerun/`, so that it can be compared with `results/`. Keras downloads the
+ImageNet weights of {backbone} once.
 """
 
 
@@ -57,23 +62,31 @@ def submit(
 
     Parameters
     ----------
-    results
+    results : Path
         Results folder of a finished run, with its report built.
-    draft
-        Marked places that the team has not filled are warnings then; nothing else is.
+    group : int
+        Number of the group.
+    folder : Path
+        Where the two files are written.
+    draft : bool
+        Places that the team has not filled are then warnings; nothing else is.
+    source : Path
+        The report's LaTeX source.
+
+    Returns
+    -------
+    list of Path
 
     Raises
     ------
     Refused
         Naming each reason. Nothing is written then.
     """
-    unfilled = checks.marked_places(source.read_text(encoding="utf-8"))
-    reasons = faults(results, source)
-    if unfilled and not draft:
-        reasons += unfilled
-    if reasons:
-        raise Refused(reasons)
-    for place in unfilled:
+    places = [*unfilled_places(results), *checks.marked_places(source.read_text(encoding="utf-8"))]
+    reasons = [*code_faults(results), *report_faults(results, source)]
+    if reasons or (places and not draft):
+        raise Refused([*reasons, *([] if draft else places)])
+    for place in places:
         print(f"warning: {place}")
     archive = folder / f"{PACKAGE}_group{group}.zip"
     with whole_file(archive) as part:
@@ -84,52 +97,120 @@ def submit(
     return [report, archive]
 
 
-def faults(results: Path, source: Path = build.SOURCE) -> list[str]:
-    """Every reason not to hand in a run and its report, but for the places the team must fill."""
+def code_faults(results: Path) -> list[str]:
+    """Return every reason not to hand in the run and its notebooks."""
+    record = results / "run.json"
+    if not record.is_file():
+        return [f"{results} holds no run (run.json is missing): run the four notebooks first"]
+    drawn = json.loads(record.read_text(encoding="utf-8")).get("phantoms", False)
+    synthetic = "the run used drawn images; the sheet does not allow synthetic data"
     return [
-        *build.source_faults(results, source, collect(results)),
-        *checks.missing_figures(source.read_text(encoding="utf-8"), results),
-        *build.pdf_faults(results, source),
-        *further_looks(results),
+        *([synthetic] if drawn else []),
+        *further_test_evaluations(results),
         *notebook_faults(results),
     ]
 
 
-def further_looks(results: Path) -> list[str]:
-    """Stages whose test figures do not come from a single look at the test set."""
+def report_faults(results: Path, source: Path) -> list[str]:
+    """Return every reason not to hand in the report, except the places the team must fill."""
+    return [
+        *build.source_faults(results, source, collect(results)),
+        *checks.missing_figures(source.read_text(encoding="utf-8"), results),
+        *build.pdf_faults(results, source),
+    ]
+
+
+def further_test_evaluations(results: Path) -> list[str]:
+    """Return the stages whose test figures do not come from a single evaluation."""
     ledger = read_csv(results / "test_ledger.csv")
+    if ledger.empty:
+        return ["test_ledger.csv is missing: no model was tested"]
     looks = ledger.groupby("stage", sort=False)["look"].max()
     return [
-        f"the test set was read {count} times for the stage {stage} (test_ledger.csv)"
+        f"the test set was read {count} times at the stage {stage} (test_ledger.csv); the sheet "
+        "allows one evaluation"
         for stage, count in looks.items()
         if count > 1
     ]
 
 
 def notebook_faults(results: Path) -> list[str]:
-    """Executed notebooks that are missing, changed since, out of order, or hold an error."""
-    complaints, before = [], ""
+    """Return which notebooks were not executed, are out of order, hold an error or were changed."""
+    faults = []
     for name in NOTEBOOKS:
-        path = results / EXECUTED / f"{name}.ipynb"
-        if not path.is_file():
-            complaints.append(f"{path} is missing: run the notebooks (python -m covid_project run)")
+        path, ours = executed_path(results, name), PROJECT / f"{name}.ipynb"
+        if path is None:
+            faults.append(f"{name}.ipynb was not executed: run it from top to bottom and save it")
             continue
         cells = _code(path)
-        committed = _code(HOUSE / f"{name}.ipynb")
-        if [cell.source for cell in cells] != [cell.source for cell in committed]:
-            complaints.append(f"{name}.ipynb changed after it was executed: run it again")
-        if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
-            complaints.append(f"{name}.ipynb was not executed from top to bottom")
+        if path != ours and _sources(cells) != _sources(_code(ours)):
+            faults.append(f"{name}.ipynb changed after it was executed: run it again")
+        counts = [cell.execution_count for cell in cells if cell.source.strip()]
+        if counts != list(range(1, len(counts) + 1)):
+            faults.append(f"{name}.ipynb was not executed from top to bottom: choose Run all")
         for cell in cells:
-            for output in cell.outputs:
-                if output.output_type == "error":
-                    complaints.append(f"{name}.ipynb holds an error: {output.ename}")
-        times = [cell.metadata.get("execution", {}).get("iopub.execute_input") for cell in cells]
-        times = [time for time in times if time]
-        if times and before and times[0] < before:
-            complaints.append(f"{name}.ipynb was executed before the notebook that precedes it")
-        before = max([before, *times])
-    return complaints
+            errors = [output for output in cell.outputs if output.output_type == "error"]
+            faults += [f"{name}.ipynb holds an error: {error.ename}" for error in errors]
+    return faults
+
+
+def executed_path(results: Path, name: str) -> Path | None:
+    """Return where the executed notebook is: among the results, or saved in its own place."""
+    by_command = results / EXECUTED / f"{name}.ipynb"
+    if by_command.is_file():
+        return by_command
+    ours = PROJECT / f"{name}.ipynb"
+    return ours if any(cell.execution_count for cell in _code(ours)) else None
+
+
+def unfilled_places(results: Path) -> list[str]:
+    """Return the places of the executed notebooks that only the team can fill."""
+    places = []
+    for name in NOTEBOOKS:
+        path = executed_path(results, name)
+        cells = nbformat.read(path, as_version=4).cells if path else []
+        texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+        for text in texts:
+            for hint in re.findall(rf"{PLACE} *([^\n]*)", text):
+                places.append(f"{name}.ipynb, to be written by the team: {hint}")
+    return places
+
+
+def write_archive(path: Path, results: Path, group: int) -> None:
+    """Write the zip: package, executed notebooks, tables, requirements, README."""
+    settings = read_file(results / "settings.yaml")
+    ours = {key: value for key, value in settings.items() if key not in ("data", "results")}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for module in sorted((PROJECT / PACKAGE).glob("*.py")):
+            archive.write(module, f"{PACKAGE}/{module.name}")
+        # The settings of this run become those of the package, so that "Run all" repeats it.
+        archive.writestr(f"{PACKAGE}/{COURSE.name}", yaml.safe_dump(ours, sort_keys=False))
+        for name in NOTEBOOKS:
+            archive.writestr(f"{name}.ipynb", _as_handed_in(executed_path(results, name), name))
+        for table in sorted(results.glob("*.csv")):
+            archive.write(table, f"results/{table.name}")
+        archive.write(PROJECT / "requirements.txt", "requirements.txt")
+        backbone = settings["transfer"]["backbone"]
+        archive.writestr("README.md", README.format(group=group, backbone=backbone))
+
+
+def _as_handed_in(path: Path, name: str) -> str:
+    """Return an executed notebook without paths of this machine and messages of TensorFlow."""
+    notebook = nbformat.read(path, as_version=4)
+    committed = nbformat.read(PROJECT / f"{name}.ipynb", as_version=4)
+    defaults = [cell.source for cell in committed.cells if _is_parameters(cell)]
+    defaults = [re.sub(r"^(\w+) = .*?(?=  #|$)", r"\1 = None", s, flags=re.M) for s in defaults]
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        if _is_parameters(cell) and defaults:
+            cell.source = defaults[0]
+        cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    return nbformat.writes(notebook)
+
+
+def _is_parameters(cell: nbformat.NotebookNode) -> bool:
+    return "parameters" in cell.metadata.get("tags", [])
 
 
 def _code(path: Path) -> list[nbformat.NotebookNode]:
@@ -137,45 +218,6 @@ def _code(path: Path) -> list[nbformat.NotebookNode]:
     return [cell for cell in cells if cell.cell_type == "code"]
 
 
-def write_archive(path: Path, results: Path, group: int) -> None:
-    """Write the zip: code, executed notebooks, tables, requirements, README."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for module in needed_modules():
-            archive.write(module, module.relative_to(HOUSE))
-        for name in NOTEBOOKS:
-            archive.write(results / EXECUTED / f"{name}.ipynb", f"{name}.ipynb")
-        for table in sorted([*results.glob("*.csv"), *results.glob("*.json")]):
-            archive.write(table, f"results/{table.name}")
-        archive.write(results / "settings.yaml", "results/settings.yaml")
-        archive.write(HOUSE / "profiles" / PROFILE, f"profiles/{PROFILE}")
-        archive.write(HOUSE / "requirements.txt", "requirements.txt")
-        archive.writestr("README.md", README.format(group=group))
-
-
-def needed_modules() -> list[Path]:
-    """Modules of the package that the notebooks and the run command import at their top.
-
-    What is imported inside a function is left out: it serves the phantoms and the report.
-    """
-    text = "\n".join(cell.source for name in NOTEBOOKS for cell in _code(HOUSE / f"{name}.ipynb"))
-    waiting = [*_imported(text), f"{PACKAGE}.__main__", f"{PACKAGE}.runner"]
-    found: dict[str, Path] = {}
-    while waiting:
-        name = waiting.pop()
-        path = HOUSE.joinpath(*name.split("."))
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if name in found or not path.is_file():
-            continue
-        found[name] = path
-        waiting += [*_imported(path.read_text(encoding="utf-8")), name.rpartition(".")[0]]
-    return sorted(found.values())
-
-
-def _imported(code: str) -> Iterable[str]:
-    """Modules of the package that some code imports at its top level."""
-    for node in ast.parse(code).body:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith(PACKAGE))
-        elif isinstance(node, ast.ImportFrom) and re.match(rf"{PACKAGE}\b", node.module or ""):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def _sources(cells: list[nbformat.NotebookNode]) -> list[str]:
+    """Return the code of a notebook, except its settings cell, which every user changes."""
+    return [cell.source for cell in cells if not _is_parameters(cell)]

@@ -14,8 +14,9 @@ enough to measure lungs.
 """
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
+
+from covid_project.pipeline import resize
 
 LEAST_AREA, MOST_AREA = 0.06, 0.6  # of the image, both lungs together
 LEAST_BALANCE = 0.25  # area of the smaller lung as a share of the larger
@@ -51,8 +52,8 @@ def segment_lungs(images: np.ndarray) -> np.ndarray:
     side = images.shape[1:]
     masks = np.empty(images.shape, bool)
     for mask, image in zip(masks, images, strict=True):
-        lungs = _segment(_resized(image, (_SIDE, _SIDE)).astype(np.float32))
-        mask[...] = _resized(np.uint8(255) * lungs, side) >= 128
+        lungs = _segment(resize(image, (_SIDE, _SIDE)).astype(np.float32))
+        mask[...] = resize(np.uint8(255) * lungs, side) >= 128
     return masks
 
 
@@ -123,7 +124,3 @@ def _closed(lung: np.ndarray) -> np.ndarray:
     # Without the rim, closing would erode what touches the image's edge.
     closed = ndimage.binary_closing(np.pad(lung, radius), disk)[radius:-radius, radius:-radius]
     return ndimage.binary_fill_holes(closed)
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))

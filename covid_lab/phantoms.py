@@ -23,7 +23,8 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
-from covid_project.data import CLASSES, SPLITS, DataError, Dataset, load_masks
+from covid_lab.datasets import load_masks
+from covid_project.data import CLASSES, PHANTOM_MARK, SPLITS, DataError, Dataset
 
 # one side patchy, both sides patchy, both sides extensive
 SEVERITIES = ("mild", "moderate", "severe")
@@ -150,7 +151,7 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
             _write_png(drawn / "masks/lungs" / row.path, radiograph.lungs)
             _write_png(drawn / "masks/lesions" / row.path, radiograph.lesions)
         rows.to_csv(drawn / "phantoms.csv", index=False)
-        (drawn / "phantoms.json").write_text(json.dumps(arguments, indent=2) + "\n", "utf-8")
+        (drawn / PHANTOM_MARK).write_text(json.dumps(arguments, indent=2) + "\n", "utf-8")
         if _holds_set(folder, arguments):  # another run has drawn it meanwhile
             return folder
         if folder.is_dir():
@@ -162,7 +163,7 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
 def load_lesions(dataset: Dataset, size: int) -> np.ndarray:
     """Lesion masks of a set of phantoms: bool (N, size, size), in the order of its table.
 
-    All False in NORMAL. Resized as ``data.load_masks`` resizes the lungs.
+    All False in NORMAL. Resized as ``datasets.load_masks`` resizes the lungs.
 
     Raises
     ------
@@ -198,8 +199,8 @@ def _holds_set(folder: Path, arguments: dict) -> bool:
     """Tell whether the folder holds the set already; refuse one that holds something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    record = folder / "phantoms.json"
-    found = record.read_text("utf-8") if record.is_file() else "no phantoms.json"
+    record = folder / PHANTOM_MARK
+    found = record.read_text("utf-8") if record.is_file() else f"no {PHANTOM_MARK}"
     if found != json.dumps(arguments, indent=2) + "\n":
         raise DataError(
             f"{folder} holds something else than the phantoms asked for: found "

@@ -167,7 +167,7 @@ def build_backbone(
         raise ValueError(f"{name} has no width multiplier: width is {width}, allowed: 1")
     images = keras.Input((image_size, image_size, 1), name="images")
     colours = layers.Concatenate(name="rgb")([images] * 3)  # the grey image in all three channels
-    scaling = layers.Rescaling(backbone.scale, offset=backbone.offset, name="normalization")
+    scaling = layers.Rescaling(backbone.scale, offset=backbone.offset, name="scaling")
     try:
         with warnings.catch_warnings():
             # Without the top there are only convolutions, whose weights fit images of any size.

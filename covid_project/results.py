@@ -299,12 +299,17 @@ class Run:
         write_text(path.with_suffix(".json"), json.dumps(_plain(recipe), indent=2))
 
     def has_model(self, stage: str, recipe: Mapping | None = None) -> bool:
-        """Return whether a stage's model is finished and, with a recipe, of exactly this one."""
+        """Return whether a stage's model is finished and, with a recipe, of exactly this one.
+
+        The versions of the packages are recorded in the recipe but not compared: a run may continue
+        after an update.
+        """
         path = self.model_path(stage)
         record = path.with_suffix(".json")
         if not (path.is_file() and record.is_file()):
             return False
-        return recipe is None or json.loads(record.read_text("utf-8")) == _plain(recipe)
+        found = json.loads(record.read_text("utf-8"))
+        return recipe is None or found | {"versions": None} == _plain(recipe) | {"versions": None}
 
     def load_model(self, stage: str, notebook: str) -> keras.Model:
         """Load a stage's finished model; ``MissingInput`` names the notebook that makes it."""

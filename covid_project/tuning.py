@@ -125,7 +125,7 @@ def search(
         planned range), and the identity.
     """
     path, stage = run.folder / f"tuning_{name}.csv", f"{name}_tuned"
-    trials = _resumed(path, identity)
+    trials = resumed_trials(path, identity)
     if len(trials):
         print(f"{name}: {len(trials)} finished trials found in {path.name}; continuing")
     else:
@@ -189,7 +189,7 @@ def _is_best(row: Mapping, trials: pd.DataFrame) -> bool:
     return bool(np.isfinite(row[OBJECTIVE]) and not (losses <= row[OBJECTIVE]).any())
 
 
-def _resumed(path, identity: Mapping[str, object]) -> pd.DataFrame:
+def resumed_trials(path, identity: Mapping[str, object]) -> pd.DataFrame:
     """Return the finished trials of this very search; those of another one are set aside."""
     trials = read_csv(path)
     others = {

@@ -1,4 +1,4 @@
-"""What several tests need: small data sets, and the real ones where they are at hand."""
+"""What several tests need: small data sets, one small run, and the real data where they are."""
 
 import os
 import shutil
@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import yaml
 from hypothesis import settings
+from PIL import Image
+
+from covid_project.data import CLASSES
 
 mpl.use("Agg")
-# A busy machine is no fault of what is tested.
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", deadline=None)  # a busy machine is no fault of what is tested
 settings.load_profile("patient")
 
 HOUSE = Path(__file__).resolve().parent.parent
@@ -35,17 +37,6 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture
-def tiny_profile(tmp_path):
-    """Path of a profile that draws a few small phantoms; everything goes to tmp_path."""
-    values = yaml.safe_load((HOUSE / "profiles" / "demo.yaml").read_text())
-    values |= {"results": str(tmp_path / "results"), "image_size": 32}
-    values["phantoms"] = {"size": 32, "train": 8, "val": 4, "test": 4}
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
 @pytest.fixture(scope="session")
 def course_archive():
     path = SHARED / "data" / "covid_xray.zip"
@@ -54,22 +45,82 @@ def course_archive():
     return path
 
 
+@pytest.fixture
+def image_folder(tmp_path):
+    """Folder in the course's layout: noise, brighter for COVID; 12, 6 and 6 images per class."""
+    return write_images(tmp_path / "covid_xray", {"train": 12, "val": 6, "test": 6})
+
+
+def write_images(folder, counts, size=24, seed=0):
+    """Write noise in the course's layout; ``counts`` are images per class in each split."""
+    rng = np.random.default_rng(seed)
+    for split, count in counts.items():
+        for label, name in enumerate(CLASSES):
+            (folder / split / name).mkdir(parents=True)
+            for k in range(count):
+                image = rng.integers(0, 150, (size, size)) + 80 * label
+                path = folder / split / name / f"{name}-{split}-{k}.png"
+                Image.fromarray(image.astype(np.uint8)).save(path)
+    return folder
+
+
+SMALL = {
+    "seed": 1,
+    "image_size": 32,
+    "results": "made",
+    "phantoms": {"size": 48, "train": 24, "val": 12, "test": 12},
+    "baseline": {
+        "initial_epochs": 3,
+        "max_epochs": 3,
+        "patience": 2,
+        "start": {"filters": 4, "batch_size": 16},
+        "search": {
+            "learning_rate": {"values": [0.004], "times": 2, "low": 0.004, "high": 0.008},
+            "dropout": {"values": [0.4], "plus": 0.2, "low": 0.4, "high": 0.4},
+            "filters": {"values": [4], "times": 2, "low": 4, "high": 4},
+            "batch_size": {"values": [16], "times": 2, "low": 16, "high": 16},
+        },
+    },
+    "transfer": {
+        "backbone": "MobileNet",
+        "width": 0.25,
+        "weights": "random",
+        "image_size": 64,
+        "augmented_copies": 1,
+        "initial_epochs": 3,
+        "max_epochs": 3,
+        "patience": 2,
+        "start": {"learning_rate": 0.004, "batch_size": 16},
+        "search": {
+            "batch_size": {"values": [16], "times": 2, "low": 16, "high": 16},
+            "learning_rate": {"values": [0.004], "times": 2, "low": 0.004, "high": 0.008},
+            "dropout": {"values": [0.4], "plus": 0.2, "low": 0.4, "high": 0.4},
+        },
+        "fine_tuning": {
+            "batch_size": 16,
+            "learning_rate": {"values": [1e-5], "times": 3, "low": 1e-5, "high": 3e-5},
+            "sudden_drop": 0.5,
+            "attempts": 2,
+        },
+    },
+}
+
+
+def copy_project(folder):
+    """Copy what `make run` needs to a folder, with the profile ``small``."""
+    for name in ("covid_project", "covid_lab", "profiles", "studies"):
+        shutil.copytree(HOUSE / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (*HOUSE.glob("*.ipynb"), HOUSE / "requirements.txt", HOUSE / "Report.tex"):
+        shutil.copy(file, folder)
+    (folder / "profiles" / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
     """All four notebooks on a few phantoms: (project folder, command, its output)."""
-    folder = tmp_path_factory.mktemp("project")
-    for name in ("covid_project", "profiles"):
-        shutil.copytree(HOUSE / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for notebook in HOUSE.glob("*.ipynb"):
-        shutil.copy(notebook, folder)
-    values = yaml.safe_load((HOUSE / "profiles" / "smoke.yaml").read_text())
-    values |= {"image_size": 32, "results": "made"}
-    values["phantoms"] = {"size": 48, "train": 24, "val": 12, "test": 12}
-    values["transfer"] |= {"image_size": 64, "weights": "random"}
-    rates = {"values": [1e-5, 3e-5], "times": 3, "low": 1e-5, "high": 3e-5}
-    values["transfer"]["fine_tuning"] |= {"learning_rate": rates, "sudden_drop": 0.5}
-    (folder / "profiles" / "small.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "covid_project", "run", "--profile", "small"]
+    folder = copy_project(tmp_path_factory.mktemp("project"))
+    command = [sys.executable, "-m", "covid_lab", "run", "--profile", "small"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     return folder, command, done.stdout

@@ -7,18 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covid_project.audit import duplicates, shortcuts
-from covid_project.audit.blocks import blocks
-from covid_project.audit.controls import draw_phantoms, write_phantoms
-from covid_project.audit.data_checks import audit_data
-from covid_project.audit.predictability import (
-    RESAMPLES,
-    macro_auc,
-    prepare,
-    resample,
-    ridge_scores,
-)
-from covid_project.data import UnreadableImages, load_images
+from covid_lab.audit import duplicates, shortcuts
+from covid_lab.audit.blocks import blocks
+from covid_lab.audit.controls import draw_phantoms, write_phantoms
+from covid_lab.audit.data_checks import audit_data
+from covid_lab.audit.predictability import RESAMPLES, macro_auc, prepare, resample, ridge_scores
+from covid_lab.datasets import UnreadableImages, load_images
 
 
 def quiet(line):
@@ -196,7 +190,7 @@ def test_the_search_for_copies_holds_no_copy_of_the_images():
 def test_the_audits_images_stay_on_disk(tmp_path, monkeypatch):
     phantoms = draw_phantoms(4, 64, seed=2)
     written = write_phantoms(tmp_path, list(phantoms.images), phantoms)
-    monkeypatch.setattr("covid_project.audit.data_checks.duplicate_pairs", no_pairs)
+    monkeypatch.setattr("covid_lab.audit.data_checks.duplicate_pairs", no_pairs)
 
     def work(n):
         table = written.table.iloc[np.arange(n) % 8].reset_index(drop=True)

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covid_project.audit import controls
-from covid_project.audit.controls import (
+from covid_lab.audit import controls
+from covid_lab.audit.controls import (
     COLUMNS,
     CONTROLS,
     controls_table,

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from covid_project import data
-from covid_project.audit import duplicates
-from covid_project.audit.duplicates import (
+from covid_lab import datasets
+from covid_lab.audit import duplicates
+from covid_lab.audit.duplicates import (
     NEAR,
     NEIGHBOURS,
     class_balance,
@@ -31,8 +31,10 @@ from covid_project.audit.duplicates import (
     near_pairs,
     split_balance,
 )
-from covid_project.data import NAME_PATTERNS, DataError
-from covid_project.phantoms import draw_radiograph
+from covid_lab.datasets import NAME_PATTERNS
+from covid_lab.phantoms import draw_radiograph
+from covid_project.data import DataError
+from covid_project.pipeline import decode
 
 SIZE = 128
 
@@ -41,7 +43,7 @@ SIZE = 128
 
 
 def at_size(image, size=SIZE):
-    """As `data.load_images` brings every image to one size."""
+    """As `datasets.load_images` brings every image to one size."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
 
@@ -90,10 +92,10 @@ def pair_set(pairs, columns=("first", "second")):
 @pytest.fixture(scope="session")
 def measured_half(course_archive):
     """Paths of the radiographs on which no constant was chosen, and these in their own size."""
-    opened = data.open_dataset(course_archive)
+    opened = datasets.open_dataset(course_archive)
     paths = sorted(opened.table["path"])
     kept = [paths[row] for row in np.random.default_rng(1).permutation(len(paths))[1100:]]
-    return kept, [data.decode((opened.root / path).read_bytes(), path) for path in kept]
+    return kept, [decode((opened.root / path).read_bytes(), path) for path in kept]
 
 
 # ---- exact copies -------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ def test_a_hash_is_of_the_pixels_whatever_the_file(rng):
         Image.fromarray(image).save(file, kind, **options)
         files.append(file.getvalue())
     assert len(set(files)) == 3
-    assert len(set(hashes(data.decode(file, "x") for file in files))) == 1
+    assert len(set(hashes(decode(file, "x") for file in files))) == 1
 
 
 def test_hashes_tell_shapes_and_single_grey_values_apart():
@@ -523,6 +525,6 @@ def test_where_there_is_nothing_to_compare_the_balance_says_so():
 
 
 def test_the_audit_starts_without_tensorflow():
-    asked = "import sys; import covid_project.audit.duplicates; print('tensorflow' in sys.modules)"
+    asked = "import sys; import covid_lab.audit.duplicates; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -2,8 +2,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covid_project.audit.metadata import FIELDS, file_metadata
-from covid_project.data import Dataset, UnreadableImages
+from covid_lab.audit.metadata import FIELDS, file_metadata
+from covid_lab.datasets import UnreadableImages
+from covid_project.data import Dataset
 
 
 @pytest.fixture

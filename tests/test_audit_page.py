@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covid_project.audit import page as audit_page
-from covid_project.audit.checklists import ITEMS, answers
-from covid_project.audit.data_checks import audit_data, named_pairs
-from covid_project.audit.findings import Finding
-from covid_project.audit.page import Report, page
-from covid_project.data import open_dataset
-from covid_project.phantoms import draw_radiograph
+from covid_lab.audit import page as audit_page
+from covid_lab.audit.checklists import ITEMS, answers
+from covid_lab.audit.data_checks import audit_data, named_pairs
+from covid_lab.audit.findings import Finding
+from covid_lab.audit.page import Report, page
+from covid_lab.datasets import open_dataset
+from covid_lab.phantoms import draw_radiograph
 
 NASTY = "<script>alert(1)</script>&\"'.png".replace("/", "∕")  # a slash cannot be in a name
 
@@ -86,7 +86,12 @@ def report(tmp_path):
         settings={
             "seed": 0,
             "versions": "python 3.12",
-            "data": {"name": "set.zip", "fingerprint": "0123", "images": {"train/COVID": 3}},
+            "data": {
+                "name": "set.zip",
+                "fingerprint": "0123",
+                "phantoms": False,
+                "images": {"train/COVID": 3},
+            },
         },
     )
 

@@ -5,7 +5,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from covid_project.audit.predictability import (
+from covid_lab.audit.predictability import (
     PENALTIES,
     TooFewGroups,
     indicators,

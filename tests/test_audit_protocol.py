@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from covid_project.audit.findings import Finding, as_table, worst
-from covid_project.audit.protocol import DATA_RULES, RULES, audit_protocol
-from covid_project.data import load_images, open_dataset
+from covid_lab.audit.findings import Finding, as_table, worst
+from covid_lab.audit.protocol import DATA_RULES, RULES, audit_protocol
+from covid_lab.datasets import load_images, open_dataset
+from covid_lab.phantoms import write_dataset
+from covid_project.evaluation import METRICS, Metric
 from covid_project.models import baseline_cnn
 from covid_project.normalization import normalization_layer
-from covid_project.phantoms import write_dataset
-from covid_project.settings import PROFILES
+from covid_project.results import open_run
+from covid_project.settings import as_yaml, load_settings
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def second_look(folder):
 
 
 def unentered_stage(folder):
-    change(folder, "test_ledger.csv", lambda table: table[table["stage"] != "transfer"])
+    change(folder, "test_ledger.csv", lambda table: table[table["stage"] != "fine_tuned"])
 
 
 def best_on_the_edge(folder):
@@ -82,6 +84,10 @@ def too_few_epochs(folder):
 
 def too_many_epochs(folder):
     change(folder, "history_baseline.csv", lambda table: pd.concat([table, table.tail(1)]))
+
+
+def fine_tuned_for_longer(folder):
+    change(folder, "history_fine_tuned.csv", lambda table: pd.concat([table, table.tail(1)]))
 
 
 def watched_final_fit(folder):
@@ -126,12 +132,12 @@ def another_test_image(folder):
         table.loc[0, "path"] = "test/NORMAL/other.png"
         return table
 
-    change(folder, "scores_transfer_test.csv", edit)
+    change(folder, "scores_fine_tuned_test.csv", edit)
 
 
 def validation_image_in_test(folder):
     paths = pd.read_csv(folder / "scores_baseline_val.csv")["path"]
-    for stage in ("baseline", "transfer", "fine_tuned"):
+    for stage in ("baseline", "fine_tuned"):
         change(
             folder,
             f"scores_{stage}_test.csv",
@@ -155,6 +161,7 @@ def dealt_anew(folder):
         (unknown_beginning, "a new model for every trial"),
         (too_few_epochs, "final fits: right epochs, no early stopping"),
         (too_many_epochs, "final fits: right epochs, no early stopping"),
+        (fine_tuned_for_longer, "final fits: right epochs, no early stopping"),
         (watched_final_fit, "final fits: right epochs, no early stopping"),
         (another_test_image, "splits unchanged between the stages"),
         (validation_image_in_test, "splits unchanged between the stages"),
@@ -187,11 +194,42 @@ def drawn(tmp_path_factory):
 def run_of(folder, dataset, strategy="sample"):
     """Write what the rules that need the data read."""
     folder.mkdir(parents=True)
-    settings = yaml.safe_load((PROFILES / "demo.yaml").read_text())
-    settings |= {"profile": "x", "image_size": 32, "normalization": strategy}
-    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
-    (folder / "run.json").write_text(json.dumps({"data": dataset.fingerprint}))
+    changes = {"image_size": 32, "normalization": strategy}
+    settings = load_settings(data=dataset.root, results=folder, changes=changes)
+    (folder / "settings.yaml").write_text(as_yaml(settings))
+    (folder / "run.json").write_text(json.dumps({"data": dataset.fingerprint, "phantoms": True}))
     return folder
+
+
+def test_metrics_that_were_added_or_removed_are_compared_by_name(drawn, tmp_path, monkeypatch):
+    check = "metrics follow from the saved scores"
+    run = open_run(load_settings(data=drawn.root, results=tmp_path / "r"))
+    scores = np.random.default_rng(0).normal(size=6)
+    added = Metric(from_counts=lambda tn, fp, fn, tp: tn / (tn + fp))
+
+    def judged():
+        return verdicts(run.folder)[check]
+
+    run.record_metrics("transfer", "val", scores)
+    before = len(METRICS)
+    monkeypatch.setitem(METRICS, "negatives", added)
+    assert judged().verdict == "pass"
+    assert judged().found.startswith(f"{before} figures")
+    run.record_metrics("baseline", "val", scores)
+    assert judged().verdict == "pass"
+    assert judged().found.startswith(f"{2 * before + 1} figures")
+    monkeypatch.delitem(METRICS, "negatives")
+    assert judged().verdict == "pass"
+    assert judged().found.endswith("negatives: not known here, not computed")
+    monkeypatch.setitem(METRICS, "negatives", added)
+
+    def edit(table):
+        table.loc[table["metric"] == "negatives", "value"] += 0.1
+        return table
+
+    change(run.folder, "metrics.csv", edit)
+    assert judged().verdict == "fail"
+    assert judged().found == "baseline, val: negatives is not what the scores give"
 
 
 def test_data_that_changed_since_training_are_a_breach(drawn, tmp_path):

@@ -7,10 +7,10 @@ import pytest
 from conftest import SHARED
 from keras import layers, ops
 
-from covid_project.audit.controls import draw_phantoms, plant_border, write_phantoms
-from covid_project.audit.findings import worst
-from covid_project.audit.metadata import file_metadata
-from covid_project.audit.shortcuts import (
+from covid_lab.audit.controls import draw_phantoms, plant_border, write_phantoms
+from covid_lab.audit.findings import worst
+from covid_lab.audit.metadata import file_metadata
+from covid_lab.audit.shortcuts import (
     COLUMNS,
     LOADED,
     SIDE,
@@ -26,7 +26,8 @@ from covid_project.audit.shortcuts import (
     judge,
     known_sources,
 )
-from covid_project.data import DataError, group_of, load_images, open_dataset
+from covid_lab.datasets import group_of, load_images, open_dataset
+from covid_project.data import DataError
 
 
 def quiet(line):

@@ -4,7 +4,7 @@ from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from covid_project.calibration import calibration, expected_calibration_error, reliability
+from covid_lab.calibration import calibration, expected_calibration_error, reliability
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import io
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import h5py
 import keras
@@ -9,18 +10,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_project.checkpoints import (
-    finished_model,
-    fitted,
-    keep_training,
-    kept_training,
-    load_model,
-    model_path,
-)
-from covid_project.experiment import MissingInput
+from covid_lab.checkpoints import fitted, keep_training, kept_training, load_model
+from covid_lab.runs.experiment import StudyRun
+from covid_lab.runs.settings import RunSettings
+from covid_project.data import Dataset
 from covid_project.normalization import SampleNormalization
+from covid_project.results import MissingInput
 
 RECIPE = {"data": "d", "epochs": 3, "learning_rate": np.float64(0.1)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    table = pd.DataFrame({"path": ["a"], "label": [0], "split": ["train"]})
+    settings = RunSettings(
+        data="d", results=str(tmp_path), seed=1, phantoms=None, expected_seconds={}
+    )
+    return StudyRun(settings, Dataset(table, Path(tmp_path), ("a", "b"), "0123"))
 
 
 def train():
@@ -33,16 +39,16 @@ def never():
     pytest.fail("trained again")
 
 
-def test_a_finished_stage_is_loaded_and_another_recipe_is_trained_anew(tmp_path):
-    model, history = fitted(tmp_path, "s", RECIPE, train)
-    again, same = fitted(tmp_path, "s", RECIPE, never)
+def test_a_finished_stage_is_loaded_and_another_recipe_is_trained_anew(run):
+    model, history = fitted(run, "s", RECIPE, train)
+    again, same = fitted(run, "s", RECIPE, never)
     np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
     pd.testing.assert_frame_equal(history, same)
-    other, _ = fitted(tmp_path, "s", {**RECIPE, "epochs": 4}, train)
+    other, _ = fitted(run, "s", {**RECIPE, "epochs": 4}, train)
     assert not np.array_equal(other.get_weights()[0], model.get_weights()[0])
 
 
-def test_what_is_kept_is_the_model_without_its_optimizer(tmp_path):
+def test_what_is_kept_is_the_model_without_its_optimizer(run, tmp_path):
     inputs = keras.Input((4, 4, 3))
     x = keras.layers.Conv2D(64, 3, name="convolution")(inputs)
     x = keras.layers.BatchNormalization()(keras.layers.Flatten()(x))
@@ -52,34 +58,36 @@ def test_what_is_kept_is_the_model_without_its_optimizer(tmp_path):
     model.fit(images, labels, verbose=0)
     expected = model.predict(images, verbose=0)
     model.save(tmp_path / "with.keras")
-    again, _ = fitted(tmp_path, "s", RECIPE, lambda: (model, pd.DataFrame({"epoch": [1]})))
+    again, _ = fitted(run, "s", RECIPE, lambda: (model, pd.DataFrame({"epoch": [1]})))
     assert again.name == "ours"
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
     np.testing.assert_array_equal(again.predict(images, verbose=0), expected)
-    kept = model_path(tmp_path, "s")
+    kept = run.model_path("s")
     assert kept.stat().st_size < 0.6 * (tmp_path / "with.keras").stat().st_size
     with zipfile.ZipFile(kept) as file, file.open("model.weights.h5") as weights:
         assert "optimizer" not in h5py.File(io.BytesIO(weights.read()))
 
 
-def test_a_training_that_is_cut_off_leaves_an_unfinished_stage(tmp_path):
-    fitted(tmp_path, "s", RECIPE, train)
+def test_a_training_that_is_cut_off_leaves_the_finished_stage_as_it_was(run):
+    fitted(run, "s", RECIPE, train)
 
     def killed():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fitted(tmp_path, "s", {**RECIPE, "epochs": 4}, killed)
-    with pytest.raises(MissingInput, match=r"run baseline\.ipynb first"):
-        finished_model(tmp_path, "s", "baseline.ipynb")
+        fitted(run, "s", {**RECIPE, "epochs": 4}, killed)
+    assert run.has_model("s", RECIPE)
+    assert not run.has_model("s", {**RECIPE, "epochs": 4})
 
 
-def test_a_recipe_whose_model_is_missing_is_trained_again(tmp_path):
+def test_a_recipe_whose_model_is_missing_is_trained_again(run):
     # As in a fresh clone: the recipes are kept in the repository, the models are not.
-    fitted(tmp_path, "s", RECIPE, train)
-    model_path(tmp_path, "s").unlink()
-    fitted(tmp_path, "s", RECIPE, train)
-    assert finished_model(tmp_path, "s", "x").count_params() == 3
+    fitted(run, "s", RECIPE, train)
+    run.model_path("s").unlink()
+    with pytest.raises(MissingInput, match=r"run baseline\.ipynb first"):
+        run.load_model("s", "baseline.ipynb")
+    fitted(run, "s", RECIPE, train)
+    assert run.load_model("s", "x").count_params() == 3
 
 
 def test_a_model_with_a_layer_of_ours_loads_in_a_process_that_built_none(tmp_path):
@@ -87,7 +95,7 @@ def test_a_model_with_a_layer_of_ours_loads_in_a_process_that_built_none(tmp_pat
     model = keras.Model(inputs, SampleNormalization()(inputs))
     model.save(tmp_path / "ours.keras")
     code = (
-        "import sys; from covid_project.checkpoints import load_model\n"
+        "import sys; from covid_lab.checkpoints import load_model\n"
         "from pathlib import Path; load_model(Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "ours.keras")]

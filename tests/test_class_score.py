@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from covid_project.explain.class_score import (
+from covid_lab.explain.class_score import (
     PREDICTED,
     by_batches,
     checked_images,

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_project.audit.protocol import audit_protocol
+from covid_lab.audit.protocol import audit_protocol
+from covid_lab.report import build
+from covid_lab.report.evidence import collect
+from covid_lab.studies.medmnist import PUBLISHED
 from covid_project.evaluation import metrics_table
-from covid_project.report import build
-from covid_project.report.evidence import collect
 from covid_project.settings import load_settings
-from covid_project.studies.medmnist import PUBLISHED
 from covid_project.tuning import best_hyperparameters
 
 HOUSE = Path(__file__).resolve().parent.parent

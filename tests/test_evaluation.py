@@ -1,3 +1,6 @@
+"""Metrics and paired tests against scikit-learn, closed forms and naive loops."""
+
+import math
 import tracemalloc
 
 import keras
@@ -5,26 +8,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn import metrics as sk
 
 from covid_project.evaluation import (
-    DRAWN,
     METRICS,
+    Metric,
+    accuracy_difference,
+    auc_difference,
     bootstrap,
     bootstrap_auc,
-    class_metrics,
+    compare_models,
     confusion,
     cross_entropy,
     drawn_rows,
-    equal_error_threshold,
+    holm,
     metrics_table,
     percentile_interval,
     point_metrics,
-    record_test_look,
     wilson_interval,
 )
-from covid_project.storage import read_csv
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def sklearn_metrics(labels, scores):
 
 def test_metrics_equal_scikit_learns(scored):
     ours = point_metrics(*scored)
-    assert tuple(ours) == METRICS
+    assert list(ours) == list(METRICS)
     assert ours == pytest.approx(sklearn_metrics(*scored))
     np.testing.assert_array_equal(confusion(*scored), sk.confusion_matrix(scored[0], scored[1] > 0))
 
@@ -63,27 +66,39 @@ def test_wilson_equals_scipys(n, data):
     assert low <= successes / n <= high
 
 
-@pytest.mark.parametrize("held", [DRAWN, 7 * 120, 1])
-def test_bootstrap_equals_a_naive_loop_over_the_same_draws(scored, held, monkeypatch):
-    monkeypatch.setattr("covid_project.evaluation.DRAWN", held)
+@pytest.mark.parametrize("block", [20, 7, 1])
+def test_bootstrap_equals_a_naive_loop_over_the_same_draws(scored, block, monkeypatch):
+    monkeypatch.setattr("covid_project.evaluation.HELD", block * 120)
     labels, scores = scored
     ours = bootstrap(labels, scores, resamples=20, seed=4)
     rng = np.random.default_rng(4)
-    negative = np.flatnonzero(labels == 0)[rng.integers(0, 70, (20, 70))]
-    positive = np.flatnonzero(labels == 1)[rng.integers(0, 50, (20, 50))]
-    for number in range(20):
-        rows = np.concatenate([negative[number], positive[number]])
-        expected = sklearn_metrics(labels[rows], scores[rows])
+    rows = []
+    for first in range(0, 20, block):
+        count = min(block, 20 - first)
+        groups = [np.flatnonzero(labels == label) for label in (0, 1)]
+        drawn = [group[rng.integers(0, len(group), (count, len(group)))] for group in groups]
+        rows += list(np.concatenate(drawn, axis=1))
+    for number, chosen in enumerate(rows):
+        expected = sklearn_metrics(labels[chosen], scores[chosen])
         assert {name: ours[name][number] for name in METRICS} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("block", [None, 1, 7, 100])
+@pytest.mark.parametrize("block", [1, 7, 100])
 @pytest.mark.parametrize("size", [0, 1, 13])
-def test_rows_drawn_in_blocks_are_those_drawn_at_once(size, block):
-    blocks = list(drawn_rows(np.random.default_rng(3), size, 20, block))
+def test_rows_drawn_in_blocks_are_those_drawn_at_once(size, block, monkeypatch):
+    monkeypatch.setattr("covid_project.evaluation.HELD", block * max(size, 1))
+    blocks = list(drawn_rows(np.random.default_rng(3), size, 20))
     at_once = np.random.default_rng(3).integers(0, max(size, 1), (20, size))
     np.testing.assert_array_equal(np.concatenate(blocks), at_once)
-    assert len(blocks) == (-(-20 // block) if block else 1)
+    assert len(blocks) == -(-20 // block)
+
+
+def test_a_further_metric_is_one_entry(scored, monkeypatch):
+    balanced = Metric(from_counts=lambda tn, fp, fn, tp: (tp / (tp + fn) + tn / (tn + fp)) / 2)
+    monkeypatch.setitem(METRICS, "balanced accuracy", balanced)
+    row = metrics_table(*scored).set_index("metric").loc["balanced accuracy"]
+    assert row["value"] == pytest.approx(sk.balanced_accuracy_score(scored[0], scored[1] > 0))
+    assert row["low"] < row["value"] < row["high"]
 
 
 def test_the_memory_of_a_bootstrap_does_not_grow_with_the_images(rng):
@@ -112,7 +127,7 @@ def test_bootstrap_interval_of_the_auc_has_the_width_of_hanley_and_mcneil(rng):
 
 def test_the_table_holds_every_metric_with_an_interval_around_it(scored):
     table = metrics_table(*scored).set_index("metric")
-    assert tuple(table.index) == METRICS
+    assert list(table.index) == list(METRICS)
     assert (table["low"] <= table["value"]).all()
     assert (table["value"] <= table["high"]).all()
     assert table.loc["sensitivity", "n"] == 50
@@ -156,19 +171,6 @@ def test_bad_input_is_refused(labels, scores, message):
         point_metrics(np.array(labels), np.array(scores))
 
 
-def test_the_ledger_knows_replays_from_further_looks(tmp_path, capsys):
-    path = tmp_path / "test_ledger.csv"
-    first = {"model": "m1", "data": "d1", "seed": 1}
-    assert record_test_look(path, "baseline", first) == 1
-    assert record_test_look(path, "baseline", first) == 1  # a replay
-    assert record_test_look(path, "transfer", {**first, "model": "m2"}) == 1  # another stage
-    assert "WARNING" not in capsys.readouterr().out
-    assert record_test_look(path, "baseline", {**first, "model": "m3"}) == 2
-    assert "look 2" in capsys.readouterr().out
-    assert record_test_look(path, "baseline", first) == 1
-    assert len(read_csv(path)) == 3
-
-
 def test_cross_entropy_equals_keras_and_does_not_overflow(rng):
     labels, scores = rng.integers(0, 2, 50), rng.normal(0, 3, 50)
     expected = keras.losses.BinaryCrossentropy(from_logits=True)(
@@ -185,43 +187,144 @@ def test_the_auc_of_any_number_has_the_interval_of_the_metrics_table(rng):
     assert bootstrap_auc(labels, scores, seed=3) == (row["value"], row["low"], row["high"])
 
 
-def test_metrics_of_each_class_are_those_of_scikit_learn(scored):
-    labels, scores = scored
-    table = class_metrics(labels, scores, ("NORMAL", "PNEUMONIA"))
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, (scores > 0).astype(int))
-    for label, name in enumerate(("NORMAL", "PNEUMONIA")):
-        own = table[table["class"] == name].set_index("metric")
-        assert own["value"].to_dict() == pytest.approx(
-            {"recall": recall[label], "precision": precision[label], "F1": f1[label]}
+# ---- two models on the same images
+
+
+def draw(rng, n=120, gap=1.0):
+    labels = np.repeat([0, 1], n // 2)
+    return labels, rng.normal(gap * labels - gap / 2, 1), rng.normal(gap * labels - gap / 2, 1)
+
+
+def test_mcnemar_is_the_two_sided_binomial_of_the_images_that_one_model_alone_gets_right():
+    labels = np.array([1] * 12 + [0] * 8)
+    right = np.where(labels == 1, 1.0, -1.0)
+    first, second = right.copy(), right.copy()
+    first[:9] *= -1  # nine that the second alone gets right
+    second[9:11] *= -1  # two that the first alone gets right
+    found = accuracy_difference(labels, first, second)
+    tail = sum(math.comb(11, k) for k in (0, 1, 2)) / 2**11
+    assert found.p_value == pytest.approx(2 * tail)
+    assert found.difference == pytest.approx(7 / 20)
+
+
+def test_models_that_agree_on_every_image_do_not_differ(rng):
+    labels, first, _ = draw(rng)
+    found = accuracy_difference(labels, first, 3 * first)
+    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    found = auc_difference(labels, first, 3 * first)
+    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+
+
+def delong_by_loops(labels, first, second):
+    """DeLong's equations as they stand in the paper, pair by pair."""
+    positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+    m, n = len(positives), len(negatives)
+
+    def psi(x, y):
+        return 1.0 if y < x else 0.5 if y == x else 0.0
+
+    v10, v01, aucs = [], [], []
+    for s in (first, second):
+        table = np.array([[psi(s[i], s[j]) for j in negatives] for i in positives])
+        v10.append(table.mean(axis=1))
+        v01.append(table.mean(axis=0))
+        aucs.append(table.mean())
+
+    def covariance(a, b):
+        return sum((x - a.mean()) * (y - b.mean()) for x, y in zip(a, b, strict=True)) / (
+            len(a) - 1
         )
-        assert (own["low"] < own["value"]).all()
-        assert (own["value"] < own["high"]).all()
+
+    s10 = [[covariance(a, b) for b in v10] for a in v10]
+    s01 = [[covariance(a, b) for b in v01] for a in v01]
+    s = [[s10[i][j] / m + s01[i][j] / n for j in (0, 1)] for i in (0, 1)]
+    variance = s[0][0] + s[1][1] - 2 * s[0][1]
+    difference = aucs[1] - aucs[0]
+    return (
+        difference,
+        1.959963984540054 * variance**0.5,
+        2 * norm.sf(abs(difference) / variance**0.5),
+    )
 
 
-def test_a_score_of_zero_is_the_negative_class_for_both_classes():
-    table = class_metrics([0, 0, 1, 1], [0.0, -1.0, 0.0, 1.0], ("a", "b")).set_index(
-        ["class", "metric"]
-    )["value"]
-    assert table["a", "recall"] == 1
-    assert table["b", "recall"] == 0.5
+@pytest.mark.parametrize("digits", [8, 0])  # 0: rounded to many ties
+def test_delong_equals_the_papers_equations(rng, digits):
+    labels, first, second = draw(rng, 60)
+    first, second = first.round(digits), second.round(digits)
+    difference, half, p_value = delong_by_loops(labels, first, second)
+    found = auc_difference(labels, first, second)
+    assert found.difference == pytest.approx(difference)
+    assert found.high - found.difference == pytest.approx(half)
+    assert found.p_value == pytest.approx(p_value)
 
 
-def test_the_threshold_of_equal_errors_is_the_best_of_all(scored):
-    labels, scores = scored
-
-    def gap(threshold):
-        predicted = scores > threshold
-        return abs(predicted[labels == 1].mean() - (~predicted)[labels == 0].mean())
-
-    threshold = equal_error_threshold(labels, scores)
-    assert gap(threshold) == min(gap(t) for t in np.linspace(scores.min(), scores.max(), 1001))
-    # The mix of the classes plays no part.
-    more = np.concatenate([labels, np.ones(500, int)[: 10 * 50]])
-    repeated = np.concatenate([scores, np.tile(scores[labels == 1], 10)])
-    assert equal_error_threshold(more, repeated) == threshold
+def test_delongs_interval_is_about_that_of_a_paired_bootstrap(rng):
+    labels, first, second = draw(rng, 300)
+    second = 0.7 * first + 0.5 * second  # correlated, as two models of one data set are
+    found = auc_difference(labels, first, second)
+    drawn = []
+    for _ in range(400):
+        rows = np.concatenate([rng.choice(np.flatnonzero(labels == k), 150) for k in (0, 1)])
+        aucs = [point_metrics(labels[rows], s[rows])["AUC"] for s in (first, second)]
+        drawn.append(aucs[1] - aucs[0])
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.std(drawn), rel=0.15)
 
 
-def test_the_threshold_of_separate_classes_lies_midway():
-    assert equal_error_threshold([0, 0, 1, 1], [-3.0, -1.0, 2.0, 5.0]) == 0.5
-    with pytest.raises(ValueError, match="both classes"):
-        equal_error_threshold([1, 1], [0.0, 1.0])
+def test_under_the_null_hypothesis_p_is_small_as_rarely_as_it_says(rng):
+    p_values = [auc_difference(*draw(rng)).p_value for _ in range(400)]
+    assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
+
+
+def test_perfect_rankings_differ_by_nothing_and_a_class_too_small_gives_nan():
+    labels = np.array([0, 0, 1, 1])
+    perfect = np.array([-2.0, -1.0, 1.0, 2.0])
+    assert auc_difference(labels, perfect, perfect[[1, 0, 3, 2]]).p_value == 1
+    assert math.isnan(auc_difference(np.array([0, 0, 1]), perfect[:3], perfect[:3]).p_value)
+
+
+def test_the_accuracy_interval_holds_the_true_difference_as_often_as_it_says(rng):
+    labels = np.repeat([0, 1], 50)
+    sign = np.where(labels == 1, 1, -1)
+    inside = []
+    for _ in range(200):
+        first = np.where(rng.random(100) < 0.8, sign, -sign)
+        second = np.where(rng.random(100) < 0.9, sign, -sign)
+        found = accuracy_difference(labels, first.astype(float), second.astype(float))
+        inside.append(found.low <= 0.1 <= found.high)
+    assert np.mean(inside) > 0.9
+
+
+def test_holm_equals_the_worked_steps():
+    # Smallest times 4, next times 3, and so on; never below the one before.
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.5, np.nan, 0.9]), [1.0, np.nan, 1.0])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_lowers_a_p_value_nor_changes_their_order(p_values):
+    adjusted = holm(p_values)
+    assert (adjusted >= np.array(p_values)).all()
+    assert (adjusted <= 1).all()
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(adjusted[order]) >= 0).all()
+
+
+def test_scores_of_other_images_are_refused(rng):
+    labels, first, second = draw(rng)
+    with pytest.raises(ValueError, match="same shape"):
+        auc_difference(labels, first, second[:-1])
+
+
+def test_two_models_are_compared_by_accuracy_and_auc(rng):
+    labels, first, second = draw(rng)
+    table = compare_models(labels, first, second, seed=3).set_index("metric")
+    expected = accuracy_difference(labels, first, second, 3), auc_difference(labels, first, second)
+    for name, difference in zip(("accuracy", "AUC"), expected, strict=True):
+        row = table.loc[name]
+        assert (row["difference"], row["low"], row["high"]) == (
+            difference.difference,
+            difference.low,
+            difference.high,
+        )
+    p_values = [one.p_value for one in expected]
+    np.testing.assert_array_equal(table["p_adjusted"], holm(p_values))

@@ -6,11 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_project import phantoms, storage
-from covid_project.data import DataError, open_dataset
-from covid_project.experiment import CACHE, MissingInput, begin
+from covid_lab import phantoms, storage
+from covid_lab.datasets import open_dataset
+from covid_lab.runs.experiment import begin
+from covid_lab.runs.settings import CACHE
+from covid_project.data import DataError
+from covid_project.files import read_csv, write_csv
+from covid_project.results import MissingInput
 from covid_project.settings import load_settings
-from covid_project.storage import read_csv, write_csv
 
 
 @pytest.fixture(autouse=True)

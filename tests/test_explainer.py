@@ -1,6 +1,8 @@
-"""``python -m covid_project explain``, as a user calls it."""
+"""``python -m covid_lab explain``, as a user calls it."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -9,12 +11,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covid_project.__main__ import main
-from covid_project.data import decode
-from covid_project.explain.gradcam import grad_cam, overlay
+from covid_lab.__main__ import main
+from covid_lab.explain.gradcam import grad_cam
+from covid_lab.phantoms import draw_radiograph
+from covid_project.gradcam import overlay
 from covid_project.models import baseline_cnn
 from covid_project.normalization import normalization_layer
-from covid_project.phantoms import draw_radiograph
+from covid_project.pipeline import decode
+from covid_project.settings import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -161,13 +165,31 @@ def test_an_unreadable_file_is_listed_and_the_others_are_explained(
     assert "unreadable" in capsys.readouterr().err
 
 
+def test_a_console_of_few_letters_does_not_stop_an_explanation(model_path, images, tmp_path):
+    (images / "COVID" / "рентген.png").write_bytes(b"not an image")
+    command = [sys.executable, "-m", "covid_lab", "explain", model_path, images, "--out", tmp_path]
+    done = subprocess.run(
+        command,
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        encoding="cp1252",
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "5 of 5 images explained" in done.stdout
+    assert "unreadable" in done.stderr
+    table = pd.read_csv(tmp_path / "explanations.csv", encoding="utf-8")
+    assert table["image"].str.endswith("рентген.png").sum() == 1
+
+
 def test_pipes_and_devices_are_listed_and_not_read(model_path, images, tmp_path):
     os.mkfifo(images / "COVID" / "pipe.png")  # once it was waited for, without end
     (images / "COVID" / "device.png").symlink_to("/dev/zero")
     (images / "COVID" / "folder.png").mkdir()
     status, table = explain(model_path, images, tmp_path / "out")
     assert status == 1
-    unreadable = table[table["status"].str.contains("no regular file")]
+    unreadable = table[table["status"].str.contains("not a regular file")]
     assert sorted(Path(name).name for name in unreadable["image"]) == ["device.png", "pipe.png"]
     assert len(table) == 6
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from covid_project.explain.feature_maps import feature_maps
+from covid_lab.explain.feature_maps import feature_maps
 
 
 @pytest.fixture

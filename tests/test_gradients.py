@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from covid_project.explain.gradients import integrated_gradients, saliency, smooth_grad
+from covid_lab.explain.gradients import integrated_gradients, saliency, smooth_grad
 
 SIZE = 8
 METHODS = (saliency, smooth_grad, integrated_gradients)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from covid_project.explain.heatmaps import Heatmaps, normalize_heatmaps, on_one_scale
+from covid_lab.explain.heatmaps import Heatmaps, normalize_heatmaps, on_one_scale
 
 RAW = np.array([[[1.0, -4.0], [2.0, 0.0]], [[8.0, 4.0], [0.0, 2.0]], [[-1.0, 0], [0, -2]]])
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from covid_project.explain import incremental
-from covid_project.explain.occlusion import occlusion
+from covid_lab.explain import incremental
+from covid_lab.explain.occlusion import occlusion
 from covid_project.models import baseline_cnn, build_backbone, transfer_model
 from covid_project.normalization import normalization_layer
 

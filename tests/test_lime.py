@@ -4,7 +4,7 @@ import pytest
 from keras import layers
 from lime.lime_image import LimeImageExplainer
 
-from covid_project.explain.lime import lime, segment
+from covid_lab.explain.lime import lime, segment
 
 
 def linear_model(weights, bias=0.0):

@@ -6,8 +6,8 @@ import pytest
 from conftest import SHARED
 from PIL import Image
 
-from covid_project.lungs import implausible, segment_lungs
-from covid_project.phantoms import draw_radiograph
+from covid_lab.lungs import implausible, segment_lungs
+from covid_lab.phantoms import draw_radiograph
 
 
 def overlap(found, true):

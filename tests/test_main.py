@@ -7,7 +7,7 @@ import zipfile
 import pandas as pd
 import pytest
 
-from covid_project.__main__ import main
+from covid_lab.__main__ import main
 
 
 @pytest.mark.parametrize(

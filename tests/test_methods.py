@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from covid_project.explain.methods import LAYERED, METHODS, method_named
+from covid_lab.explain.methods import LAYERED, METHODS, method_named
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from covid_project.explain.network import FoldedConvolution, fold_normalization, graph_nodes
+from covid_lab.explain.network import FoldedConvolution, fold_normalization, graph_nodes
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import nbformat
 import pytest
 from packaging.requirements import Requirement
 
-from covid_project.report.submission import needed_modules
-from covid_project.settings import NOTEBOOKS
+from covid_lab.handin import needed_modules
+from covid_lab.runs.settings import NOTEBOOKS
 
 HOUSE = Path(__file__).resolve().parent.parent
 SHEET = {

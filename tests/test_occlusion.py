@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from covid_project.explain.occlusion import occlusion
+from covid_lab.explain.occlusion import occlusion
 
 SIZE = 10
 

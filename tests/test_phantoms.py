@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from covid_project import phantoms
-from covid_project.data import DataError, load_masks, open_dataset
-from covid_project.phantoms import SEVERITIES, draw_radiograph, load_lesions, write_dataset
+from covid_lab import phantoms
+from covid_lab.datasets import load_masks, open_dataset
+from covid_lab.phantoms import SEVERITIES, draw_radiograph, load_lesions, write_dataset
+from covid_project.data import DataError
 
 COUNTS = {"train": 4, "val": 2, "test": 3}
 KINDS = (None, *SEVERITIES)

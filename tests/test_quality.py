@@ -8,21 +8,21 @@ import pandas as pd
 import pytest
 from keras import layers
 
-from covid_project.evaluation import wilson_interval
-from covid_project.explain.gradcam import grad_cam
-from covid_project.explain.gradients import saliency
-from covid_project.explain.heatmaps import Heatmaps
-from covid_project.explain.quality import (
+from covid_lab.explain.gradcam import grad_cam
+from covid_lab.explain.gradients import saliency
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.quality import (
     BASELINES,
     baseline_maps,
     energy_inside,
     explanation_quality,
     mean_interval,
 )
-from covid_project.explain.quality.table import COLUMNS
+from covid_lab.explain.quality.table import COLUMNS
+from covid_lab.phantoms import draw_radiograph
+from covid_project.evaluation import wilson_interval
+from covid_project.files import read_csv, write_csv
 from covid_project.normalization import SampleNormalization
-from covid_project.phantoms import draw_radiograph
-from covid_project.storage import read_csv, write_csv
 
 SIZE = 16
 

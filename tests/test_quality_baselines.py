@@ -4,7 +4,7 @@ import pytest
 from keras import layers
 from scipy.ndimage import correlate
 
-from covid_project.explain.quality import BASELINES, baseline, baseline_maps
+from covid_lab.explain.quality import BASELINES, baseline, baseline_maps
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from covid_project.explain.quality import (
+from covid_lab.explain.quality import (
     area,
     deletion,
     faithfulness,

@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 
-from covid_project.explain.quality import (
+from covid_lab.explain.quality import (
     baseline_maps,
     box_masks,
     energy_inside,
@@ -16,7 +16,7 @@ from covid_project.explain.quality import (
     mean_interval,
     pointing_game,
 )
-from covid_project.explain.quality.localisation import _otsu_threshold
+from covid_lab.explain.quality.localisation import _otsu_threshold
 
 MEASURES = (energy_inside, pointing_game, iou_at_otsu)
 

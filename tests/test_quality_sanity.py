@@ -10,10 +10,10 @@ from keras import layers
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 
-from covid_project.explain.gradcam import grad_cam
-from covid_project.explain.gradients import integrated_gradients, saliency
-from covid_project.explain.heatmaps import Heatmaps
-from covid_project.explain.quality import (
+from covid_lab.explain.gradcam import grad_cam
+from covid_lab.explain.gradients import integrated_gradients, saliency
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.quality import (
     across_seeds,
     blocks,
     noisy,
@@ -131,7 +131,7 @@ def test_fifty_pairs_are_drawn_without_repetition(monkeypatch):
         drawn.append(list(zip(first[:, 0, 0], second[:, 0, 0], strict=True)))
         return np.zeros(len(first))
 
-    monkeypatch.setattr("covid_project.explain.quality.similarities.rank_correlation", note)
+    monkeypatch.setattr("covid_lab.explain.quality.similarities.rank_correlation", note)
     similarity_of_pairs(heatmaps_of(raw), seed=1)
     pairs = {frozenset(pair) for pair in drawn[0]}
     assert len(pairs) == len(drawn[0]) == 50

@@ -5,9 +5,9 @@ import shutil
 import pandas as pd
 import pytest
 
-from covid_project.__main__ import main
-from covid_project.report import build
-from covid_project.report.build import ReportFault
+from covid_lab.__main__ import main
+from covid_lab.report import build
+from covid_lab.report.build import ReportFault
 
 needs_latex = pytest.mark.skipif(build.engine() is None, reason="neither latexmk nor tectonic here")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from covid_project.report import checks
-from covid_project.report.evidence import Evidence
+from covid_lab.report import checks
+from covid_lab.report.evidence import Evidence
 
 HEAD = "\\documentclass[10pt]{article}\n\\begin{document}\n"
 TAIL = (

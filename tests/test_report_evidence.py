@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_project.report import evidence
-from covid_project.report.evidence import EvidenceMissing, collect
+from covid_lab.report import evidence
+from covid_lab.report.evidence import EvidenceMissing, collect
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from covid_project import phantoms
-from covid_project.__main__ import main
-from covid_project.report import build
-from covid_project.report.submission import (
-    Refused,
-    needed_modules,
-    notebook_faults,
-    submit,
-    write_archive,
-)
-from covid_project.settings import HOUSE, NOTEBOOKS
+from covid_lab import phantoms
+from covid_lab.__main__ import main
+from covid_lab.handin import Refused, needed_modules, notebook_faults, submit, write_archive
+from covid_lab.report import build
+from covid_lab.runs.settings import NOTEBOOKS
+from covid_project.settings import PROJECT
 
 
 @pytest.fixture
@@ -137,7 +132,7 @@ def test_nothing_outside_the_sheet_is_handed_in(results, tmp_path):
 
 
 def test_needed_modules_are_what_the_notebooks_import_and_all_of_it():
-    names = {path.relative_to(HOUSE).as_posix() for path in needed_modules()}
+    names = {path.relative_to(PROJECT).as_posix() for path in needed_modules()}
     assert "covid_project/evaluation.py" in names
     assert "covid_project/storage.py" in names
     assert "covid_project/phantoms.py" not in names
@@ -153,12 +148,12 @@ def test_the_hand_in_runs_its_notebooks_by_itself_in_an_empty_folder(small_run, 
     profile = yaml.safe_load((small_run[0] / "profiles" / "small.yaml").read_text())
     profile |= {"phantoms": None, "seeds": 1}
     (tmp_path / "quick.yaml").write_text(yaml.safe_dump(profile))
-    command = [sys.executable, "-m", "covid_project", "run", "--data", str(drawn)]
+    command = [sys.executable, "-m", "covid_lab", "run", "--data", str(drawn)]
     command += ["--profile", str(tmp_path / "quick.yaml"), "--results", "again"]
     done = subprocess.run(command, cwd=empty, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (empty / "again" / "metrics.csv").is_file()
-    alone = [sys.executable, "-m", "covid_project", "run"]
+    alone = [sys.executable, "-m", "covid_lab", "run"]
     done = subprocess.run(alone, cwd=empty, capture_output=True, text=True)
     assert done.returncode == 2
     assert "with data named" in done.stderr

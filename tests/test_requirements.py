@@ -3,11 +3,11 @@
 import pytest
 from packaging.requirements import Requirement
 
-from covid_project.settings import HOUSE
+from covid_project.settings import PROJECT
 
 
 def listed(name: str) -> dict[str, Requirement]:
-    lines = (HOUSE / name).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    lines = (PROJECT / name).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     stated = [line.partition("#")[0].partition("--hash")[0].strip() for line in lines]
     found = [Requirement(line) for line in stated if line]
     return {requirement.name.lower(): requirement for requirement in found}

@@ -1,7 +1,7 @@
 import nbformat
 import pytest
 
-from covid_project import runner
+from covid_lab.runs import runner
 from covid_project.settings import SETTINGS_VARIABLE, load_settings
 
 
@@ -9,8 +9,8 @@ from covid_project.settings import SETTINGS_VARIABLE, load_settings
 def house(tmp_path, monkeypatch):
     """A project of two notebooks of our own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(runner.HOUSE))
-    monkeypatch.setattr(runner, "HOUSE", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(runner.PROJECT))
+    monkeypatch.setattr(runner, "PROJECT", tmp_path)
     monkeypatch.setenv(SETTINGS_VARIABLE, "")  # so that the runner's own is taken back afterwards
 
     def write(name, *sources):

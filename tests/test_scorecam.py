@@ -4,7 +4,7 @@ import pytest
 from keras import layers
 from scipy.ndimage import map_coordinates
 
-from covid_project.explain.scorecam import score_cam, score_cam_function
+from covid_lab.explain.scorecam import score_cam, score_cam_function
 
 SIZE = 12
 

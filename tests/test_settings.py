@@ -1,52 +1,71 @@
+"""Settings of the course run: what is read, what is refused and with which words."""
+
 import dataclasses
-import importlib
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from covid_project.settings import (
-    PROFILES,
-    SETTINGS_VARIABLE,
-    STUDIES,
+    COURSE,
+    PROJECT,
     Axis,
     SettingsError,
     as_yaml,
+    find_data,
     load_settings,
+    read_file,
 )
 
 
-@pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
-def test_every_committed_profile_reads_and_survives_a_round_trip(profile, tmp_path):
-    study = profile.removesuffix("_demo")
-    load = load_settings
-    if study in STUDIES:
-        load = importlib.import_module(f"covid_project.studies.{study}").load_settings
-    settings = load(profile, data="some.zip")
+def changed(**changes):
+    return load_settings(data="some.zip", changes=changes)
+
+
+def test_the_course_reads_and_survives_a_round_trip(tmp_path):
+    settings = load_settings(data="some.zip")
     path = tmp_path / "again.yaml"
-    path.write_text(as_yaml(settings))
-    assert load(path) == settings
+    path.write_text(as_yaml(settings), encoding="utf-8")
+    assert load_settings(path) == settings
 
 
 def test_settings_cannot_be_changed_afterwards():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        load_settings("demo").seed = 1
+        load_settings(data="some.zip").seed = 1
 
 
-def test_profile_follows_argument_then_environment_then_data(monkeypatch, tmp_path):
-    assert load_settings().profile == "demo"
-    assert load_settings(data="some.zip").profile == "course"
+def test_a_file_states_only_what_differs(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(as_yaml(load_settings("demo", changes={"seed": 99})))
-    monkeypatch.setenv(SETTINGS_VARIABLE, str(path))
-    assert load_settings().seed == 99
-    assert load_settings("demo").seed != 99
+    path.write_text("seed: 99\nbaseline: {patience: 5}\n")
+    settings, course = load_settings(path, data="some.zip"), load_settings(data="some.zip")
+    assert settings.seed == 99
+    baseline = dataclasses.replace(course.baseline, patience=5)
+    assert settings == dataclasses.replace(course, seed=99, baseline=baseline)
 
 
-def test_course_profile_without_data_says_what_to_give():
-    with pytest.raises(SettingsError, match="--data"):
-        load_settings("course")
+def test_an_axis_is_replaced_as_a_whole():
+    axis = {"values": [0.1, 0.3], "plus": 0.2, "low": 0.1, "high": 0.5}
+    found = changed(**{"baseline.search.dropout": axis}).baseline.search["dropout"]
+    assert found == Axis(values=(0.1, 0.3), plus=0.2, low=0.1, high=0.5)
+
+
+def test_data_are_found_beside_the_notebooks_or_what_to_do_is_said(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(SettingsError, match=r"covid_xray\.zip was not found in .*DATA = "):
+        find_data([other, tmp_path])
+    (tmp_path / "covid_xray").mkdir()
+    assert find_data([other, tmp_path]) == tmp_path / "covid_xray"
+    (other / "covid_xray.zip").touch()
+    assert find_data([other, tmp_path]) == other / "covid_xray.zip"
+
+
+def test_relative_paths_count_from_the_working_directory_or_the_notebooks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.zip").touch()
+    settings = load_settings(data="here.zip", results="elsewhere")
+    assert settings.data == str(tmp_path / "here.zip")
+    assert settings.results == str(PROJECT / "elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -60,52 +79,50 @@ def test_course_profile_without_data_says_what_to_give():
         ("image_size", 8, "image_size is 8; allowed: 32 to 512"),
         ("augmentation.rotation", 90, "augmentation.rotation is 90; allowed: 0 to 45"),
         ("augmentation.zoom", float("nan"), "augmentation.zoom must be a float"),
-        ("transfer.backbone", "VGG19", "allowed: ResNet50V2, MobileNetV2, MobileNet"),
+        ("transfer.backbone", "VGG99", "allowed: ResNet50V2, MobileNetV2, MobileNet"),
         ("normalization", "none", "allowed: fixed, dataset, pixel, sample"),
         ("baseline.search.dropout.values", [0.4, 0.2], "values must rise"),
         ("baseline.search.dropout.values", [0.2, 0.9], "leave the limits"),
         ("baseline.search.dropout.times", 2, "either times"),
         ("baseline.search.dropout", {"values": [0.1]}, "missing setting baseline.search.dropout"),
-        ("baseline.start", {"dropout": 0.1}, "must name"),
-        ("baseline.start.batch_size", 0.5, "batch_size is 0.5; allowed: whole numbers"),
+        ("baseline.start", {"dropout": 0.1}, "must name the same hyperparameters"),
+        ("baseline.start.batch_size", 32.5, "batch_size must be whole numbers"),
+        ("baseline.start.dropout", 0.95, "start.dropout is 0.95; allowed: 0.0 to 0.8"),
         ("transfer", [1], "transfer must hold keys and values"),
     ],
 )
 def test_bad_values_are_refused_by_name(key, value, message):
     with pytest.raises(SettingsError) as error:
-        load_settings("demo", changes={key: value})
+        changed(**{key: value})
     assert message in str(error.value)
 
 
-def test_unknown_profile_lists_the_known_ones():
-    with pytest.raises(SettingsError, match="give one of course"):
-        load_settings("no_such_profile")
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"none\.yaml cannot be read"):
+        load_settings(tmp_path / "none.yaml", data="some.zip")
 
 
-def test_broken_yaml_names_the_file(tmp_path):
-    path = tmp_path / "broken.yaml"
-    path.write_text("a: [1")
-    with pytest.raises(SettingsError, match=r"broken\.yaml"):
-        load_settings(path)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("seed: 1\nseed: 2\n", "not valid YAML: found seed twice"),
+        ("seed: !!python/object/apply:os.getpid []", "not valid YAML"),
+        ("just words", "must hold keys and values"),
+    ],
+    ids=["broken", "twice", "code", "words"],
+)
+def test_a_bad_file_is_refused_by_name(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=r"bad\.yaml") as error:
+        load_settings(path, data="some.zip")
+    assert message in str(error.value)
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path):
-    path = tmp_path / "twice.yaml"
-    path.write_text("seed: 1\nseed: 2\n")
-    with pytest.raises(SettingsError, match=r"twice\.yaml: not valid YAML: found seed twice"):
-        load_settings(path)
-
-
-def test_yaml_cannot_run_code(tmp_path):
-    path = tmp_path / "evil.yaml"
-    path.write_text("seed: !!python/object/apply:os.getpid []")
-    with pytest.raises(SettingsError, match="not valid YAML"):
-        load_settings(path)
-
-
-DEMO = yaml.safe_load((PROFILES / "demo.yaml").read_text())
-KEYS = [key for key in DEMO if key != "expected_seconds"] + [
-    f"{group}.{key}" for group in ("augmentation", "baseline", "transfer") for key in DEMO[group]
+VALUES = read_file(COURSE)
+KEYS = list(VALUES) + [
+    f"{group}.{key}" for group in ("augmentation", "baseline", "transfer") for key in VALUES[group]
 ]
 JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
@@ -116,11 +133,11 @@ JUNK = st.one_of(
 @given(key=st.sampled_from(KEYS), value=JUNK)
 def test_any_value_is_taken_or_refused_with_the_key_in_the_message(key, value):
     try:
-        load_settings("demo", changes={key: value})
+        changed(**{key: value})
         return
     except SettingsError as error:  # anything else fails the test
         message = str(error)
-    assert key.split(".")[-1] in message or "needs data" in message
+    assert key.split(".")[-1] in message
 
 
 @pytest.mark.parametrize("step", [{}, {"times": 2, "plus": 1}, {"times": 1}, {"plus": 0}])

@@ -7,14 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_project.storage import (
+from covid_lab.storage import bound_cache, filled_array, remove_leftovers
+from covid_project.files import (
     append_rows,
-    bound_cache,
     cached_array,
-    filled_array,
     fingerprint,
     read_csv,
-    remove_leftovers,
     whole_file,
     write_csv,
     write_text,
@@ -41,7 +39,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     write_text(path, "old")
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from covid_project.storage import whole_file\n"
+        "from covid_project.files import whole_file\n"
         "with whole_file(Path(sys.argv[1])) as part:\n"
         "    part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -107,32 +105,23 @@ def test_a_filled_array_is_whole_or_absent(tmp_path):
         array[0] = 1
 
 
-def test_a_cache_keeps_what_was_used_last_within_its_bound(tmp_path):
-    names = ["phantoms-1/a/image.png", "data-1/images.npy", "data-1/features-1/copy0.npy",
-             "data-1/features-1/copy1.npy", "data-2/images.npy", "run-1/lock"]  # fmt: skip
+def test_a_cache_keeps_its_youngest_entries_within_its_bound(tmp_path):
+    names = ["phantoms-1/a/image.png", "features-1/copy0.npy", "features-1/copy1.npy",
+             "images.npy", "logs/one.log"]  # fmt: skip
     for age, name in enumerate(names):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(100_000))
         for one in (path, path.parent):
             os.utime(one, (1000 - age,) * 2)
-    # The features are one entry, as young as their youngest file.
     assert bound_cache(tmp_path, 1e6) == []
-    gone = bound_cache(tmp_path, 520_000)
-    assert gone == [tmp_path / "run-1"]
-    keep = [tmp_path / "data-2", tmp_path / "phantoms-1" / "a"]
-    gone = bound_cache(tmp_path, 0, keep=keep)
-    assert gone == [tmp_path / "data-1" / "features-1", tmp_path / "data-1" / "images.npy"]
-    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert left == ["data-2/images.npy", "phantoms-1/a/image.png"]
-
-
-def test_a_cached_array_counts_as_used_when_it_is_loaded(tmp_path):
-    path = tmp_path / "array.npy"
-    cached_array(path, lambda: np.zeros(3))
-    os.utime(path, (1000, 1000))
-    cached_array(path, lambda: np.zeros(3))
-    assert path.stat().st_mtime > 1000
+    assert bound_cache(tmp_path, 420_000) == [tmp_path / "logs"]
+    # The features are one entry, as young as their youngest file.
+    assert bound_cache(tmp_path, 320_000) == [tmp_path / "images.npy"]
+    gone = bound_cache(tmp_path, 0, keep=[tmp_path / "phantoms-1" / "a"])
+    assert gone == [tmp_path / "features-1"]
+    left = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()]
+    assert left == ["phantoms-1/a/image.png"]
 
 
 def test_a_cached_array_is_computed_once_and_read_only(tmp_path):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from covid_project.studies import cgan
-from covid_project.studies.cgan import (
+from covid_lab.studies import cgan
+from covid_lab.studies.cgan import (
     Recipe,
     cross_tests,
     discriminator_network,
@@ -13,7 +13,7 @@ from covid_project.studies.cgan import (
     nearest_distances,
     train,
 )
-from covid_project.studies.imbalance import NotTraining, balance
+from covid_lab.studies.imbalance import NotTraining, balance
 from covid_project.training import set_seed
 
 SMALL = {"image_size": 16, "noise": 8, "width": 8, "batch_size": 16, "learning_rate": 0.001}

@@ -5,12 +5,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
-from covid_project.studies.classical import (
-    flattened,
-    log_odds,
-    logistic_regression,
-    nearest_neighbours,
-)
+from covid_lab.studies.classical import flattened, log_odds, logistic_regression, nearest_neighbours
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 from skimage.exposure import equalize_hist
 
-from covid_project.data import DataError, decode, open_dataset
-from covid_project.studies.ct import (
+from covid_lab.datasets import open_dataset
+from covid_lab.studies.ct import (
     edges,
     prepared,
     prepared_images,
@@ -12,6 +12,8 @@ from covid_project.studies.ct import (
     save_copies,
     slice_groups,
 )
+from covid_project.data import DataError
+from covid_project.pipeline import decode
 
 
 def test_slices_of_an_article_or_a_series_are_one_group():

@@ -6,8 +6,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage
 
-from covid_project.data import DataError
-from covid_project.studies.ct_phantoms import (
+from covid_lab.studies.ct_phantoms import (
     GRADES,
     SHARES,
     draw_slice,
@@ -15,7 +14,8 @@ from covid_project.studies.ct_phantoms import (
     write_dataset,
     write_slice,
 )
-from covid_project.studies.nrrd_slices import load_masks, load_slices, open_slices
+from covid_lab.studies.nrrd_slices import load_masks, load_slices, open_slices
+from covid_project.data import DataError
 
 
 def drawn(number, **how):

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from covid_project.studies.ct_phantoms import AIR, MUSCLE, draw_slice
-from covid_project.studies.ct_preprocessing import (
+from covid_lab.studies.ct_phantoms import AIR, MUSCLE, draw_slice
+from covid_lab.studies.ct_preprocessing import (
     as_grey,
     clahe,
     dice,

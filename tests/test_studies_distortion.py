@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import ndimage
 
-from covid_project.studies.distortion import distorted, distorted_batches, distorted_copies
+from covid_lab.studies.distortion import distorted, distorted_batches, distorted_copies
 
 NONE = {"rotation": 0.0, "shear": 0.0, "zoom": 0.0, "flips": False}
 

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from matplotlib.collections import PathCollection
 
-from covid_project.studies import drift_figures
-from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES
+from covid_lab.studies import drift_figures
+from covid_lab.studies.perturbations import PERTURBATIONS, SEVERITIES
 
 LAYERS = [f"block{stage}_{block}" for stage in (1, 2, 3, 4) for block in (1, 2)]
 

@@ -6,10 +6,10 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from covid_project.studies import drift_statistics as statistics
-from covid_project.studies.perturbations import PERTURBATIONS
-from covid_project.studies.robustness import auc
-from covid_project.studies.saliency_drift import MEASURES, ORIGINAL, SETS
+from covid_lab.studies import drift_statistics as statistics
+from covid_lab.studies.perturbations import PERTURBATIONS
+from covid_lab.studies.robustness import auc
+from covid_lab.studies.saliency_drift import MEASURES, ORIGINAL, SETS
 
 LAYERS = ("block1_1", "block4_2")
 IMAGES = 40

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from covid_project.studies.footprint import compiled, seconds_per_image, weight_bytes
+from covid_lab.studies.footprint import compiled, seconds_per_image, weight_bytes
 
 
 def dense():

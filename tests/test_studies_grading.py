@@ -8,7 +8,7 @@ from scipy.stats import t
 from sklearn import metrics as peer
 from sklearn.svm import SVC
 
-from covid_project.studies.grading import (
+from covid_lab.studies.grading import (
     METRICS,
     RankLogits,
     Verdicts,
@@ -23,7 +23,7 @@ from covid_project.studies.grading import (
     rank_targets,
     train,
 )
-from covid_project.studies.imbalance import balance
+from covid_lab.studies.imbalance import balance
 from covid_project.training import set_seed
 
 

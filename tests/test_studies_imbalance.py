@@ -5,8 +5,8 @@ import pytest
 from imblearn.over_sampling import SMOTE
 from sklearn.utils.class_weight import compute_class_weight
 
-from covid_project.studies.imbalance import METHODS, NotTraining, balance
-from covid_project.training import balanced_weights
+from covid_lab.studies.imbalance import METHODS, NotTraining, balance
+from covid_lab.training import class_weights
 
 COUNTS = [4, 9, 20, 7, 3]
 
@@ -74,9 +74,9 @@ def test_class_weights_are_scikit_learn_s_balanced(data):
 
 def test_the_published_weights_follow_from_the_published_counts():
     labels = np.repeat(np.arange(5), [245, 449, 1109, 411, 149])  # 2363
-    found = list(balanced_weights(labels).values())
+    found = list(class_weights(labels).values())
     np.testing.assert_allclose(found, [1.929, 1.053, 0.426, 1.149, 3.176], atol=0.006)
-    two = list(balanced_weights(labels >= 3).values())
+    two = list(class_weights(labels >= 3).values())
     np.testing.assert_allclose(two, [0.655, 2.109], atol=0.002)
 
 

@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
+from covid_lab.studies.medmnist import CLASSES, read
 from covid_project.data import SPLITS, DataError
-from covid_project.settings import HOUSE
-from covid_project.studies.medmnist import CLASSES, read
+from covid_project.settings import PROJECT
 
 COUNTS = {"train": 6, "val": 3, "test": 4}
 COLOUR = ("retinamnist", "dermamnist")
@@ -123,7 +123,7 @@ def test_missing_unknown_and_damaged_files_are_refused(tmp_path):
     ("name", "counts"), [("breastmnist", (546, 78, 156)), ("pneumoniamnist", (4708, 524, 624))]
 )
 def test_the_real_files_have_the_official_splits(name, counts):
-    path = HOUSE.parent / "shared" / "data" / f"{name}.npz"
+    path = PROJECT.parent / "shared" / "data" / f"{name}.npz"
     if not path.is_file():
         pytest.skip(f"{name}.npz is not at hand (../shared/data)")
     found = read(path)

@@ -3,7 +3,7 @@ import re
 import pandas as pd
 import pytest
 
-from covid_project.studies.model_card import Evidence, model_card
+from covid_lab.studies.model_card import Evidence, model_card
 
 
 def evidence(**changes):

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_project.data import DataError
-from covid_project.studies.nrrd_slices import (
+from covid_lab.studies.nrrd_slices import (
     load_slices,
     open_slices,
     read_hounsfield,
     read_labels,
     read_nrrd,
 )
+from covid_project.data import DataError
 
 # Names of the types in NRRD's definition, and NumPy's.
 TYPES = {

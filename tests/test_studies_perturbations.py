@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import ks_2samp
 from skimage.color import hsv2rgb, rgb2hsv
 
-from covid_project.studies.perturbations import (
+from covid_lab.studies.perturbations import (
     CONSTANTS,
     PERTURBATIONS,
     SEVERITIES,

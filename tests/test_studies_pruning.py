@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from covid_project.studies.pruning import (
+from covid_lab.studies.pruning import (
     Pruning,
     Schedule,
     kernels,

@@ -6,13 +6,13 @@ import pytest
 from scipy.ndimage import center_of_mass
 from scipy.stats import spearmanr
 
-from covid_project.explain.gradcam import grad_cam
-from covid_project.models import resnet18
+from covid_lab.explain.gradcam import grad_cam
+from covid_lab.models import resnet18
+from covid_lab.studies import saliency_drift
+from covid_lab.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
+from covid_lab.studies.saliency_drift import MEASURES, as_grey_levels, drift, flag, grid
+from covid_project.files import read_csv
 from covid_project.normalization import normalization_layer
-from covid_project.storage import read_csv
-from covid_project.studies import saliency_drift
-from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
-from covid_project.studies.saliency_drift import MEASURES, as_grey_levels, drift, flag, grid
 from covid_project.training import set_seed
 
 LAYERS = ("block1_1", "block4_2")

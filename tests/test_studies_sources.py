@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_project.audit.predictability import TooFewGroups
-from covid_project.studies.sources import source_table, views
+from covid_lab.audit.predictability import TooFewGroups
+from covid_lab.studies.sources import source_table, views
 
 
 def pictures(rng, n=80):

@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from covid_project.data import DataError, open_dataset
-from covid_project.studies.splits import dealt_once
+from covid_lab.datasets import open_dataset
+from covid_lab.studies.splits import dealt_once
+from covid_project.data import DataError
 
 SHARES = {"train": 0.7, "val": 0.3}
 

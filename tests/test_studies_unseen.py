@@ -3,8 +3,8 @@ import pytest
 from scipy.special import expit, logit
 from sklearn.metrics import accuracy_score, brier_score_loss, root_mean_squared_error
 
+from covid_lab.studies.unseen import label_of, labels_of, probability_errors
 from covid_project.data import DataError
-from covid_project.studies.unseen import label_of, labels_of, probability_errors
 
 LESION = ("nolesion", "lesion")
 

@@ -1,21 +1,18 @@
 """The study of CT slices: its splits, and its notebook on a few drawn images."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from study_runs import run_study, small_profile
 
-from covid_project import phantoms
+from covid_lab import phantoms
+from covid_lab.studies.ct_lesions import begin, load_settings
+from covid_lab.studies.unseen import labels_of
 from covid_project.evaluation import metrics_table
-from covid_project.settings import HOUSE, PROFILES
-from covid_project.storage import read_csv
-from covid_project.studies.ct_lesions import begin, load_settings
-from covid_project.studies.unseen import labels_of
+from covid_project.files import read_csv
+from covid_project.settings import PROJECT
 
 
 def drawn_set(folder):
@@ -45,21 +42,14 @@ def drawn_boxes(folder):
 def finished(tmp_path_factory):
     """Results folder of the notebook on drawn images of two sources."""
     folder = tmp_path_factory.mktemp("study")
-    values = yaml.safe_load((PROFILES / "ct_lesions_demo.yaml").read_text())
+    values = small_profile("ct_lesions")
     values |= {"negative": "nolesion", "positive": "lesion", "boxes": str(drawn_boxes(folder))}
     values |= {"epochs": 2, "kernel_sizes": [3], "batch_sizes": [24], "timed_calls": 2}
     values |= {"neighbours": [3], "strengths": [0.001], "explained": 1, "lime_samples": 10}
     values["model_b"] |= {"filters": [4, 8]}
     values["model_c"] |= {"weights": "random", "image_size": 64, "augmented_copies": 0}
     values["model_d"] |= {"sparsities": [0.8], "epochs": 2}
-    profile = folder / "small.yaml"
-    profile.write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "covid_project", "run", "--study", "ct_lesions"]
-    command += ["--profile", str(profile), "--data", str(drawn_set(folder)), "--results", "made"]
-    where = {**os.environ, "PYTHONPATH": str(HOUSE)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=where)
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
-    return folder / "made"
+    return run_study(folder, "ct_lesions", values, drawn_set(folder))
 
 
 def test_the_notebook_writes_every_table_and_page(finished):
@@ -92,7 +82,7 @@ def test_the_positive_class_is_the_same_everywhere(finished):
 
 def test_each_final_model_saw_the_test_split_once(finished):
     ledger = read_csv(finished / "test_ledger.csv")
-    expected = ["model_a", "model_b", "model_c", "model_d", "logistic", "neighbours"]
+    expected = ["exploration", "model_a", "model_b", "model_c", "model_d", "logistic", "neighbours"]
     assert ledger["stage"].tolist() == expected
     assert (ledger["look"] == 1).all()
 
@@ -113,7 +103,7 @@ def test_no_group_is_in_two_splits_and_no_path_of_this_machine_is_written(finish
 
 
 def test_real_slices_are_dealt_by_patient(tmp_path):
-    archive = HOUSE.parent / "shared" / "data" / "covid_ct.zip"
+    archive = PROJECT.parent / "shared" / "data" / "covid_ct.zip"
     if not archive.is_file():
         pytest.skip("the COVID-CT slices are not at hand (../shared/data)")
     table = begin(load_settings(data=archive, results=tmp_path)).dataset.table
@@ -121,3 +111,10 @@ def test_real_slices_are_dealt_by_patient(tmp_path):
     assert table.groupby("group")["split"].nunique().max() == 1
     shares = table.groupby(["label", "split"]).size() / table.groupby("label").size()
     assert shares.xs("test", level="split").between(0.18, 0.22).all()
+
+
+def test_boxes_are_found_from_any_folder(tmp_path, monkeypatch):
+    """The notebook runs in another folder than the command that names them."""
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(changes={"boxes": "boxes.zip"}).boxes == str(tmp_path / "boxes.zip")
+    assert load_settings().boxes is None

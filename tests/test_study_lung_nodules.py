@@ -1,44 +1,32 @@
 """The study of lung nodules: its settings and material, and its notebook on a few drawn slices."""
 
-import os
-import subprocess
-import sys
+import json
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from study_runs import run_study, small_profile
 
-from covid_project.settings import HOUSE, PROFILES, SettingsError
-from covid_project.storage import read_csv
-from covid_project.studies import lung_nodules as study
-from covid_project.studies.ct_phantoms import write_dataset
-from covid_project.studies.grading import METRICS, interval_over_seeds
-from covid_project.studies.imbalance import NotTraining
-from covid_project.studies.nrrd_slices import Image
-
-NOTEBOOK = HOUSE / "studies" / "lung_nodules.ipynb"
+from covid_lab.studies import lung_nodules as study
+from covid_lab.studies.ct_phantoms import write_dataset
+from covid_lab.studies.grading import METRICS, interval_over_seeds
+from covid_lab.studies.imbalance import NotTraining
+from covid_lab.studies.nrrd_slices import Image
+from covid_project.files import read_csv
+from covid_project.settings import SettingsError
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Results folder of the notebook on a folder of slices as a user has it."""
     folder = tmp_path_factory.mktemp("study")
-    values = yaml.safe_load((PROFILES / "lung_nodules_demo.yaml").read_text())
+    values = small_profile("lung_nodules")
     values |= {"image_size": 64, "backbones": {"MobileNet": 0.25}, "weights": "random"}
     values |= {"seeds": 2, "small_epochs": 2, "explained": 6, "augmented_copies": 1}
     values["training"] |= {"epochs": 2}
     values["cgan"] |= {"image_size": 16, "width": 4, "noise": 8, "steps": 10}
-    profile = folder / "small.yaml"
-    profile.write_text(yaml.safe_dump(values))
     slices = write_dataset(folder / "slices", 60, 1, 128, seed=6)
-    command = [sys.executable, "-m", "covid_project", "run", "--study", "lung_nodules"]
-    command += ["--profile", str(profile), "--data", str(slices), "--results", "made"]
-    where = {**os.environ, "PYTHONPATH": str(HOUSE)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=where)
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
-    return folder / "made"
+    return run_study(folder, "lung_nodules", values, slices)
 
 
 def test_the_notebook_writes_every_table_and_figure(finished):
@@ -48,7 +36,7 @@ def test_the_notebook_writes_every_table_and_figure(finished):
         assert (finished / f"{name}.csv").is_file(), name
     pictures = "class_distribution imbalance confusion_roc history_nodule_five images_samples_full "
     for name in (pictures + "images_steps_full images_cgan_nodule images_gradcam_full").split():
-        assert (finished / "figures" / f"phantom_{name}.pdf").is_file(), name
+        assert (finished / "figures" / f"{name}.pdf").is_file(), name
     assert (finished / "notebooks" / "lung_nodules.html").is_file()
 
 
@@ -68,7 +56,7 @@ def test_imbalance_has_every_answer_task_and_view_with_intervals_over_seeds(fini
     assert five["none"] == five["class_weights"] > five["undersample"]
     filled = five[["oversample", "smote_pixels", "smote_features", "cgan"]]
     assert filled.min() == filled.max() > five["none"]
-    assert table["data"].str.startswith("phantoms-").all()
+    assert json.loads((finished / "run.json").read_text())["phantoms"]
 
 
 def test_each_final_model_saw_the_test_split_once(finished):
@@ -109,13 +97,6 @@ def test_the_heat_is_compared_with_the_nodules_share_of_the_picture(finished):
     np.testing.assert_allclose(known["ratio"], known["inside"] / known["area"])
     area = found.groupby("view")["area"].mean()
     assert area["nodule"] > 5 * area["full"]
-
-
-def test_the_committed_notebook_is_thin_and_without_outputs():
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    assert len(cells) <= 30
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +184,11 @@ def test_small_masks_lose_no_nodule():
     assert not small[2].any()
 
 
-def test_without_data_ct_slices_are_drawn_and_named_so(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_without_data_ct_slices_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "CACHE", tmp_path)
     small = {"phantoms.size": 128, "phantoms.slices": 40, "phantoms.per_patient": 1}
     run = study.begin(study.load_settings(results=tmp_path / "made", changes=small))
     assert run.dataset.is_phantom
-    assert run.notes == ["phantoms: drawn images, a test of the machinery"]
-    assert run.identity()["data"].startswith("phantoms-")
     assert set(run.dataset.table["split"]) == {"train", "val", "test"}
     again = study.begin(study.load_settings(results=tmp_path / "made", changes=small))
     assert again.dataset.fingerprint == run.dataset.fingerprint

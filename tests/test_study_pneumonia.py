@@ -1,31 +1,19 @@
 """The pneumonia study: its splits, and its notebook on a few drawn images."""
 
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from study_runs import run_study, small_profile
 
-from covid_project import phantoms
+from covid_lab import phantoms
+from covid_lab.studies.pneumonia import CLASSES, begin, equalized, load_settings, patients, series
 from covid_project.data import DataError
 from covid_project.evaluation import metrics_table
-from covid_project.settings import HOUSE, PROFILES, SettingsError
-from covid_project.studies.pneumonia import (
-    CLASSES,
-    begin,
-    equalized,
-    load_settings,
-    patients,
-    series,
-)
+from covid_project.settings import PROJECT, SettingsError
 
-SHARED = HOUSE.parent / "shared"
+SHARED = PROJECT.parent / "shared"
 
 
 def drawn_set(folder):
@@ -48,7 +36,7 @@ def drawn_set(folder):
 def finished(tmp_path_factory):
     """Results folder of the notebook on drawn images that look like the real set's files."""
     folder = tmp_path_factory.mktemp("study")
-    values = yaml.safe_load((PROFILES / "pneumonia_demo.yaml").read_text())
+    values = small_profile("pneumonia")
     network = {"epochs": 1, "patience": 1, "batch_size": 16, "image_size": 32}
     values["mlp"] |= network
     values["cnn"] |= network
@@ -58,14 +46,7 @@ def finished(tmp_path_factory):
     values["explained"] = 1
     values["clip_limits"] = [0, 0.02]
     values["validation_share"] = 0.3  # both series of names are in both splits
-    profile = folder / "small.yaml"
-    profile.write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "covid_project", "run", "--study", "pneumonia"]
-    command += ["--profile", str(profile), "--data", str(drawn_set(folder)), "--results", "made"]
-    where = {**os.environ, "PYTHONPATH": str(HOUSE)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=where)
-    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
-    return folder / "made"
+    return run_study(folder, "pneumonia", values, drawn_set(folder))
 
 
 def test_the_notebook_writes_every_table_and_page(finished):
@@ -81,7 +62,7 @@ def test_the_notebook_writes_every_table_and_page(finished):
 
 def test_every_model_saw_the_test_set_once_and_is_in_the_comparison(finished):
     ledger = pd.read_csv(finished / "test_ledger.csv")
-    assert ledger["stage"].tolist() == ["mlp", "cnn", "transfer"]
+    assert ledger["stage"].tolist() == ["exploration", "mlp", "cnn", "transfer"]
     assert (ledger["look"] == 1).all()
     comparison = pd.read_csv(finished / "model_comparison.csv").set_index("stage")
     assert comparison["published_accuracy"].to_dict() == {
@@ -182,7 +163,7 @@ def test_the_series_is_read_from_the_name():
 def test_unknown_settings_and_missing_data_are_refused():
     with pytest.raises(SettingsError, match=r"cnn\.depth"):
         load_settings("pneumonia_demo", changes={"cnn.depth": 3})
-    with pytest.raises(SettingsError, match="needs data"):
+    with pytest.raises(SettingsError, match="no data"):
         load_settings("pneumonia")
 
 
@@ -192,11 +173,10 @@ def test_data_of_another_kind_are_refused(tmp_path, course_archive):
         begin(settings)
 
 
-def test_the_real_set_is_dealt_by_patient(tmp_path, monkeypatch):
+def test_the_real_set_is_dealt_by_patient(tmp_path):
     archive = SHARED / "data" / "chest_xray.zip"
     if not archive.is_file():
         pytest.skip("chest_xray.zip is not at hand (../shared/data)")
-    monkeypatch.chdir(tmp_path)
     dataset = begin(load_settings(data=archive, results=tmp_path / "made")).dataset
     assert dataset.classes == CLASSES
     counts = pd.crosstab(dataset.table["split"], dataset.table["label"])
@@ -205,11 +185,3 @@ def test_the_real_set_is_dealt_by_patient(tmp_path, monkeypatch):
     np.testing.assert_allclose(shares, 0.15, atol=0.005)
     learning = dataset.table[dataset.table["split"] != "test"]
     assert learning.groupby("group")["split"].nunique().max() == 1
-
-
-def test_the_committed_notebook_is_short_and_carries_no_outputs():
-    cells = nbformat.read(Path(HOUSE, "studies", "pneumonia.ipynb"), as_version=4).cells
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    lengths = [cell.source.count("\n") + 1 for cell in code]
-    assert sorted(lengths)[-2] <= 30  # all but the imports

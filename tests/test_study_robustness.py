@@ -1,30 +1,20 @@
 """The robustness study: its settings and its training, and its notebook on a few drawn images."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import keras
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from study_runs import run_study, small_profile
 
+from covid_lab.runs import settings as lab_settings
+from covid_lab.studies import robustness
+from covid_lab.studies.perturbations import PERTURBATIONS, SEVERITIES
+from covid_lab.studies.robustness import Recipe, auc, begin, load_settings, partly_perturbed, train
 from covid_project.data import DataError
-from covid_project.settings import HOUSE, PROFILES, SettingsError
-from covid_project.studies import robustness
-from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES
-from covid_project.studies.robustness import (
-    Recipe,
-    auc,
-    begin,
-    load_settings,
-    partly_perturbed,
-    train,
-)
+from covid_project.files import read_csv
+from covid_project.settings import SettingsError
 
 RECIPE = Recipe(
     loss="softmax", batch_size=8, learning_rate=1e-3, epochs=2, patience=2, stepped=True
@@ -35,25 +25,18 @@ RECIPE = Recipe(
 def finished(tmp_path_factory):
     """Results folder of the notebook on a drawn colour file of five classes."""
     folder = tmp_path_factory.mktemp("study")
-    values = yaml.safe_load((PROFILES / "robustness_demo.yaml").read_text())
+    values = small_profile("robustness")
     for recipe in values["recipes"].values():
         recipe |= {"epochs": 1, "batch_size": 16}
     del values["recipes"]["medmnist"]
     values |= {"resamples": 100, "shown": 1}
-    profile = folder / "small.yaml"
-    profile.write_text(yaml.safe_dump(values))
     rng, arrays = np.random.default_rng(0), {}
     for split, n in (("train", 20), ("val", 15), ("test", 15)):
         labels = np.arange(n) % 5
         images = rng.integers(0, 120, (n, 20, 20, 3)) + 25 * labels[:, None, None, None]
         arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels[:, None]}
     np.savez(folder / "retinamnist.npz", **arrays)
-    command = [sys.executable, "-m", "covid_project", "run", "--study", "robustness"]
-    command += ["--profile", str(profile), "--data", "retinamnist.npz", "--results", "made"]
-    where = {**os.environ, "PYTHONPATH": str(HOUSE)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=where)
-    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
-    return folder / "made"
+    return run_study(folder, "robustness", values, "retinamnist.npz")
 
 
 def test_the_notebook_writes_every_table_and_figure(finished):
@@ -193,7 +176,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_result(
 
 
 def test_unknown_settings_and_other_data_are_refused(tmp_path):
-    with pytest.raises(SettingsError, match="needs data"):
+    with pytest.raises(SettingsError, match="no data"):
         load_settings("robustness")
     with pytest.raises(SettingsError, match=r"recipes\.thesis\.loss"):
         load_settings("robustness_demo", changes={"recipes.thesis.loss": "hinge"})
@@ -201,9 +184,15 @@ def test_unknown_settings_and_other_data_are_refused(tmp_path):
         begin(load_settings(data=tmp_path / "breastmnist.npz", results=tmp_path / "made"))
 
 
-def test_the_committed_notebook_is_short_and_carries_no_outputs():
-    cells = nbformat.read(Path(HOUSE, "studies", "robustness.ipynb"), as_version=4).cells
-    assert len(cells) <= 30
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    assert max(cell.source.count("\n") + 1 for cell in code) <= 30
+def test_the_ledger_is_written_before_test_images_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab_settings, "CACHE", tmp_path)
+    small = {"phantoms": {"size": 32, "train": 4, "val": 2, "test": 3}}
+    run = begin(load_settings(results=tmp_path / "made", changes=small))
+    assert robustness.split(run, "val")[0].shape == (4, 28, 28, 1)
+    with pytest.raises(DataError, match="test_split"):
+        robustness.split(run, "test")
+    assert not (run.folder / "test_ledger.csv").exists()
+    images, labels = robustness.test_split(run, "plain", "fingerprint of the model")
+    assert images.shape == (6, 28, 28, 1)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert read_csv(run.folder / "test_ledger.csv")["stage"].tolist() == ["plain"]

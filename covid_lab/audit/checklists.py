@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from covid_project.audit.findings import Finding, worst
+from covid_lab.audit.findings import Finding, worst
 
 COLUMNS = ["checklist", "item", "asks", "answer", "answered_by"]
 

@@ -1,4 +1,4 @@
-"""``python -m covid_project audit``: all checks on one data set, printed and written.
+"""``python -m covid_lab audit``: all checks on one data set, printed and written.
 
 Written are ``audit.csv`` (the findings), ``audit.json`` (these with settings, versions, pairs and
 checklists), ``duplicates.csv``, ``shortcuts.csv``, ``controls.csv`` where asked for, and
@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from covid_project.audit.checklists import answers
-from covid_project.audit.data_checks import DataAudit, audit_data, named_pairs
-from covid_project.audit.duplicates import clusters, grouped_split, joined_groups
-from covid_project.audit.findings import Finding, as_table, figure
-from covid_project.audit.page import Report, page
-from covid_project.audit.protocol import audit_protocol
-from covid_project.data import CLASSES, DataError, Dataset, open_dataset, write_splits
-from covid_project.storage import write_csv, write_text
+from covid_lab.audit.checklists import answers
+from covid_lab.audit.data_checks import DataAudit, audit_data, named_pairs
+from covid_lab.audit.duplicates import clusters, grouped_split, joined_groups
+from covid_lab.audit.findings import Finding, as_table, figure
+from covid_lab.audit.page import Report, page
+from covid_lab.audit.protocol import audit_protocol
+from covid_lab.datasets import open_dataset, write_splits
+from covid_project.data import CLASSES, DataError, Dataset
+from covid_project.files import write_csv, write_text
 
-STAGES = ("baseline", "transfer", "fine_tuned")  # final models, asked for shortcuts of their own
+STAGES = ("baseline", "fine_tuned")  # tested models, examined for shortcuts of their own
 EVERY = 5.0  # seconds between two lines of progress
 
 
@@ -83,7 +84,7 @@ def audit(request: Request) -> Report:
     findings = list(data.findings)
     shortcuts = pd.DataFrame()
     if len(dataset.classes) == 2 and data.dataset.table["label"].nunique() == 2:
-        from covid_project.audit.shortcuts import audit_shortcuts
+        from covid_lab.audit.shortcuts import audit_shortcuts
 
         found = audit_shortcuts(_kept_together(data), masks=request.masks, seed=request.seed)
         findings += found.findings
@@ -96,7 +97,7 @@ def audit(request: Request) -> Report:
         findings += _models(request, data)
     controls = pd.DataFrame()
     if request.controls:
-        from covid_project.audit.controls import controls_table
+        from covid_lab.audit.controls import controls_table
 
         controls = controls_table(request.seed, print)
     return Report(
@@ -170,13 +171,13 @@ def _models(request: Request, data: DataAudit) -> list[Finding]:
     rows = data.dataset.rows("test")
     if not stages or not len(rows) or data.dataset.classes != CLASSES:
         return []
-    from covid_project.audit.shortcuts import audit_model
-    from covid_project.checkpoints import finished_model
+    from covid_lab.audit.shortcuts import audit_model
+    from covid_lab.checkpoints import load_model
 
     findings = []
     for stage in stages:
         print(f"the model {stage} is asked what it looks at", flush=True)
-        model = finished_model(request.results, stage, "its notebook")
+        model = load_model(request.results / "models" / f"{stage}.keras")
         found = audit_model(model, data.dataset, rows, masks=request.masks, seed=request.seed)
         findings += [dataclasses.replace(f, check=f"{stage}: {f.check}") for f in found]
     return findings
@@ -197,7 +198,7 @@ def _proposed(data: DataAudit, request: Request) -> np.ndarray:
 
 
 def _settings(request: Request, data: DataAudit) -> dict:
-    from covid_project.experiment import VERSIONS
+    from covid_project.results import versions
 
     options = {
         key: value.name if isinstance(value, Path) else value  # no machine's paths
@@ -209,10 +210,11 @@ def _settings(request: Request, data: DataAudit) -> dict:
     return {
         "settings": options,
         "seed": request.seed,
-        "versions": VERSIONS,
+        "versions": versions(),
         "data": {
             "name": request.data.name,
             "fingerprint": data.dataset.fingerprint,
+            "phantoms": data.dataset.is_phantom,
             "classes": list(data.dataset.classes),
             "images": {
                 f"{split or 'no split'}/{data.dataset.classes[label]}": int(count)

@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_project.audit.findings import Finding, worst
-from covid_project.audit.shortcuts import CHECKS, audit_shortcuts
+from covid_lab.audit.findings import Finding, worst
+from covid_lab.audit.shortcuts import CHECKS, audit_shortcuts
+from covid_lab.phantoms import SEVERITIES, draw_radiograph
 from covid_project.data import CLASSES, Dataset
-from covid_project.phantoms import SEVERITIES, draw_radiograph
+from covid_project.pipeline import resize
 
 COLUMNS = ("control", "strength", "unit", "auc", "low", "high", "verdict", "caught")
 NONE = "none"  # the control without a shortcut
@@ -77,7 +78,7 @@ def plant_size(phantoms: Phantoms, strength: float, rng: np.random.Generator) ->
     sides = side * rng.uniform(1 - SPREAD, 1 + SPREAD, len(phantoms.labels))
     sides *= 1 + phantoms.labels * strength / 100
     return [
-        np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+        resize(image, (size, size))
         for image, size in zip(phantoms.images, np.rint(sides).astype(int), strict=True)
     ]
 

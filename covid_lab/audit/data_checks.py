@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from covid_project.audit.duplicates import (
+from covid_lab.audit.duplicates import (
     class_balance,
     clusters,
     duplicate_pairs,
@@ -24,11 +23,12 @@ from covid_project.audit.duplicates import (
     pixel_hash,
     split_balance,
 )
-from covid_project.audit.findings import Finding
-from covid_project.comparison import SIGNIFICANCE
-from covid_project.data import Dataset, each_image
-from covid_project.evaluation import wilson_interval
-from covid_project.storage import filled_array
+from covid_lab.audit.findings import Finding
+from covid_lab.datasets import each_image, without
+from covid_lab.storage import filled_array
+from covid_project.data import Dataset
+from covid_project.evaluation import SIGNIFICANCE, wilson_interval
+from covid_project.pipeline import resize
 
 AREA = "data"
 SIDE = 128  # pixels at which near copies are sought; what `duplicates` was measured at
@@ -91,7 +91,7 @@ def audit_data(
     everything = len(dataset.table)
     with tempfile.TemporaryDirectory() as folder:  # the images stay on disk
         images, contents, unreadable = _read(dataset, Path(folder), progress)
-        dataset = _with_patients(dataset.without(unreadable), pattern, metadata)
+        dataset = _with_patients(without(dataset, unreadable), pattern, metadata)
         pairs = duplicate_pairs(
             images,
             dataset.table,
@@ -138,7 +138,7 @@ def _read(
         unreadable.update(
             each_image(
                 dataset,
-                lambda pixels: (pixel_hash(pixels), _thumbnail(pixels)),
+                lambda pixels: (pixel_hash(pixels), resize(pixels, (SIDE, SIDE))),
                 lambda done, total: progress("images read", done, total),
                 take,
             )[1]
@@ -146,10 +146,6 @@ def _read(
 
     images = filled_array(folder / "images.npy", (len(dataset.table), SIDE, SIDE), fill)
     return images[: len(contents)], np.array(contents, dtype="U64"), unreadable
-
-
-def _thumbnail(pixels: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def _with_patients(dataset: Dataset, pattern: str | None, metadata: pd.DataFrame | None) -> Dataset:

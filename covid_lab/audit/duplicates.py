@@ -36,8 +36,9 @@ from scipy.spatial import cKDTree
 from scipy.stats import chi2_contingency, chisquare
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
-from covid_project.audit.blocks import blocks
-from covid_project.data import DataError, group_of
+from covid_lab.audit.blocks import blocks
+from covid_lab.datasets import group_of
+from covid_project.data import DataError
 
 NEAR = 0.85  # similarity from which two images count as copies
 NEIGHBOURS = 10  # candidates per image, and as many per mirror image

@@ -5,7 +5,8 @@ import hashlib
 import pandas as pd
 from PIL import Image, JpegImagePlugin
 
-from covid_project.data import Dataset, each_header
+from covid_lab.datasets import each_header
+from covid_project.data import Dataset
 
 # The fields by what they tell of.
 FIELDS = {

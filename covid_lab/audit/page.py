@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_project.audit.data_checks import DataAudit
-from covid_project.audit.findings import VERDICTS, Finding, figure
-from covid_project.data import DataError, decode
+from covid_lab.audit.data_checks import DataAudit
+from covid_lab.audit.findings import VERDICTS, Finding, figure
+from covid_project.data import DataError
+from covid_project.pipeline import decode
 
 SHOWN = 60  # pairs; the others are in duplicates.csv
 SIDE = 256  # pixels of the longer side of an image shown
@@ -96,8 +97,9 @@ def page(report: Report) -> str:
     settings = report.settings
     data = settings["data"]
     images = ", ".join(f"{_text(where)} {count:,}" for where, count in data["images"].items())
+    kind = "drawn images (phantoms)" if data["phantoms"] else "images"
     facts = (
-        f"<p>{images} images. Fingerprint of the data {_text(data['fingerprint'])}; seed "
+        f"<p>{images} {kind}. Fingerprint of the data {_text(data['fingerprint'])}; seed "
         f"{settings['seed']}; {_text(settings['versions'])}.</p>"
     )
     sections = [

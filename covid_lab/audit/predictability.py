@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
-from covid_project.audit.blocks import blocks
+from covid_lab.audit.blocks import blocks
 from covid_project.evaluation import percentile_interval
 
 FOLDS = 5

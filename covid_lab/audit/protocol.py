@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from covid_project.audit.findings import Finding
-from covid_project.data import SPLITS, Dataset, load_images
+from covid_lab.audit.findings import Finding
+from covid_lab.datasets import load_images, without
+from covid_project.data import SPLITS, Dataset
 from covid_project.evaluation import metrics_table
-from covid_project.settings import Axis, Settings, SettingsError, load_settings
-from covid_project.storage import read_csv
+from covid_project.files import read_csv
+from covid_project.settings import Axis, Settings, SettingsError, read_file, read_settings
 
-# Final models, and the search from which each took its hyperparameters and epochs.
-SEARCHES = {"baseline": "baseline", "transfer": "transfer"}
+# Final models, trained on training and validation data, and the search that fixed their epochs.
+SEARCHES = {"baseline": "baseline", "transfer": "transfer", "fine_tuned": "transfer"}
+OF_TRAINING = ("learning_rate", "batch_size")  # hyperparameters that do not shape a model
 AREA = "protocol"
 FLOOR = 1.0  # grey level; smaller standard deviations count as this (see ``normalization``)
 
@@ -34,7 +36,7 @@ def audit_protocol(results: Path, dataset: Dataset | None = None) -> list[Findin
     Parameters
     ----------
     results
-        A results folder, as ``python -m covid_project run`` writes it.
+        A results folder, as ``python -m covid_lab run`` writes it.
     dataset
         The run's data as they are now, opened with ``splits.csv`` of the results folder. Without
         them, what needs them is not applicable.
@@ -112,8 +114,8 @@ def _a_new_model_for_every_trial(results: Path) -> Judgement:
         if "initial_model" not in trials:
             breaches.append(f"{path.name} does not record how its trials began")
             continue
-        # Learning rate and batch size leave the first weights alone, what shapes the model not.
-        shape = [name for name in ("dropout", "filters") if name in trials]
+        # The first weights depend on what shapes the model, not on how it is trained.
+        shape = [name for name in _hyperparameters(trials) if name not in OF_TRAINING]
         groups = trials.groupby(shape) if shape else [("", trials)]
         for _, group in groups:
             count += len(group)
@@ -123,6 +125,13 @@ def _a_new_model_for_every_trial(results: Path) -> Judgement:
     if not count and not breaches:
         raise _NotApplicable("no tuning tables")
     return breaches, f"{count} trials, each from the fresh weights of its seed"
+
+
+def _hyperparameters(trials: pd.DataFrame) -> list[str]:
+    """Columns of the hyperparameters: what is between the trial's number and its results."""
+    columns = list(trials)
+    end = min(columns.index(name) for name in ("best_epoch", "val_loss") if name in columns)
+    return columns[columns.index("trial") + 1 : end]
 
 
 def _final_fits_are_as_long_as_found_and_without_early_stopping(results: Path) -> Judgement:
@@ -175,7 +184,7 @@ def _metrics_follow_from_the_scores(results: Path) -> Judgement:
     metrics = _table(results, "metrics.csv")
     if "seed" not in metrics:
         raise _NotApplicable("without the seed the intervals cannot be computed again")
-    breaches, checked = [], 0
+    breaches, checked, unknown = [], 0, set()
     for (stage, split), saved in metrics.groupby(["stage", "split"], sort=False):
         path = results / f"scores_{stage}_{split}.csv"
         if not path.is_file():
@@ -183,19 +192,17 @@ def _metrics_follow_from_the_scores(results: Path) -> Judgement:
             continue
         scores = read_csv(path)
         again = metrics_table(scores["label"], scores["score"], seed=int(saved["seed"].iloc[0]))
-        columns = ["value", "low", "high", "n"]
-        different = ~np.isclose(
-            saved[columns].to_numpy(float),
-            again[columns].to_numpy(float),
-            rtol=1e-9,
-            equal_nan=True,
-        ).all(axis=1)
-        checked += len(saved)
+        known = saved["metric"].isin(again["metric"])  # a metric may have been added or removed
+        unknown |= set(saved["metric"][~known])
+        found = saved[known].set_index("metric")[["value", "low", "high", "n"]].astype(float)
+        wanted = again.set_index("metric").loc[found.index, found.columns].astype(float)
+        same = np.isclose(found, wanted, rtol=1e-9, equal_nan=True).all(axis=1)
+        checked += len(found)
         breaches += [
-            f"{stage}, {split}: {name} is not what the scores give"
-            for name in again["metric"][different]
+            f"{stage}, {split}: {name} is not what the scores give" for name in found.index[~same]
         ]
-    return breaches, f"{checked} figures computed again from the saved scores, all equal"
+    left = f"; {', '.join(sorted(unknown))}: not known here, not computed" if unknown else ""
+    return breaches, f"{checked} figures computed again from the saved scores, all equal{left}"
 
 
 def _test_and_validation_agree(results: Path) -> Judgement:
@@ -262,7 +269,7 @@ def _statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance over all images of some splits, or of each pixel, in grey levels."""
     others = dataset.table["path"][~dataset.table["split"].isin(splits)]
-    images = load_images(dataset.without(others), size)
+    images = load_images(without(dataset, others), size)
     axes = None if strategy == "dataset" else 0
     deviation = images.std(axes, dtype=np.float64)
     return images.mean(axes, dtype=np.float64), np.maximum(deviation, FLOOR) ** 2
@@ -351,7 +358,7 @@ def _settings(results: Path) -> Settings:
     if not path.is_file():
         raise _NotApplicable("settings.yaml is missing")
     try:
-        return load_settings(path)
+        return read_settings(Settings, read_file(path))
     except SettingsError as error:
         raise _NotApplicable(f"settings.yaml cannot be read: {error}") from None
 

@@ -32,10 +32,10 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from covid_project.audit.blocks import blocks
-from covid_project.audit.findings import Finding
-from covid_project.audit.metadata import FIELDS, file_metadata
-from covid_project.audit.predictability import (
+from covid_lab.audit.blocks import blocks
+from covid_lab.audit.findings import Finding
+from covid_lab.audit.metadata import FIELDS, file_metadata
+from covid_lab.audit.predictability import (
     NULL_QUANTILE,
     Prediction,
     TooFewGroups,
@@ -45,18 +45,10 @@ from covid_project.audit.predictability import (
     resample,
     shuffle_labels,
 )
-from covid_project.data import (
-    IMAGE_SUFFIXES,
-    DataError,
-    Dataset,
-    UnreadableImages,
-    listed,
-    load_images,
-    load_masks,
-    open_root,
-)
+from covid_lab.datasets import UnreadableImages, load_images, load_masks, open_root
+from covid_lab.lungs import implausible, segment_lungs
+from covid_project.data import IMAGE_SUFFIXES, DataError, Dataset, listed
 from covid_project.evaluation import percentile_interval
-from covid_project.lungs import implausible, segment_lungs
 
 if TYPE_CHECKING:
     import keras
@@ -552,13 +544,9 @@ def audit_model(
         See `audit_shortcuts`.
     """
     # Imported here: TensorFlow takes seconds to load, and the audit of the data does without.
-    from covid_project.explain.class_score import PREDICTED
-    from covid_project.explain.gradcam import (
-        grad_cam,
-        last_spatial_layer,
-        remove_final_activation,
-        resize_heatmaps,
-    )
+    from covid_lab.explain.class_score import PREDICTED
+    from covid_lab.explain.gradcam import grad_cam, last_spatial_layer, remove_final_activation
+    from covid_project.gradcam import resize_heatmaps
 
     table = dataset.table.iloc[rows].reset_index(drop=True)
     dataset = dataclasses.replace(dataset, table=table)

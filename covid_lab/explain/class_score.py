@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from covid_project.explain.network import fold_normalization
+from covid_lab.explain.network import fold_normalization
 
 PREDICTED = "predicted"
 ROUNDING = 1e-6  # of a score in float32, with some room

@@ -12,21 +12,20 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_project import figures
-from covid_project.checkpoints import load_model
-from covid_project.data import CLASSES, IMAGE_SUFFIXES, DataError, UnreadableImage, decode_file
-from covid_project.explain.class_score import PREDICTED
-from covid_project.explain.feature_maps import feature_maps
-from covid_project.explain.gradcam import (
-    last_spatial_layer,
-    overlay,
-    remove_final_activation,
-    resize_heatmaps,
-)
-from covid_project.explain.heatmaps import Heatmaps, on_one_scale
-from covid_project.explain.methods import LAYERED, METHODS, method_named
-from covid_project.lungs import implausible, segment_lungs
-from covid_project.storage import append_rows, read_csv, whole_file
+from covid_lab import figures
+from covid_lab.checkpoints import load_model
+from covid_lab.datasets import UnreadableImage, decode_file
+from covid_lab.explain.class_score import PREDICTED
+from covid_lab.explain.feature_maps import feature_maps
+from covid_lab.explain.gradcam import last_spatial_layer, remove_final_activation
+from covid_lab.explain.heatmaps import Heatmaps, on_one_scale
+from covid_lab.explain.methods import LAYERED, METHODS, method_named
+from covid_lab.lungs import implausible, segment_lungs
+from covid_project.data import CLASSES, IMAGE_SUFFIXES, DataError
+from covid_project.figures import image_grid
+from covid_project.files import append_rows, read_csv, whole_file
+from covid_project.gradcam import overlay, resize_heatmaps
+from covid_project.pipeline import resize
 
 TRUE = "true"  # target: the class that an image's folder is named after
 COLUMNS = (
@@ -191,7 +190,7 @@ def _explained(
             except UnreadableImage as error:
                 unreadable[file] = error.reason
                 continue
-            inputs.append(_resized(original, (height, width)))
+            inputs.append(resize(original, (height, width)))
             originals[file] = _reduced(original)  # a chunk of the largest would take gigabytes
         images = np.zeros((len(inputs), height, width, channels), np.uint8)
         images[:] = np.reshape(inputs, (-1, height, width, 1))
@@ -273,7 +272,7 @@ def _written(chunk: _Chunk, out: Path, request: Request) -> pd.DataFrame:
 
 
 def _draw_sheet(path: Path, blends: list[np.ndarray], titles: list[str], request: Request) -> None:
-    figure = figures.image_grid(blends, titles)
+    figure = image_grid(blends, titles)
     _save_figure(path, figure, CAPTION.format(scale=_scale_in_words(request)))
 
 
@@ -327,11 +326,11 @@ def _lungs(file: Path, folder: Path | None, image: np.ndarray) -> tuple[str, np.
     gives anything that can be two lungs.
     """
     if folder is None:
-        square = _resized(image, (SEGMENTED, SEGMENTED))
+        square = resize(image, (SEGMENTED, SEGMENTED))
         lungs = segment_lungs(square[None])
         if implausible(lungs)[0]:
             return "none", np.zeros(image.shape, bool)
-        return "segmented", _resized(np.uint8(255) * lungs[0], image.shape) >= 128
+        return "segmented", resize(np.uint8(255) * lungs[0], image.shape) >= 128
     parts = [part for part in file.parts if part != file.anchor]  # "/" would lead out of the folder
     places = [folder.joinpath(*parts[start:]) for start in range(len(parts))]
     path = next((place for place in places if place.is_file()), None)
@@ -339,7 +338,7 @@ def _lungs(file: Path, folder: Path | None, image: np.ndarray) -> tuple[str, np.
         return "none", np.zeros(image.shape, bool)
     mask = decode_file(path)
     inside = np.uint8(255) * (mask > mask.max() / 2)
-    return "mask", _resized(inside, image.shape) >= 128
+    return "mask", resize(inside, image.shape) >= 128
 
 
 def _lung_share(heat: np.ndarray, lungs: np.ndarray) -> dict[str, float]:
@@ -350,18 +349,12 @@ def _lung_share(heat: np.ndarray, lungs: np.ndarray) -> dict[str, float]:
     return {"lung_share": enlarged[lungs].sum() / enlarged.sum(), "lung_area": lungs.mean()}
 
 
-def _resized(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Grey image (h, w) at another (height, width), filtered as the pipeline does it."""
-    size = shape[1], shape[0]
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-
-
 def _reduced(image: np.ndarray) -> np.ndarray:
     """Image with no side above ``TALLEST``."""
     factor = TALLEST / max(image.shape)
     if factor >= 1:
         return image
-    return _resized(image, tuple(max(round(side * factor), 1) for side in image.shape))
+    return resize(image, tuple(max(round(side * factor), 1) for side in image.shape))
 
 
 def _shortened(name: str, longest: int = 28) -> str:

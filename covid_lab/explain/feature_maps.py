@@ -5,8 +5,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from covid_project.explain.class_score import by_batches, checked_images
-from covid_project.explain.gradcam import features_and_logits
+from covid_lab.explain.class_score import by_batches, checked_images
+from covid_lab.explain.gradcam import features_and_logits
 
 
 def feature_maps(

@@ -24,13 +24,11 @@ Components", IJCNN 2020.
 from collections.abc import Callable, Sequence
 
 import keras
-import matplotlib
 import numpy as np
 import tensorflow as tf
-from matplotlib.colors import Colormap
 from numpy.typing import ArrayLike
 
-from covid_project.explain.class_score import (
+from covid_lab.explain.class_score import (
     batch_signature,
     by_batches,
     checked_images,
@@ -38,10 +36,8 @@ from covid_project.explain.class_score import (
     class_score,
     keep_compiled,
 )
-from covid_project.explain.heatmaps import Heatmaps
-from covid_project.explain.network import fold_normalization, graph_nodes
-
-OVERLAY_WEIGHT = 0.4  # of the coloured heatmap, as the task sheet asks
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.network import fold_normalization, graph_nodes
 
 # Layers that are an activation; all others carry theirs, if any, in an attribute `activation`.
 _ACTIVATION_LAYERS = (
@@ -324,50 +320,3 @@ METHODS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "layercam": _positive_gradient,
     "eigen-cam": _first_principal_direction,
 }
-
-
-# The step between, normalising the heatmap, is shared by all methods: `normalize_heatmaps`.
-
-
-# Step: map the heatmap onto the original sample space.
-
-
-def resize_heatmaps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize maps (N, h, w) to (N, H, W) float32 for `size` (H, W), bilinearly."""
-    return tf.image.resize(maps[..., None], size).numpy()[..., 0]
-
-
-# Step: overlay the heatmap on the original image.
-
-
-def overlay(
-    images: np.ndarray,
-    maps: np.ndarray,
-    alpha: float = OVERLAY_WEIGHT,
-    colour_map: str | Colormap = "jet",
-) -> np.ndarray:
-    """Images with their heatmaps laid over them, (N, H, W, 3) uint8.
-
-    The sheet's rule: the coloured heatmap, in 0..255, is multiplied by `alpha` and added to the
-    image. The sum reaches up to 255·(1 + alpha) and is divided by (1 + alpha), so that nothing is
-    clipped, and equal grey values with equal heat look equal in every image.
-
-    Parameters
-    ----------
-    images : (N, H, W, 1) or (N, H, W, 3) in 0..255.
-    maps : (N, h, w) in [0, 1], resized to (H, W) where needed.
-    colour_map : a Matplotlib colour map or its name.
-    """
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) != len(maps):
-        raise ValueError(
-            f"Images {images.shape} and maps {maps.shape} do not fit: expected (N, H, W, 1 or 3) "
-            "and (N, h, w)."
-        )
-    if images.min(initial=0) < 0 or images.max(initial=0) > 255:
-        raise ValueError(
-            f"Image values lie in {images.min():g}..{images.max():g}; expected 0..255."
-        )
-    resized = resize_heatmaps(maps, images.shape[1:3])
-    colours = matplotlib.colormaps.get_cmap(colour_map)(resized, bytes=True)[..., :3]
-    blend = (images.astype(np.float32) + alpha * colours.astype(np.float32)) / (1 + alpha)
-    return np.rint(blend).astype(np.uint8)

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from covid_project.explain.class_score import (
+from covid_lab.explain.class_score import (
     batch_signature,
     by_batches,
     checked_images,
@@ -30,8 +30,8 @@ from covid_project.explain.class_score import (
     keep_compiled,
     score_function,
 )
-from covid_project.explain.gradcam import remove_final_activation
-from covid_project.explain.heatmaps import PIXELS, Heatmaps
+from covid_lab.explain.gradcam import remove_final_activation
+from covid_lab.explain.heatmaps import PIXELS, Heatmaps
 
 
 def saliency(

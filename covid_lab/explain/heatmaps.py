@@ -5,6 +5,8 @@ from typing import Self
 
 import numpy as np
 
+from covid_project.gradcam import normalize_heatmaps
+
 PIXELS = "pixels"  # stands for the layer where a method looks at the image itself
 _AGAINST = "all negative"
 
@@ -82,17 +84,6 @@ class Heatmaps:
         maps = normalize_heatmaps(raw if evidence is None else evidence)
         status = np.select([maps.any(axis=(1, 2)), *reasons.values()], ["ok", *reasons], _AGAINST)
         return cls(layer, maps, raw, scores, target, status, **more)
-
-
-def normalize_heatmaps(raw: np.ndarray) -> np.ndarray:
-    """Keep the positive part of signed maps (N, h, w) and scale it into [0, 1].
-
-    Each map is divided by its own maximum, which shows where an image's evidence lies but not how
-    strong it is; `on_one_scale` makes maps comparable. A map without a positive value stays zero.
-    """
-    positive = np.maximum(raw, 0)
-    largest = positive.max(axis=(1, 2), keepdims=True, initial=0)
-    return np.divide(positive, largest, out=np.zeros_like(positive), where=largest > 0)
 
 
 def on_one_scale(maps: np.ndarray, strength: np.ndarray) -> np.ndarray:

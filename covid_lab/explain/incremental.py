@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from covid_project.explain.class_score import batch_signature, class_score
-from covid_project.explain.network import CONVOLUTIONS, convolve, graph_nodes
+from covid_lab.explain.class_score import batch_signature, class_score
+from covid_lab.explain.network import CONVOLUTIONS, convolve, graph_nodes
 
 # Windows that fill a larger part of their map are not worth the cutting and pasting.
 LARGEST_SHARE = 0.9

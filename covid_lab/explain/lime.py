@@ -31,7 +31,7 @@ from lime.lime_image import LimeImageExplainer
 from numpy.typing import ArrayLike
 from skimage.segmentation import slic
 
-from covid_project.explain.class_score import (
+from covid_lab.explain.class_score import (
     by_batches,
     checked_images,
     checked_target,
@@ -39,9 +39,9 @@ from covid_project.explain.class_score import (
     keep_compiled,
     score_function,
 )
-from covid_project.explain.gradcam import remove_final_activation
-from covid_project.explain.heatmaps import PIXELS, Heatmaps
-from covid_project.explain.network import fold_normalization
+from covid_lab.explain.gradcam import remove_final_activation
+from covid_lab.explain.heatmaps import PIXELS, Heatmaps
+from covid_lab.explain.network import fold_normalization
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,16 +8,16 @@ the others look at the pixels.
 from collections.abc import Callable
 from functools import partial
 
-from covid_project.explain import gradcam
-from covid_project.explain.gradients import integrated_gradients, saliency, smooth_grad
-from covid_project.explain.heatmaps import Heatmaps
-from covid_project.explain.occlusion import occlusion
-from covid_project.explain.scorecam import score_cam
+from covid_lab.explain import gradcam
+from covid_lab.explain.gradients import integrated_gradients, saliency, smooth_grad
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.occlusion import occlusion
+from covid_lab.explain.scorecam import score_cam
 
 
 def _lime(*arguments, **options) -> Heatmaps:
     """LIME; imported when it is called, as the notebooks must run without its library."""
-    from covid_project.explain.lime import lime
+    from covid_lab.explain.lime import lime
 
     return lime(*arguments, **options)
 

@@ -17,16 +17,16 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from covid_project.explain.class_score import (
+from covid_lab.explain.class_score import (
     by_batches,
     checked_images,
     checked_target,
     image_variant_pairs,
     score_change,
 )
-from covid_project.explain.gradcam import remove_final_activation
-from covid_project.explain.heatmaps import PIXELS, Heatmaps
-from covid_project.explain.incremental import covered_scores_functions
+from covid_lab.explain.gradcam import remove_final_activation
+from covid_lab.explain.heatmaps import PIXELS, Heatmaps
+from covid_lab.explain.incremental import covered_scores_functions
 
 
 def occlusion(

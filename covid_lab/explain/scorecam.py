@@ -20,7 +20,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from covid_project.explain.class_score import (
+from covid_lab.explain.class_score import (
     batch_signature,
     by_batches,
     checked_images,
@@ -30,13 +30,13 @@ from covid_project.explain.class_score import (
     score_change,
     score_function,
 )
-from covid_project.explain.gradcam import (
+from covid_lab.explain.gradcam import (
     features_and_logits,
     last_spatial_layer,
     remove_final_activation,
 )
-from covid_project.explain.heatmaps import Heatmaps
-from covid_project.explain.network import fold_normalization
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.network import fold_normalization
 
 
 def score_cam(

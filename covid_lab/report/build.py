@@ -8,12 +8,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from covid_project.report import checks
-from covid_project.report.evidence import Evidence, collect
-from covid_project.settings import HOUSE
-from covid_project.storage import fingerprint, whole_file, write_text
+from covid_lab.report import checks
+from covid_lab.report.evidence import Evidence, collect
+from covid_project.files import fingerprint, whole_file, write_text
+from covid_project.settings import PROJECT
 
-SOURCE = HOUSE / "Report.tex"
+SOURCE = PROJECT / "Report.tex"
 RECORD = "built.json"  # what the PDF was made from
 ENGINES = {
     "latexmk": ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "Report.tex"],
@@ -88,10 +88,10 @@ def build(results: Path, source: Path = SOURCE) -> Path:
     if chosen is None:
         raise ReportFault(INSTALL)
     folder = results / "report"
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        for path in inputs(results, source):
-            shutil.copy(path, place / _plain(path))
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        for name, path in inputs(results, source).items():
+            shutil.copy(path, place / name)
         environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}  # the same text is the same file
         done = subprocess.run(
             ENGINES[chosen],
@@ -123,11 +123,15 @@ def build(results: Path, source: Path = SOURCE) -> Path:
     return folder / "Report.pdf"
 
 
-def inputs(results: Path, source: Path = SOURCE) -> list[Path]:
-    """Files that the PDF is made from: the text, values, tables, and the figures there are."""
+def inputs(results: Path, source: Path = SOURCE) -> dict[str, Path]:
+    """Return the files that the PDF is made from, by the name that LaTeX knows them by.
+
+    These are the text, its values and tables, and those of its figures that are there.
+    """
     text = source.read_text(encoding="utf-8")
     figures = [checks.figure_path(results, name) for name in checks.figure_names(text)]
-    return [source, *sorted((results / "report").glob("*.tex")), *filter(None, figures)]
+    read = [*sorted((results / "report").glob("*.tex")), *filter(Path.is_file, figures)]
+    return {"Report.tex": source, **{path.name: path for path in read}}
 
 
 def pdf_faults(results: Path, source: Path = SOURCE) -> list[str]:
@@ -147,13 +151,5 @@ def pdf_faults(results: Path, source: Path = SOURCE) -> list[str]:
 
 
 def _fingerprints(results: Path, source: Path) -> dict[str, str]:
-    return {_plain(path): fingerprint(path.read_bytes()) for path in inputs(results, source)}
-
-
-def _plain(path: Path) -> str:
-    """Name under which LaTeX finds a file: figures without the mark of phantoms."""
-    return (
-        "Report.tex"
-        if path.suffix == ".tex" and path.parent.name != "report"
-        else (path.name.removeprefix("phantom_"))
-    )
+    read = inputs(results, source)
+    return {name: fingerprint(path.read_bytes()) for name, path in read.items()}

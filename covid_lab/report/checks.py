@@ -3,12 +3,15 @@
 Each check returns its complaints, one line each; none means that all is well.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from covid_project.report.evidence import Evidence
-from covid_project.storage import origin, read_csv
+from covid_lab.report.evidence import Evidence
+from covid_project.data import CLASSES
+from covid_project.files import read_csv
+from covid_project.results import figure_stamp
 
 NAMES = ("COVID-19", "ResNet50V2", "MobileNetV2", "F_1")  # names that hold digits
 QUESTIONS = 24
@@ -111,12 +114,9 @@ def figure_names(source: str) -> list[str]:
     return re.findall(r"\\(?:made|narrowfigure|widefigure)\{([^}#]+)\}", text_of(source))
 
 
-def figure_path(results: Path, name: str) -> Path | None:
-    """File of a figure in the results folder, drawn from phantoms or not; None where missing."""
-    for candidate in (f"{name}.pdf", f"phantom_{name}.pdf"):
-        if (results / "figures" / candidate).is_file():
-            return results / "figures" / candidate
-    return None
+def figure_path(results: Path, name: str) -> Path:
+    """Return the path of a figure in the results folder, whether it is there or not."""
+    return results / "figures" / f"{name}.pdf"
 
 
 def stale_figures(source: str, results: Path) -> list[str]:
@@ -125,14 +125,14 @@ def stale_figures(source: str, results: Path) -> list[str]:
     complaints = []
     for name in figure_names(source):
         path = figure_path(results, name)
-        if path is None:
+        if not path.is_file():
             continue
         found = re.search(rb"/Keywords \(([^)]*)\)", path.read_bytes())
         stamp = found.group(1).decode("latin-1") if found else ""
         tables = re.findall(r"; ([^=;]+)=", stamp)
         missing = [table for table in tables if not (results / table).is_file()]
-        if missing or stamp != origin(results, data, tables):
-            now = origin(results, data, [table for table in tables if table not in missing])
+        if missing or stamp != figure_stamp(results, data, tables):
+            now = figure_stamp(results, data, [table for table in tables if table not in missing])
             old = [part for part in stamp.split("; ") if part not in now.split("; ")]
             changed = ", ".join(part.partition("=")[0] for part in old) or "nothing it names"
             complaints.append(
@@ -144,18 +144,22 @@ def stale_figures(source: str, results: Path) -> list[str]:
 def missing_figures(source: str, results: Path) -> list[str]:
     """Figures that the report shows and the run has not made.
 
-    A group without any image (no misclassified normal one, say) has no figure, and misses none.
+    A Grad-CAM group without any image, such as misclassified normal ones, has no figure.
     """
-    groups = read_csv(results / "gradcam_groups.csv")
+    explained = read_csv(results / "gradcam.csv")
+    members = {
+        (CLASSES[row.label], "correct" if row.predicted == row.label else "misclassified")
+        for row in explained.itertuples()
+    }
     empty = {
-        f"images_gradcam_{row.label.lower()}_{row.verdict}"
-        for row in groups.itertuples()
-        if row.n == 0
+        f"images_gradcam_{group[0].lower()}_{group[1]}"
+        for group in itertools.product(CLASSES, ("correct", "misclassified"))
+        if group not in members
     }
     return [
         f"figures/{name}.pdf is missing: run the notebook that makes it"
         for name in figure_names(source)
-        if name not in empty and figure_path(results, name) is None
+        if name not in empty and not figure_path(results, name).is_file()
     ]
 
 
@@ -165,13 +169,13 @@ def stale_files(expected: Mapping[str, str], folder: Path) -> list[str]:
     for name, text in expected.items():
         path = folder / name
         if not path.is_file():
-            complaints.append(f"{path} is missing: python -m covid_project report makes it")
+            complaints.append(f"{path} is missing: python -m covid_lab report makes it")
         elif path.read_text(encoding="utf-8") != text:
             now, then = (_sources(content) for content in (text, path.read_text(encoding="utf-8")))
             changed = sorted(source for source in now if then.get(source) != now[source])
             reason = f"{', '.join(changed)} changed since" if changed else "it was edited by hand"
             complaints.append(
-                f"{path} is stale: {reason}; python -m covid_project report makes it anew"
+                f"{path} is stale: {reason}; python -m covid_lab report makes it anew"
             )
     return complaints
 

@@ -15,20 +15,26 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from covid_project.comparison import SIGNIFICANCE, holm, verdict
-from covid_project.evaluation import LEVEL
-from covid_project.settings import STRATEGIES
-from covid_project.storage import fingerprint, read_csv
+from covid_lab.comparison import verdict
+from covid_lab.runs.settings import EXTRAS
+from covid_project.evaluation import LEVEL, SIGNIFICANCE, auc_difference, holm
+from covid_project.files import fingerprint, read_csv
+from covid_project.normalization import STRATEGIES
 
-STAGES = {"baseline": "baseline", "transfer": "transfer", "fine_tuned": "finetuned"}  # and in keys
-NAMES = {"baseline": "baseline", "transfer": "transfer", "fine_tuned": "fine-tuned"}  # in the text
+STAGES = {"baseline": "baseline", "fine_tuned": "finetuned"}  # tested stage → its part of a key
+NAMES = {"baseline": "baseline", "fine_tuned": "fine-tuned"}  # in the text
+FROM_EXTRAS = {  # tables of the notebook that follows the four of the course
+    f"{name}.csv"
+    for name in ("seeds_baseline", "seeds_transfer", "variants_baseline", "calibration",
+                 "explanations", "gradcam_groups")
+}  # fmt: skip
 OUTCOMES = {"no difference": "0", "better": "1", "worse": "2"}
 HEAT = ["central_heat", "low", "high"]  # columns of gradcam_groups.csv
 FALLS = 1.1  # validation loss over training loss from which the gap is called overfitting
 
 
 class EvidenceMissing(RuntimeError):
-    """The results folder lacks a table; the message names it and the notebook that makes it."""
+    """The results folder lacks a file; the message names it and the command that makes it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Evidence:
 
 
 class _Run:
-    """Reads tables of the results folder and remembers which."""
+    """Reads files of the results folder and remembers which."""
 
     def __init__(self, results: Path):
         self.results = Path(results)
@@ -51,6 +57,10 @@ class _Run:
         self._remember(name)
         return read_csv(self.results / name)
 
+    def record(self) -> dict:
+        self._remember("run.json")
+        return json.loads((self.results / "run.json").read_text(encoding="utf-8"))
+
     def settings(self) -> dict:
         self._remember("settings.yaml")
         return yaml.safe_load((self.results / "settings.yaml").read_text(encoding="utf-8"))
@@ -58,19 +68,23 @@ class _Run:
     def _remember(self, name: str) -> None:
         path = self.results / name
         if not path.is_file():
-            raise EvidenceMissing(
-                f"{path} is missing: run all four notebooks first (python -m covid_project run)"
-            )
+            first = "run all four notebooks first (python -m covid_lab run)"
+            if name in FROM_EXTRAS:
+                first = (
+                    f"run studies/{EXTRAS}.ipynb after the four notebooks "
+                    f"(python -m covid_lab run --study {EXTRAS})"
+                )
+            raise EvidenceMissing(f"{path} is missing: {first}")
         self.sources[name] = fingerprint(path.read_bytes())
 
 
 def collect(results: Path) -> Evidence:
-    """All evidence of a finished run.
+    """Collect all evidence of a finished run.
 
     Raises
     ------
     EvidenceMissing
-        A table is missing: the run is not finished.
+        A file is missing: the run is not finished.
     """
     run = _Run(results)
     values: dict[str, str] = {}
@@ -85,8 +99,8 @@ def _introduction(run: _Run, values: dict, tables: dict) -> None:
     first = metrics.iloc[0]
     pretrained = metrics[metrics["stage"] == "fine_tuned"].iloc[0]
     ledger = run.table("test_ledger.csv")
-    looks = ledger[ledger["data"] == first["data"]].groupby("stage")["look"].max()
-    drawn = str(first["data"]).startswith("phantoms-")
+    looks = ledger[ledger["data"] == first["data"]].groupby("stage")["look"].max()[list(STAGES)]
+    drawn = run.record().get("phantoms", False)
     values |= {
         "run.source": "drawn images (phantoms)" if drawn else texttt(settings["data"]),
         "run.seed": str(settings["seed"]),
@@ -100,7 +114,7 @@ def _introduction(run: _Run, values: dict, tables: dict) -> None:
         "level": percent(LEVEL),
         "significance": percent(SIGNIFICANCE),
         "looks.once": yes((looks == 1).all()),
-        "looks.list": ", ".join(f"{NAMES[stage]} {looks[stage]}" for stage in STAGES),
+        "looks.list": ", ".join(f"{NAMES[stage]} {count}" for stage, count in looks.items()),
     }
     rows = metrics[metrics["split"] == "test"].set_index(["stage", "metric"])
     for stage, key in STAGES.items():
@@ -215,7 +229,9 @@ def _pre_processing(run: _Run, settings: dict, values: dict) -> None:
         "resizing.half.size": str(size // 2),
         "resizing.half.lost": number(resizing.loc[size // 2, "lost_grey_levels"], 1),
         "transfer.size": str(settings["transfer"]["image_size"]),
-        "normalization.description": _sentence(STRATEGIES[settings["normalization"]]),
+        "normalization.description": _sentence(
+            STRATEGIES[settings["normalization"]].__doc__.rstrip(".")
+        ),
         "normalization.sample": yes(settings["normalization"] == "sample"),
         "augmentation.rotation": f"{amounts['rotation']:g}$^\\circ$",
         **{
@@ -381,7 +397,9 @@ def _task3(run: _Run, values: dict, tables: dict) -> None:
     baseline, best = run.table("history_baseline.csv"), _best(trials)
     metrics = run.table("metrics.csv")
     model = metrics[metrics["stage"] == "transfer"].iloc[-1]
-    kept = rehearsals[np.isfinite(rehearsals["val_loss"])]
+    # A rate at which every trial failed has no figures, in the last resort not even the columns.
+    rehearsals = rehearsals.reindex(columns=rehearsals.columns.union(["val_loss"], sort=False))
+    kept = rehearsals[np.isfinite(rehearsals["val_loss"].astype(float))]
     helps = len(kept) > 0 and kept["val_loss"].min() < best["val_loss"]
     values |= {
         "copies": str(settings["augmented_copies"]),
@@ -415,9 +433,10 @@ def _task3(run: _Run, values: dict, tables: dict) -> None:
         "fine.rehearsed.rate": f"{_best(kept)['learning_rate']:.2g}" if helps else "none",
         "fine.rehearsed.loss": number(kept["val_loss"].min(), 3) if helps else "none",
     }
-    values |= {"fine.rate": "none", "fine.attempts": "none"}
+    values |= {"fine.kept": yes(False), "fine.rate": "none", "fine.attempts": "none"}
     if helps:
         attempts = run.table("fine_tuning_attempts.csv")
+        values["fine.kept"] = yes(attempts["outcome"].iloc[-1] == "kept")
         values["fine.rate"] = f"{attempts['learning_rate'].iloc[-1]:.2g}"
         values["fine.attempts"] = str(len(attempts))
     tables["rehearsals"] = tabular(
@@ -429,25 +448,38 @@ def _task3(run: _Run, values: dict, tables: dict) -> None:
             for _, row in rehearsals.sort_values("learning_rate").iterrows()
         ],
     )
+    _validation(run, metrics, values)
     _comparisons(run.table("comparisons.csv"), values, tables)
     _calibration(run.table("calibration.csv"), values, tables)
 
 
+def _validation(run: _Run, metrics: pd.DataFrame, values: dict) -> None:
+    """Compare the frozen model, which is not tested, with the tuned baseline on validation."""
+    rows = metrics.set_index(["stage", "split", "metric"])
+    for metric in ("accuracy", "AUC"):
+        values[f"val.transfer.{metric}"] = interval(rows.loc[("transfer", "val", metric)])
+    baseline, frozen = (run.table(f"scores_{stage}_val.csv") for stage in ("baseline", "transfer"))
+    found = auc_difference(baseline["label"], baseline["score"], frozen["score"])
+    described = f"{_difference(pd.Series(vars(found)))}, {p_value(found.p_value)}"
+    values["compare.val.baseline.transfer.AUC"] = described
+    outcome = OUTCOMES[verdict(found.difference, found.p_value)]
+    values["outcome.val.baseline.transfer.AUC"] = outcome
+
+
 def _comparisons(comparisons: pd.DataFrame, values: dict, tables: dict) -> None:
+    pair = (comparisons["first"] == "baseline") & (comparisons["second"] == "fine_tuned")
+    comparisons = comparisons[pair]
     for _, row in comparisons.iterrows():
-        pair = f"{STAGES[row['first']]}.{STAGES[row['second']]}.{row['metric']}"
-        described = f"{_difference(row)}, {p_value(row['p_adjusted'])}"
-        values[f"compare.{pair}"], values[f"outcome.{pair}"] = described, OUTCOMES[row["verdict"]]
-    del values["compare.baseline.transfer.accuracy"]  # stands in the table alone
-    del values["compare.baseline.transfer.AUC"]
+        key = f"baseline.finetuned.{row['metric']}"
+        values[f"compare.{key}"] = f"{_difference(row)}, {p_value(row['p_adjusted'])}"
+        values[f"outcome.{key}"] = OUTCOMES[verdict(row["difference"], row["p_adjusted"])]
     tables["comparisons"] = tabular(
-        "lllll",
-        ["metric", "first", "second", "difference", "$p$"],
+        "llll",
+        ["metric", "test", "difference", "$p$"],
         [
             [
                 row["metric"],
-                NAMES[row["first"]],
-                NAMES[row["second"]],
+                escape(row["test"]),
                 _difference(row),
                 p_value(row["p_adjusted"], bare=True),
             ]
@@ -457,9 +489,10 @@ def _comparisons(comparisons: pd.DataFrame, values: dict, tables: dict) -> None:
 
 
 def _calibration(calibration: pd.DataFrame, values: dict, tables: dict) -> None:
-    bad = calibration.loc[calibration["p_value"] < SIGNIFICANCE, "stage"]
-    listed = ", ".join(NAMES[stage] for stage in bad)
-    values["calibration.bad"] = f"the models {listed}" if listed else "none of the models"
+    calibration = calibration[calibration["stage"].isin(STAGES)]
+    bad = calibration.loc[calibration["p_value"] < SIGNIFICANCE, "stage"].tolist()
+    phrases = {0: "neither model is", len(STAGES): "both models are"}
+    values["calibration.bad"] = phrases.get(len(bad)) or f"only the {NAMES[bad[0]]} model is"
     tables["calibration"] = tabular(
         "lllll",
         ["model", "ECE", "calibrated", "$p$", "Brier score"],
@@ -579,7 +612,7 @@ def _audit(run: _Run, values: dict, tables: dict) -> None:
 
 def _audit_of(run: _Run) -> str | None:
     """Folder in the results with an audit of the run's data; None where there is none."""
-    data = json.loads((run.results / "run.json").read_text(encoding="utf-8"))["data"]
+    data = run.record()["data"]
     for record in sorted(run.results.glob("audit/**/audit.json")):
         audited = json.loads(record.read_text(encoding="utf-8"))["data"]["fingerprint"]
         if audited == data and record.with_name("shortcuts.csv").is_file():

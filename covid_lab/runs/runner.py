@@ -1,9 +1,10 @@
 """Run notebooks in order, each in a fresh kernel, with progress line by line."""
 
 import asyncio
-import os
+import json
 import signal
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
-from covid_project.experiment import CACHE
-from covid_project.settings import HOUSE, NOTEBOOKS, SETTINGS_VARIABLE, RunSettings, as_yaml
-from covid_project.storage import fingerprint, write_text
+from covid_project.files import write_text
+from covid_project.settings import PROJECT
 
-EXECUTED = "notebooks"  # folder of the results: they show pixels of the data set and stay local
+EXECUTED = "notebooks"  # folder of the results: they show images of the data set and stay local
+LOGS = Path("cache", "logs")  # folder of the results: what the kernels write to stderr
+TAG = "parameters"  # of the cell that names data, results and settings
 
 
 class NotebookFailed(RuntimeError):
@@ -28,18 +30,33 @@ class Stopped(KeyboardInterrupt):
 
 
 def run_notebooks(
-    settings: RunSettings, names: tuple[str, ...] = NOTEBOOKS, lock: int | None = None
+    names: Sequence[str],
+    values: Mapping[str, str | None],
+    results: Path,
+    *,
+    expected: Mapping[str, float] | None = None,
+    workers: int = 1,
+    backend: str = "loky",
 ) -> None:
     """Execute notebooks and write them, with their outputs, to ``notebooks/`` of the results.
 
-    ``names`` are paths in the project without their suffix, such as ``studies/pneumonia``. Each is
-    written as ``<name>.ipynb`` and, for reading, as ``<name>.html``. The committed notebooks are
-    not changed. What a cell prints appears at once, so that the progress of a long training is
-    seen; after each cell a line says which it was and how much time is left, judged by the
-    profile's expected seconds and the pace so far.
+    Each is written as ``<name>.ipynb`` and, for reading, as ``<name>.html``. The committed
+    notebooks are not changed. What a cell prints appears at once; after each cell a line says which
+    it was and how much time is left.
 
-    ``lock`` is the descriptor from ``lock.only_run``: the kernels hold the results folder too, as
-    they outlive for a moment a run that is killed.
+    Parameters
+    ----------
+    names : sequence of str
+        Paths in the project without suffix, such as ``studies/pneumonia``.
+    values : mapping
+        What the cell with the tag ``parameters`` assigns for this run, such as absolute paths under
+        DATA, RESULTS and SETTINGS. The cell is written as it was committed.
+    results : Path
+        Folder of the results.
+    expected : mapping, optional
+        Seconds that each notebook is expected to take; 60 where nothing is known.
+    workers, backend
+        With more than one worker, the trials of a search are spread over them (see ``workers``).
 
     Raises
     ------
@@ -48,43 +65,75 @@ def run_notebooks(
     Stopped
         The process was asked to end (Ctrl-C, or SIGTERM).
     """
-    results = Path(settings.results)
-    # Not among the results, as it holds this machine's paths; of this run alone, as others may run
-    # in the same working folder.
-    own = CACHE / f"run-{fingerprint(str(results.absolute()))}"
-    profile = own / "run.yaml"
-    write_text(profile, as_yaml(settings))
-    os.environ[SETTINGS_VARIABLE] = str(profile.absolute())
-    expected = {name: settings.expected_seconds.get(name, 60.0) for name in names}
+    expected = {name: (expected or {}).get(name, 60.0) for name in names}
+    parameters = _parameters(values, workers, backend)
     spent, finished = 0.0, 0.0  # seconds, and expected seconds of the notebooks that took them
     for number, name in enumerate(names, start=1):
         later = sum(expected[other] for other in names[number:])
         pace = spent / finished if finished else 1.0
         title = f"[{number}/{len(names)} {name}]"
         begun = time.perf_counter()
-        _execute(name, results, own, lock, title, expected[name] * pace, later * pace)
+        notebook = nbformat.read(PROJECT / f"{name}.ipynb", as_version=4)
+        cells = [cell for cell in notebook.cells if TAG in cell.metadata.get("tags", ())]
+        committed = [cell.source for cell in cells]
+        for cell in cells:
+            cell.source = parameters
+        try:
+            _execute(notebook, name, Path(results), title, expected[name] * pace, later * pace)
+        finally:  # a failed notebook is worth reading too
+            for cell, source in zip(cells, committed, strict=True):
+                cell.source = source
+            _write(notebook, _page(results, name), values)
         spent += time.perf_counter() - begun
         finished += expected[name]
     print(f"finished {len(names)} notebooks in {_duration(spent)}; results: {results}")
 
 
+def _parameters(values: Mapping[str, str | None], workers: int, backend: str) -> str:
+    lines = [f"{name} = {value!r}" for name, value in values.items()]
+    if workers > 1:
+        lines += [
+            "import functools",
+            "import sys",
+            f"sys.path.insert(0, {str(PROJECT)!r})",
+            "import covid_lab.runs.workers",
+            "import covid_project.tuning",
+            "covid_project.tuning.run_points = functools.partial("
+            f"covid_lab.runs.workers.each, workers={workers}, backend={backend!r})",
+        ]
+    return "\n".join(lines)
+
+
+def _page(results: Path, name: str) -> Path:
+    return Path(results) / EXECUTED / f"{Path(name).name}.html"
+
+
+def _write(notebook: nbformat.NotebookNode, page: Path, values: Mapping[str, str | None]) -> None:
+    """Write an executed notebook and its page, with names in the place of this machine's paths."""
+    text = nbformat.writes(notebook)
+    for value in sorted(filter(None, values.values()), key=len, reverse=True):
+        text = text.replace(json.dumps(value)[1:-1], Path(value).name)
+    write_text(page.with_suffix(".ipynb"), text)
+    write_text(page, HTMLExporter().from_notebook_node(nbformat.reads(text, as_version=4))[0])
+
+
 def _execute(
+    notebook: nbformat.NotebookNode,
     name: str,
     results: Path,
-    own: Path,
-    lock: int | None,
     title: str,
     expected: float,
     later: float,
 ) -> None:
-    notebook = nbformat.read(HOUSE / f"{name}.ipynb", as_version=4)
-    page = results / EXECUTED / f"{Path(name).name}.html"
-    log = own / f"{Path(name).name}.log"
+    log = results / LOGS / f"{Path(name).name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     cells = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     begun = time.perf_counter()
     done = []
 
     def report(cell, cell_index, **_):
+        if cell.cell_type != "code":
+            return
         done.append(cell_index)
         spent = time.perf_counter() - begun
         left = max(expected - spent, 0) + later
@@ -98,33 +147,30 @@ def _execute(
         notebook,
         timeout=None,
         kernel_name="python3",
-        resources={"metadata": {"path": str(Path.cwd())}},
-        on_cell_executed=lambda cell, cell_index, **more: (
-            report(cell, cell_index) if cell.cell_type == "code" else None
-        ),
+        resources={"metadata": {"path": str((PROJECT / name).parent)}},
+        on_cell_executed=report,
     )
     client.title = title
     try:
-        with log.open("w") as stderr:  # TensorFlow's start-up notes, but also a crash's last words
-            client.execute(stderr=stderr, pass_fds=() if lock is None else (lock,))
+        # TensorFlow's start-up notes, but also a crash's last words.
+        with log.open("w", encoding="utf-8") as client.kernel_log:
+            client.execute(stderr=client.kernel_log)
     except (asyncio.CancelledError, CellExecutionError, DeadKernelError) as error:
         if client.stopped:
             where = f"{name}.ipynb, cell {len(done) + 1} of {len(cells)}"
             raise Stopped(f"stopped in {where}; results: {results}") from None
         if isinstance(error, CellExecutionError):
             reason = f"{name}.ipynb: {error.ename}: {error.evalue}"
-            raise NotebookFailed(f"{reason}\n(the cell and the traceback are in {page})") from None
+            raise NotebookFailed(
+                f"{reason}\n(the cell and the traceback are in {_page(results, name)})"
+            ) from None
         raise NotebookFailed(f"{name}.ipynb: {error} (see {log})") from None
-    finally:  # a failed notebook is worth reading too
-        write_text(page, HTMLExporter().from_notebook_node(notebook)[0])
-        write_text(page.with_suffix(".ipynb"), nbformat.writes(notebook))
 
 
 class _TalkingClient(NotebookClient):
-    """Shows what cells print while they run, and stops cleanly; nbclient alone does neither."""
+    """Shows what cells print while they run, and stops cleanly; nbclient itself does neither."""
 
-    title = ""
-    stopped = False
+    title, stopped, kernel_log = "", False, None
 
     @asynccontextmanager
     async def async_setup_kernel(self, **kwargs):
@@ -139,13 +185,17 @@ class _TalkingClient(NotebookClient):
             try:
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, stop)
-            except RuntimeError:  # Windows, or a thread: Python's own KeyboardInterrupt is left
-                pass
+            except (NotImplementedError, RuntimeError):
+                pass  # Windows, or a thread: Python's own KeyboardInterrupt is left
             yield
 
     def process_message(self, msg, cell, cell_index):
-        if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
-            for line in msg["content"]["text"].splitlines():
+        if msg["msg_type"] == "stream":
+            text = msg["content"]["text"]
+            if msg["content"]["name"] == "stderr":
+                self.kernel_log.write(text)
+                return None
+            for line in text.splitlines():
                 print(f"{self.title}   {line}", flush=True)
         return super().process_message(msg, cell, cell_index)
 

@@ -1,8 +1,10 @@
-"""The same work here or on many workers: one flag from a laptop to a cluster.
+"""The same work here or on many workers, from a laptop to a cluster.
 
-"loky" (joblib's own) starts processes on this machine; "ray" and "dask" go to the cluster that the
-program is connected to (see README). A worker that dies takes nothing along but what it was doing,
-which begins again.
+"loky" (joblib's own) starts processes on this machine; "ray" and "dask" use the cluster that the
+program is connected to (see README). When a worker dies, only what it was doing begins again.
+
+``partial(each, workers=2)`` in the place of ``covid_project.tuning.run_points`` spreads the trials
+of the course's searches over workers.
 """
 
 import os
@@ -34,8 +36,8 @@ def each[Item, Result](
     Parameters
     ----------
     function
-        With one worker it is called here. Else it is sent to the workers with all that it refers
-        to, so that it may hold arrays and settings, but no models.
+        With one worker it is called here. Otherwise it is sent to the workers with all that it
+        refers to, such as arrays and settings.
     workers
         Processes at once; each has its share of this machine's cores.
     backend
@@ -55,7 +57,7 @@ def each[Item, Result](
         raise ValueError(f"unknown backend {backend!r}; allowed: {', '.join(BACKENDS)}")
     threads = max(1, (os.cpu_count() or 1) // workers)
     send = _through_ray if backend == "ray" else partial(_through_joblib, backend)
-    call = partial(_call, function, threads, _precision())
+    call = partial(_call, function, threads)
     waiting, lost = dict(enumerate(items)), 0
     while waiting:
         try:
@@ -95,18 +97,7 @@ def _through_ray(call: Callable, items: dict, workers: int) -> Iterator:
         yield from ray.get(finished)
 
 
-def _precision() -> str | None:
-    """Precision in which this process trains; None where it has not loaded Keras."""
-    return sys.modules["keras"].config.dtype_policy().name if "keras" in sys.modules else None
-
-
-def _call(
-    function: Callable, threads: int, precision: str | None, number: int, item: object
-) -> tuple[int, object]:
-    if precision:
-        import keras
-
-        keras.config.set_dtype_policy(precision)
+def _call(function: Callable, threads: int, number: int, item: object) -> tuple[int, object]:
     if "tensorflow" in sys.modules:  # on a cluster, whose workers were started by others
         with suppress(RuntimeError):  # it has begun to work, with the number that it had
             sys.modules["tensorflow"].config.threading.set_intra_op_parallelism_threads(threads)

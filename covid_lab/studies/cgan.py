@@ -19,10 +19,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from covid_lab.studies.grading import Verdicts, graded_metrics
+from covid_lab.studies.imbalance import NotTraining
+from covid_project.files import fingerprint, whole_file
 from covid_project.settings import SettingsError, within
-from covid_project.storage import fingerprint, whole_file
-from covid_project.studies.grading import Verdicts, graded_metrics
-from covid_project.studies.imbalance import NotTraining
 
 SMOOTH = 0.9  # what the discriminator is to say of a real image (Salimans et al. 2016)
 SAVED_EVERY = 100  # steps

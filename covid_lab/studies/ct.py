@@ -8,8 +8,10 @@ import numpy as np
 from PIL import Image, ImageOps
 from skimage.feature import canny
 
-from covid_project.data import DataError, Dataset, decode, each_image
-from covid_project.storage import whole_file
+from covid_lab.datasets import each_image
+from covid_project.data import DataError, Dataset
+from covid_project.files import whole_file
+from covid_project.pipeline import decode, resize
 
 SIZES = (64, 512)  # pixels along a side, smallest and largest
 
@@ -56,15 +58,16 @@ def prepared(image: np.ndarray, size: int, *, equalize: bool) -> np.ndarray:
 
     Parameters
     ----------
-    size
-        Pixels along each side, within `SIZES`; resized as `data.load_images` does it.
-    equalize
+    image : np.ndarray, uint8 (H, W)
+    size : int
+        Pixels along each side, within `SIZES`.
+    equalize : bool
         Whether the grey values are then made equally frequent (histogram equalisation).
     """
     if not SIZES[0] <= size <= SIZES[1]:
         raise ValueError(f"size is {size}; allowed: {SIZES[0]} to {SIZES[1]}")
-    small = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(ImageOps.equalize(small) if equalize else small)
+    small = resize(image, (size, size))
+    return np.asarray(ImageOps.equalize(Image.fromarray(small))) if equalize else small
 
 
 def prepared_images(dataset: Dataset, size: int, *, equalize: bool) -> np.ndarray:

@@ -1,29 +1,21 @@
 """CT slices with and without a finding, in two folders: the study's settings and its splits."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from covid_project import experiment
-from covid_project.audit.duplicates import clusters, joined_groups, near_pairs
-from covid_project.data import Dataset, load_images, open_dataset
-from covid_project.settings import (
-    STRATEGIES,
-    Augmentation,
-    RunSettings,
-    as_yaml,
-    load_profile,
-    one_of,
-    within,
-)
-from covid_project.storage import write_text
-from covid_project.studies.ct import slice_groups
-from covid_project.studies.pruning import SCOPES
-from covid_project.studies.splits import dealt_once
+from covid_lab.audit.duplicates import clusters, joined_groups, near_pairs
+from covid_lab.datasets import load_images, open_dataset
+from covid_lab.runs import experiment
+from covid_lab.runs.settings import RunSettings, load_study
+from covid_lab.studies.ct import slice_groups
+from covid_lab.studies.pruning import SCOPES
+from covid_lab.studies.splits import dealt_once
+from covid_project.data import Dataset
+from covid_project.files import write_text
+from covid_project.settings import Augmentation, as_yaml, one_of, one_of_registry, within
 
-ARCHIVE = "covid_ct.zip"
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 COMPARED = 128  # pixels at which near copies are sought; what was measured (audit.duplicates)
 
@@ -44,7 +36,7 @@ class Network:
 class Pretrained:
     """Backbone and training of its new head."""
 
-    backbone: str = one_of("ResNet50V2", "MobileNetV2", "MobileNet")
+    backbone: str = one_of_registry("models", "BACKBONES")
     width: float = within(0.1, 2)
     weights: str  # "imagenet", "random", or the path of a weights file
     without_weights: str = one_of("stop", "random")
@@ -74,7 +66,7 @@ class Settings(RunSettings):
     positive: str
     boxes: str | None  # slices of another source with lesion boxes (DeepLesion), without finding
     image_size: int = within(64, 512)  # pixels, of all but the pretrained network
-    normalization: str = one_of(*STRATEGIES)
+    normalization: str = one_of_registry("normalization", "STRATEGIES")
     augmentation: Augmentation
     epochs: int = within(1, 1000)  # at most; early stopping watches validation
     patience: int = within(1, 1000)
@@ -101,21 +93,24 @@ class Settings(RunSettings):
         return (self.normalization, self.augmentation, self.image_size)
 
 
-# Settings of a profile, by name or path; without data that of drawn images.
-load_settings = partial(load_profile, Settings, ("ct_lesions", "ct_lesions_demo"))
+def load_settings(file: str | Path | None = None, **options) -> Settings:
+    """Read the settings of a profile (`load_study`); the path of the boxes becomes absolute."""
+    settings = load_study(Settings, "ct_lesions", file, **options)
+    boxes = settings.boxes and str(Path(settings.boxes).expanduser().absolute())
+    return replace(settings, boxes=boxes)
 
 
-def begin(settings: Settings) -> experiment.Experiment:
+def begin(settings: Settings) -> experiment.StudyRun:
     """Open the data and claim the results folder (see ``experiment.begin``)."""
     run = experiment.begin(settings, open_data)
     if settings.boxes:  # its name alone, as of the data: paths are this machine's
         named = replace(
             settings,
             data=settings.data and Path(settings.data).name,
-            results=run.results.name,
+            results=run.folder.name,
             boxes=Path(settings.boxes).name,
         )
-        write_text(run.results / "settings.yaml", as_yaml(named))
+        write_text(run.folder / "settings.yaml", as_yaml(named))
     return run
 
 

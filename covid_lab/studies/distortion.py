@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from covid_project.augmentation import transformed
-from covid_project.pipeline import changed_batches
 
 ROTATION, SHEAR, ZOOM = 30.0, 0.2, 0.2  # degrees; shift per pixel of height; share
 
@@ -79,4 +78,10 @@ def distorted_batches(
 
     Finite dataset of (float32 (B, H, W, 1) in 0–255, float32 (B, 1)).
     """
-    return changed_batches(images, labels, batch_size, distorted, seed)
+    targets = np.asarray(labels, np.float32)[:, None]
+    rows = tf.data.Dataset.from_tensor_slices((images, targets)).shuffle(len(images), seed=seed)
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+    batches = tf.data.Dataset.zip(rows.batch(batch_size), seeds)
+    return batches.map(
+        lambda batch, number: (distorted(batch[0], number), batch[1]), num_parallel_calls=2
+    ).prefetch(2)

@@ -11,9 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from covid_project.figures import COLOURS, DASHES, GREY, MARKERS, PAGE
-from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES
+from covid_lab.studies.perturbations import PERTURBATIONS, SEVERITIES
+from covid_project.figures import COLOURS, DASHES, MARKERS, PAGE, styled
 
+GREY = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
 UNITS = {
     "rmse": "RMSE of the maps (grey levels)",
     "ssim": "SSIM of the maps",
@@ -51,6 +52,7 @@ def _short(layers: Sequence[str]) -> list[str]:
     return [layer.removeprefix("block").replace("_", ".") for layer in layers]
 
 
+@styled
 def drift_by_layer(
     table: pd.DataFrame, classes: Sequence[str], severity: int, measure: str = "rmse"
 ) -> plt.Figure:
@@ -96,6 +98,7 @@ def _legend(figure: plt.Figure) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=len(PERTURBATIONS))
 
 
+@styled
 def drift_and_loss(
     drifts: pd.DataFrame,
     losses: pd.DataFrame,
@@ -142,6 +145,7 @@ def drift_and_loss(
     return figure
 
 
+@styled
 def detection(table: pd.DataFrame, axis: plt.Axes | None = None) -> plt.Figure:
     """AUC of each detector of wrong predictions by perturbation, from ``detection``'s table."""
     if axis is None:
@@ -165,6 +169,7 @@ def detection(table: pd.DataFrame, axis: plt.Axes | None = None) -> plt.Figure:
     return axis.figure
 
 
+@styled
 def summary(
     losses: dict[str, pd.DataFrame],
     drift_table: pd.DataFrame,
@@ -222,6 +227,7 @@ def summary(
     return figure
 
 
+@styled
 def maps(
     images: np.ndarray, heatmaps: np.ndarray, titles: Sequence[str], layers: Sequence[str]
 ) -> plt.Figure:

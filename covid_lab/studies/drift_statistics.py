@@ -19,9 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from covid_lab.studies.perturbations import PERTURBATIONS
+from covid_lab.studies.saliency_drift import MEASURES, ORIGINAL
 from covid_project.evaluation import percentile_interval
-from covid_project.studies.perturbations import PERTURBATIONS
-from covid_project.studies.saliency_drift import MEASURES, ORIGINAL
 
 # Measures on which a larger value is less drift: turned round where drift is scored.
 SIMILARITIES = ("ssim", "spearman")

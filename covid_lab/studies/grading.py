@@ -24,8 +24,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from covid_lab.studies.imbalance import Balanced
 from covid_project.evaluation import LEVEL, percentile_interval
-from covid_project.studies.imbalance import Balanced
 
 HEADS = ("softmax", "coral", "svm")
 METRICS = (

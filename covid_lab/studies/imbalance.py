@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from imblearn.over_sampling import SMOTE
 
-from covid_project.training import balanced_weights
+from covid_lab.training import class_weights
 
 METHODS = ("none", "class_weights", "oversample", "undersample", "smote", "cgan")
 NEIGHBOURS = 5  # of SMOTE, where the smallest class has as many
@@ -90,7 +90,7 @@ def balance(
     rng = np.random.default_rng(seed)
     weights = dict.fromkeys(classes.tolist(), 1.0)
     if method == "class_weights":
-        weights = balanced_weights(labels)
+        weights = class_weights(labels)
     if method in ("none", "class_weights"):
         return Balanced(inputs, labels, weights, np.zeros(len(labels), bool))
     if method == "undersample":

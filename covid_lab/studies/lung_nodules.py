@@ -14,14 +14,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from covid_project import experiment
-from covid_project.data import Dataset
-from covid_project.evaluation import record_test_look
-from covid_project.models import BACKBONES
-from covid_project.settings import RunSettings, SettingsError, load_profile, one_of, within
-from covid_project.storage import cached_array, fingerprint, write_csv
-from covid_project.studies import cgan, ct_phantoms
-from covid_project.studies.ct_preprocessing import (
+from covid_lab.runs import experiment
+from covid_lab.runs.settings import CACHE, RunSettings, load_study
+from covid_lab.studies import cgan, ct_phantoms
+from covid_lab.studies.ct_preprocessing import (
     as_grey,
     clahe,
     gamma_corrected,
@@ -32,7 +28,7 @@ from covid_project.studies.ct_preprocessing import (
     to_unit,
     without_background,
 )
-from covid_project.studies.grading import (
+from covid_lab.studies.grading import (
     METRICS,
     Predict,
     Verdicts,
@@ -43,10 +39,14 @@ from covid_project.studies.grading import (
     predictor,
     train,
 )
-from covid_project.studies.imbalance import Balanced, balance
-from covid_project.studies.nrrd_slices import VIEWS, Image, load_slices, open_slices
-from covid_project.studies.splits import dealt_once
-from covid_project.training import outputs, set_seed
+from covid_lab.studies.imbalance import Balanced, balance
+from covid_lab.studies.nrrd_slices import VIEWS, Image, load_slices, open_slices
+from covid_lab.studies.splits import dealt_once
+from covid_project.data import Dataset
+from covid_project.files import cached_array, fingerprint, write_csv
+from covid_project.models import BACKBONES, model_fingerprint, outputs
+from covid_project.settings import SettingsError, one_of, within
+from covid_project.training import set_seed
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 TASKS = ("five", "binary")
@@ -127,10 +127,10 @@ class Settings(RunSettings):
 
 
 # Settings of a profile, by name or path; without data that of drawn slices.
-load_settings = partial(load_profile, Settings, ("lung_nodules", "lung_nodules_demo"))
+load_settings = partial(load_study, Settings, "lung_nodules")
 
 
-def begin(settings: Settings) -> experiment.Experiment:
+def begin(settings: Settings) -> experiment.StudyRun:
     """Open the data, or draw them, and claim the results folder (see ``experiment.begin``)."""
     return experiment.begin(settings, open_data, _drawn)
 
@@ -145,7 +145,7 @@ def open_data(source: Path, settings: Settings) -> Dataset:
 def _drawn(settings: Settings) -> Path:
     asked = settings.phantoms
     made = {**vars(asked), "drawing": ct_phantoms.DRAWING, "seed": settings.seed}
-    folder = experiment.CACHE / f"ct-phantoms-{fingerprint(made)}"
+    folder = CACHE / f"ct-phantoms-{fingerprint(made)}"
     return ct_phantoms.write_dataset(
         folder, asked.slices, asked.per_patient, asked.size, settings.seed
     )
@@ -195,7 +195,7 @@ class View:
     measures: pd.DataFrame  # height, width (pixels), variance (Laplacian), lungs (share of area)
 
 
-def prepared_views(run: experiment.Experiment) -> tuple[dict[str, View], tuple[int, int]]:
+def prepared_views(run: experiment.StudyRun) -> tuple[dict[str, View], tuple[int, int]]:
     """Both views prepared, and the standard size of the nodule view (height, width).
 
     Computed once and kept in the cache. The standard size is that of the training images.
@@ -349,12 +349,6 @@ def whole_network(backbone: keras.Model, head: keras.Model) -> keras.Model:
     return keras.Model(backbone.input, x, name="nodule_network")
 
 
-def said_by(network: keras.Model, images: np.ndarray) -> Verdicts:
-    """What a whole network with K logits says of images uint8 (N, S, S, 1)."""
-    logits = outputs(network, images).astype(np.float64)
-    return Verdicts(softmax(logits, axis=1), logits.argmax(axis=1))
-
-
 # ---- tables -------------------------------------------------------------------------------------
 
 
@@ -375,29 +369,49 @@ def over_seeds(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def evaluate_on_test(
-    run: experiment.Experiment,
+    run: experiment.StudyRun,
     stage: str,
-    model: str,
+    network: keras.Model,
+    images: np.ndarray,
     labels: np.ndarray,
-    verdicts: Verdicts,
     source: Mapping[str, object],
-) -> pd.DataFrame:
-    """Metrics of a final model on the test split, entered into the ledger.
+) -> tuple[Verdicts, pd.DataFrame]:
+    """Enter a final network into the ledger, then evaluate it on the test split.
 
-    As ``Experiment.evaluate_on_test``, for any number of classes: writes each slice's scores to
-    ``scores_<stage>_test.csv`` and the metrics to ``metrics.csv``.
+    Writes each slice's scores to ``scores_<stage>_test.csv`` and the metrics to ``metrics.csv``.
+
+    Parameters
+    ----------
+    run : StudyRun
+    stage : str
+    network : keras.Model
+        From images to K logits.
+    images : np.ndarray, uint8 (N, S, S, 1)
+        All slices of a view, in the order of the data set's table.
+    labels : np.ndarray, int (N,)
+        Of all slices, from 0 to K − 1.
+    source : mapping
+        Further columns of the metrics.
+
+    Returns
+    -------
+    verdicts : Verdicts
+        Of the test slices.
+    metrics : pd.DataFrame
+        As `StudyRun.keep_metrics`.
     """
-    look = record_test_look(
-        run.results / "test_ledger.csv", stage, {"model": model, **run.identity(), **source}
-    )
+    look = run.enter_test(stage, model_fingerprint(network))
+    rows = run.dataset.rows("test")
+    logits = outputs(network, images[rows]).astype(np.float64)
+    verdicts = Verdicts(softmax(logits, axis=1), logits.argmax(axis=1))
     scored = pd.DataFrame(
-        {"path": run.paths("test"), "label": labels, "predicted": verdicts.predicted}
+        {"path": run.paths("test"), "label": labels[rows], "predicted": verdicts.predicted}
     )
     for label in range(verdicts.scores.shape[1]):
         scored[f"score_{label}"] = verdicts.scores[:, label]
-    write_csv(run.results / f"scores_{stage}_test.csv", scored)
-    metrics = metrics_table(labels, verdicts, seed=run.settings.seed)
-    return run.keep_metrics(stage, "test", metrics, {**source, "look": look})
+    write_csv(run.folder / f"scores_{stage}_test.csv", scored)
+    metrics = metrics_table(labels[rows], verdicts, seed=run.settings.seed)
+    return verdicts, run.keep_metrics(stage, "test", metrics, {**source, "look": look})
 
 
 def small_masks(masks: list[np.ndarray], size: int) -> np.ndarray:

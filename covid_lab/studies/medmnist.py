@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from covid_project.data import SPLITS, DataError, Dataset
-from covid_project.storage import fingerprint
+from covid_project.files import fingerprint
 
 CLASSES = {
     "breastmnist": ("malignant", "normal or benign"),

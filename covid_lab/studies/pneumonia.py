@@ -8,24 +8,17 @@ import numpy as np
 import pandas as pd
 from skimage.exposure import equalize_adapthist
 
-from covid_project import experiment
-from covid_project.audit.duplicates import groups_from_names
+from covid_lab.audit.duplicates import groups_from_names
+from covid_lab.datasets import open_dataset
+from covid_lab.runs import experiment
+from covid_lab.runs.settings import RunSettings, load_study
+from covid_lab.studies.splits import dealt_once
 from covid_project.data import CLASSES as PHANTOM_CLASSES
-from covid_project.data import Dataset, open_dataset
-from covid_project.settings import (
-    STRATEGIES,
-    Augmentation,
-    RunSettings,
-    load_profile,
-    one_of,
-    within,
-)
-from covid_project.storage import cached_array
-from covid_project.studies.splits import dealt_once
+from covid_project.data import Dataset
+from covid_project.files import cached_array
+from covid_project.settings import Augmentation, one_of, one_of_registry, within
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # PNEUMONIA = 1 is the positive class
-ARCHIVE = "chest_xray.zip"
-KAGGLE = "paultimothymooney/chest-xray-pneumonia"
 # Accuracy, AUC and seconds of training that are published for these 624 test images.
 PUBLISHED = {
     "mlp": (0.763, 0.832, 1101),
@@ -54,7 +47,7 @@ class Network:
 class Pretrained:
     """The backbone, and how its last layers are fine-tuned after the head."""
 
-    backbone: str = one_of("ResNet50V2", "MobileNetV2", "MobileNet")
+    backbone: str = one_of_registry("models", "BACKBONES")
     width: float = within(0.1, 2)  # alpha of the MobileNets
     weights: str  # "imagenet", "random", or the path of a weights file
     without_weights: str = one_of("stop", "random")  # when they cannot be had
@@ -70,7 +63,7 @@ class Settings(RunSettings):
 
     validation_share: float = within(0.01, 0.5)  # of the training images
     clip_limits: tuple[float, ...]  # of local equalisation, tried on a series left out; 0: none
-    normalization: str = one_of(*STRATEGIES)
+    normalization: str = one_of_registry("normalization", "STRATEGIES")
     augmentation: Augmentation
     plateau: int = within(1, 100)  # epochs without a lower validation loss: smaller steps
     mlp: Network
@@ -89,10 +82,10 @@ class Settings(RunSettings):
 
 
 # Settings of a profile, by name or path; without data that of drawn images.
-load_settings = partial(load_profile, Settings, ("pneumonia", "pneumonia_demo"))
+load_settings = partial(load_study, Settings, "pneumonia")
 
 
-def begin(settings: Settings) -> experiment.Experiment:
+def begin(settings: Settings) -> experiment.StudyRun:
     """Open the data and claim the results folder (see ``experiment.begin``)."""
     return experiment.begin(settings, open_data)
 
@@ -126,7 +119,7 @@ def series(paths: pd.Series) -> np.ndarray:
     return paths.str.extract(SERIES, expand=False).str.upper().fillna("").to_numpy(dtype=str)
 
 
-def equalized(run: experiment.Experiment, image_size: int, clip_limit: float) -> np.ndarray:
+def equalized(run: experiment.StudyRun, image_size: int, clip_limit: float) -> np.ndarray:
     """All images with their contrast equalised locally, uint8 (N, image_size, image_size, 1).
 
     Contrast-limited adaptive histogram equalisation (Zuiderveld 1994) in tiles of an eighth of the

@@ -11,16 +11,19 @@ import pandas as pd
 from scipy.special import softmax
 from sklearn.metrics import roc_auc_score
 
-from covid_project import experiment
-from covid_project.checkpoints import fitted, keep_training, kept_training
-from covid_project.data import Dataset, open_dataset
-from covid_project.models import resnet18
+from covid_lab.checkpoints import fitted, keep_training, kept_training
+from covid_lab.datasets import open_dataset
+from covid_lab.models import resnet18
+from covid_lab.runs import experiment
+from covid_lab.runs.settings import RunSettings, load_study
+from covid_lab.studies import medmnist
+from covid_lab.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
+from covid_project.data import DataError, Dataset
+from covid_project.files import fingerprint
+from covid_project.models import outputs
 from covid_project.normalization import normalization_layer
-from covid_project.settings import STRATEGIES, RunSettings, load_profile, one_of, within
-from covid_project.storage import fingerprint
-from covid_project.studies import medmnist
-from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
-from covid_project.training import outputs, set_seed
+from covid_project.settings import one_of, one_of_registry, within
+from covid_project.training import set_seed
 
 LOSSES = ("softmax", "sigmoid per class")  # cross-entropy of either
 STEPS = (0.5, 0.75)  # of the epochs, after which the learning rate falls to a tenth each
@@ -44,7 +47,7 @@ class Settings(RunSettings):
     """Everything that the study depends on."""
 
     image_size: int = within(20, 512)  # of drawn images; a file has its own
-    normalization: str = one_of(*STRATEGIES)
+    normalization: str = one_of_registry("normalization", "STRATEGIES")
     recipes: dict[str, Recipe]  # of which the better one on validation is used
     perturbed_share: float = within(0.01, 1)  # of the images of an augmented epoch
     seeds: int = within(1, 100)  # trainings of each kind
@@ -59,10 +62,10 @@ class Settings(RunSettings):
 
 
 # Settings of a profile, by name or path; without data that of drawn images.
-load_settings = partial(load_profile, Settings, ("robustness", "robustness_demo"))
+load_settings = partial(load_study, Settings, "robustness")
 
 
-def begin(settings: Settings) -> experiment.Experiment:
+def begin(settings: Settings) -> experiment.StudyRun:
     """Open the data and claim the results folder (see ``experiment.begin``)."""
     return experiment.begin(settings, open_data)
 
@@ -74,24 +77,33 @@ def open_data(source: Path, settings: Settings) -> Dataset:
     return medmnist.read(source).as_dataset(Path(source).parent)
 
 
-def images(run: experiment.Experiment) -> np.ndarray:
-    """All images of a run, uint8 (N, H, W, C), in the order of its table."""
+def split(run: experiment.StudyRun, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8 (N, H, W, C) and labels (N,) of "train" or "val"."""
+    if name == "test":
+        raise DataError("test images come from test_split(run, stage, model) only")
+    return _images_and_labels(run, run.dataset.rows(name))
+
+
+def test_split(
+    run: experiment.StudyRun, stage: str, model: keras.Model | str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Enter a test evaluation into the ledger, then return images and labels as `split`."""
+    return _images_and_labels(run, run.test_rows(stage, model))
+
+
+def _images_and_labels(run: experiment.StudyRun, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if run.dataset.is_phantom:
-        return run.images(run.settings.image_size)
-    return medmnist.read(run.settings.data).images
-
-
-def split(run: experiment.Experiment, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, H, W, C) and labels (N,) of one split."""
-    rows = run.dataset.rows(name)
-    return images(run)[rows], run.dataset.table["label"].to_numpy()[rows]
+        images = run.images(run.settings.image_size)
+    else:
+        images = medmnist.read(run.settings.data).images
+    return images[rows], run.dataset.table["label"].to_numpy()[rows]
 
 
 # ---- training -----------------------------------------------------------------------------------
 
 
 def network(
-    run: experiment.Experiment, recipe: str, seed: int, *, augmented: bool
+    run: experiment.StudyRun, recipe: str, seed: int, *, augmented: bool
 ) -> tuple[keras.Model, pd.DataFrame]:
     """The network of one recipe and seed with its history: trained once, then loaded (`train`).
 
@@ -104,7 +116,7 @@ def network(
     identity = {**run.identity(), **asdict(how), "perturbed_share": share, "seed": seed}
     under_way = run.cache / f"training-{stage}-{fingerprint(identity)}.npz"
     found = fitted(
-        run.results,
+        run,
         stage,
         identity,
         lambda: train(

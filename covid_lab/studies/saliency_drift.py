@@ -16,12 +16,13 @@ import keras
 import numpy as np
 import pandas as pd
 
-from covid_project.explain.gradcam import heatmap_function, resize_heatmaps
-from covid_project.explain.quality.similarities import rank_correlation, ssim
-from covid_project.models import RESNET18_BLOCKS
-from covid_project.storage import read_csv, whole_file
-from covid_project.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
-from covid_project.training import outputs
+from covid_lab.explain.gradcam import heatmap_function
+from covid_lab.explain.quality.similarities import rank_correlation, ssim
+from covid_lab.models import RESNET18_BLOCKS
+from covid_lab.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
+from covid_project.files import read_csv, whole_file
+from covid_project.gradcam import resize_heatmaps
+from covid_project.models import outputs
 
 MEASURES = ("rmse", "ssim", "spearman", "centroid_shift")
 METHOD = "grad-cam++"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from covid_project.audit.predictability import predict, prepare
+from covid_lab.audit.predictability import predict, prepare
 
 SIDE = 32  # pixels of what is looked at
 FRAME = 2  # of these, the outer ones that count as border

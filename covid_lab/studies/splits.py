@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from covid_project.audit.duplicates import grouped_split
-from covid_project.data import SPLITS, Dataset, other_split
-from covid_project.storage import fingerprint, write_csv
+from covid_lab.audit.duplicates import grouped_split
+from covid_project.data import SPLITS, DataError, Dataset
+from covid_project.files import fingerprint, write_csv
 
 COLUMNS = ["path", "label", "split", "group", "fingerprint"]
 
@@ -77,7 +77,10 @@ def _as_written(dataset: Dataset, splits_file: Path) -> pd.DataFrame:
     except (ValueError, KeyError):  # not a CSV, or another one
         fits = False
     if not fits:
-        raise other_split(splits_file)
+        raise DataError(
+            f"{splits_file} is the split of other data, or was changed. Give the data that it was "
+            "made for, choose another results folder, or delete it to have a new split made"
+        )
     return table
 
 

@@ -38,15 +38,15 @@ def contents(folder: Path) -> dict[str, str]:
 
 def draw(folder: Path) -> None:
     """The data set of phantoms, made in a folder and then renamed."""
-    from covid_project.phantoms import write_dataset
+    from covid_lab.phantoms import write_dataset
 
     write_dataset(folder / "phantoms", {"train": 6, "val": 3, "test": 3}, 48, 1)
 
 
 def unpack(folder: Path) -> None:
     """All images of an archive into one cached array."""
-    from covid_project.data import load_images, open_dataset
-    from covid_project.storage import cached_array
+    from covid_lab.datasets import load_images, open_dataset
+    from covid_project.files import cached_array
 
     dataset = open_dataset(folder.parent / "set.zip", splits_file=folder / "splits.csv")
     for size in (16, 32, 64):
@@ -55,7 +55,7 @@ def unpack(folder: Path) -> None:
 
 def cache_features(folder: Path) -> None:
     """Arrays of features, one file per copy."""
-    from covid_project.storage import cached_array
+    from covid_project.files import cached_array
 
     for copy in range(6):
 
@@ -100,7 +100,7 @@ def search_grid(folder: Path) -> None:
 def write_tables(folder: Path) -> None:
     """Scores, metrics and the ledger of a final model, as an experiment writes them."""
     from covid_project.evaluation import metrics_table, record_test_look
-    from covid_project.storage import append_rows, read_csv, write_csv
+    from covid_project.files import append_rows, read_csv, write_csv
 
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 2
@@ -117,7 +117,7 @@ def write_tables(folder: Path) -> None:
 
 def write_report(folder: Path) -> None:
     """Values and tables of the report, from the results of a finished run."""
-    from covid_project.report.build import write_evidence
+    from covid_lab.report.build import write_evidence
 
     write_evidence(folder)
 
@@ -141,8 +141,6 @@ def kill_often(work: str, folder: str, kills: str, seed: str, start: str = "") -
 
     # Imported before the forks, so that these are not spent on imports.
     import covid_project.evaluation
-    import covid_project.phantoms
-    import covid_project.report.build
     import covid_project.tuning  # noqa: F401
 
     do, place, rng = WORK[work], Path(folder), np.random.default_rng(int(seed))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from covid_project.storage import read_csv, write_csv
+from covid_project.files import read_csv, write_csv
 
 VERSIONS = "; ".join(
     [f"python {platform.python_version()}"]

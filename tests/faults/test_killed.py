@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from covid_project.storage import read_csv
-from faults.children import ENVIRONMENT, HOUSE, call
+from covid_project.files import read_csv
+from faults.children import ENVIRONMENT, PROJECT, call
 from faults.kills import CHANGING, WORK
 from faults.projects import command, copied
 
 SEED = 23
-FINISHED = HOUSE / "results"
+FINISHED = PROJECT / "results"
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ FIT = """
 import sys
 from pathlib import Path
 import keras, numpy as np
-from covid_project.checkpoints import fitted
+from covid_lab.checkpoints import fitted
 from covid_project.models import baseline_cnn, model_fingerprint
 from covid_project.normalization import SampleNormalization
 from covid_project.pipeline import evaluation_batches

@@ -23,12 +23,15 @@ def searches(number: str) -> dict:
     """Run small searches one after another; what the process holds after each."""
     import keras
 
+    from covid_lab.phantoms import write_dataset
+    from covid_lab.training import fit
     from covid_project.models import baseline_cnn
     from covid_project.normalization import SampleNormalization
     from covid_project.pipeline import evaluation_batches
-    from covid_project.settings import Axis
-    from covid_project.training import best_epoch, fit, logits, set_seed
-    from covid_project.tuning import outcome, search
+    from covid_project.results import open_run
+    from covid_project.settings import Axis, load_settings
+    from covid_project.training import set_seed
+    from covid_project.tuning import search
 
     rng = np.random.default_rng(SEED)
     labels = np.arange(16) % 2
@@ -40,16 +43,16 @@ def searches(number: str) -> dict:
         set_seed(1)
         model = baseline_cnn(32, SampleNormalization(), filters=2, dropout=0.2)
         batches = evaluation_batches(images, labels, 8)
-        history = fit(model, batches, epochs=2, validation=batches, patience=2, **point)
-        scores = logits(model, images)
-        return outcome(best_epoch(history), history["val_loss"].min(), labels, scores)
+        return model, fit(model, batches, epochs=2, validation=batches, patience=2, **point)
 
     held = {"bytes": [], "threads": [], "files": []}
     with tempfile.TemporaryDirectory() as folder:
+        data = write_dataset(Path(folder) / "data", {"train": 1, "val": 1, "test": 1}, 32, SEED)
+        run = open_run(load_settings(data=data, results=Path(folder) / "results"))
         for count in range(int(number)):
             search(
-                axes, {"learning_rate": 0.001}, trial, Path(folder) / f"{count}.csv",
-                strategy="grid", identity={"data": "d", "seed": 1}, title="search",
+                run, f"{count}", axes, {}, trial, (images, labels),
+                strategy="grid", identity=run.identity(),
             )  # fmt: skip
             gc.collect()
             held["bytes"].append(memory("VmRSS"))

@@ -4,17 +4,25 @@ import math
 
 import keras
 import numpy as np
-import pandas as pd
 import pytest
 
-from covid_project.calibration import calibration, reliability
-from covid_project.comparison import accuracy_difference, auc_difference
-from covid_project.evaluation import METRICS, class_metrics, metrics_table, point_metrics
-from covid_project.normalization import normalization_layer
+from covid_lab.calibration import calibration, reliability
+from covid_lab.statistics import class_metrics
+from covid_lab.training import class_weights, fit
+from covid_project.evaluation import (
+    METRICS,
+    accuracy_difference,
+    auc_difference,
+    metrics_table,
+    point_metrics,
+)
+from covid_project.models import logits
+from covid_project.normalization import STRATEGIES, normalization_layer
 from covid_project.pipeline import evaluation_batches
-from covid_project.settings import STRATEGIES, Axis
-from covid_project.training import best_epoch, class_weights, fit, logits, set_seed
-from covid_project.tuning import best_trial, outcome, search
+from covid_project.results import open_run
+from covid_project.settings import Axis, load_settings
+from covid_project.training import set_seed
+from covid_project.tuning import best_trial, search
 
 SEED = 25
 
@@ -129,7 +137,7 @@ def test_a_class_with_one_image_has_its_weight(record):
 def test_a_model_that_the_last_step_ruined_is_not_returned(record):
     # The loss of the last batch is finite, what it does to the weights is not.
     model = network()
-    with pytest.raises(FloatingPointError, match="no longer finite"):
+    with pytest.raises(FloatingPointError, match="a weight is not finite"):
         fit(
             model, batches([0, 1, 0, 1])[1], learning_rate=1.0, epochs=1,
             optimizer=lambda learning_rate: keras.optimizers.SGD(1e38),
@@ -141,7 +149,7 @@ def test_a_validation_loss_that_is_never_finite_fails_the_training(record):
     labels = [0, 1, 0, 1]
     images = np.full((4, 4, 4, 1), np.nan, np.float32)
     validation = evaluation_batches(images, np.array(labels))
-    with pytest.raises(FloatingPointError, match="no longer finite"):
+    with pytest.raises(FloatingPointError, match="validation loss is not finite"):
         fit(
             network(1 / 255), batches(labels)[1], learning_rate=0.01, epochs=2,
             validation=validation, patience=2,
@@ -149,7 +157,8 @@ def test_a_validation_loss_that_is_never_finite_fails_the_training(record):
     record("numbers", "a validation loss that is never finite", "the training fails", SEED)
 
 
-def test_a_search_goes_on_past_trials_that_are_not_finite(tmp_path, record):
+def test_a_search_continues_after_trials_that_are_not_finite(image_folder, tmp_path, record):
+    run = open_run(load_settings(data=image_folder, results=tmp_path / "results"))
     labels = np.array([0, 1] * 4)
     images, trained = batches(labels)
     axes = {
@@ -164,17 +173,15 @@ def test_a_search_goes_on_past_trials_that_are_not_finite(tmp_path, record):
             model, trained, learning_rate=rate, epochs=3, validation=trained, patience=2,
             optimizer=lambda learning_rate: keras.optimizers.SGD(rate),
         )  # fmt: skip
-        return outcome(
-            best_epoch(history), history["val_loss"].min(), labels, logits(model, images)
-        )
+        return model, history
 
     trials = search(
-        axes, {}, trial, tmp_path / "t.csv",
-        strategy="grid", identity={"data": "d", "seed": 0, "versions": "v"}, title="search",
-    )  # fmt: skip
+        run, "t", axes, {}, trial, (images, labels), strategy="grid", identity=run.identity()
+    )
     assert trials["val_loss"].isna().tolist()[:4] == [False, True, False, True]
     assert np.isfinite(best_trial(trials)["val_loss"])
-    assert isinstance(trials, pd.DataFrame)
+    assert np.isfinite(logits(run.load_model("t_tuned", "test"), images)).all()
     record(
-        "numbers", "a trial whose loss is not finite", "its row is empty, the search goes on", SEED
-    )
+        "numbers", "a trial whose loss is not finite", "its row is empty, the search continues",
+        SEED,
+    )  # fmt: skip

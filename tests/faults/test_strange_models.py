@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covid_project.__main__ import main
-from covid_project.checkpoints import ModelRefused, load_model
+from covid_lab.__main__ import main
+from covid_lab.checkpoints import ModelRefused, load_model
+from covid_project.files import cached_array
 from covid_project.models import WeightsUnavailable, build_backbone
-from covid_project.storage import cached_array
 
 SEED = 22
 
@@ -100,7 +100,7 @@ def strangers(tmp_path: Path, mark: Path):
         ("keras.utils", "get_file"),
         ("keras.config", "enable_unsafe_deserialization"),
         ("keras.saving", "load_model"),
-        ("covid_project.runner", "run_notebooks"),
+        ("covid_lab.runs.runner", "run_notebooks"),
     ]:
         yield f"function {module}.{name}", changed(path, activation_instead(function(module, name)))
         yield f"layer {module}.{name}", changed(path, layer_instead(module, name, path=str(mark)))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from covid_project import lock
-from covid_project.lock import FolderInUse, only_run, refuse_others
-from covid_project.storage import write_csv
+from covid_lab.runs.lock import FolderInUse, only_run
+from covid_lab.runs.settings import course_settings
+from covid_project.files import write_csv
 from faults.children import ENVIRONMENT
 from faults.projects import project, start, wait_for
 
@@ -26,7 +26,7 @@ def ended(process: subprocess.Popen) -> str:
 
 
 def is_gone(process: int) -> bool:
-    """Whether a process has ended; nobody may have asked yet how (then it is a zombie)."""
+    """Return whether a process has ended, or is a zombie."""
     stat = Path(f"/proc/{process}/stat")
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
@@ -43,11 +43,11 @@ def stopping():
 
 
 def test_a_second_run_is_refused_and_told_who_is_at_work(tmp_path, record, stopping):
-    house = project(tmp_path / "house", SAY, SLEEP)
-    first = start(house)
+    folder = project(tmp_path / "project", SAY, SLEEP)
+    first = start(folder)
     stopping(first)
     wait_for(first, "at work")
-    second = start(house)
+    second = start(folder)
     said = ended(second)
     assert second.returncode == 1
     assert f"is in use by another run (process {first.pid} on " in said
@@ -58,26 +58,28 @@ def test_a_second_run_is_refused_and_told_who_is_at_work(tmp_path, record, stopp
     first.send_signal(signal.SIGINT)
     said = ended(first)
     assert first.returncode == 130
-    assert "stopped in baseline.ipynb, cell 2 of 2; results: " in said
-    assert "the same command goes on" in said
-    assert not list(house.rglob(lock.NAME))
-    assert (house / "results/demo/notebooks/baseline.html").is_file()
+    assert "stopped in baseline.ipynb, cell 3 of 3; results: " in said
+    assert "the same command continues" in said
+    assert (folder / "made/notebooks/baseline.html").is_file()
+    with only_run(folder / "made"):  # the folder is free again
+        pass
     record("stopped", "SIGINT in a cell", "status 130, says where and how to go on")
 
 
 def test_a_killed_run_and_its_kernel_stand_in_nobodys_way(tmp_path, record, stopping):
-    house = project(tmp_path / "house", "import os", "print(f'kernel {os.getpid()}')", SLEEP)
-    first = start(house)
+    folder = project(tmp_path / "project", "import os", "print(f'kernel {os.getpid()}')", SLEEP)
+    first = start(folder)
     stopping(first)
     kernel = int(wait_for(first, "kernel ").split()[-1])
     first.kill()
     first.communicate()
-    begun = time.monotonic()
-    with only_run(house / "results/demo"):  # waits until the kernel has noticed
-        assert is_gone(kernel)
-        waited = time.monotonic() - begun
-    assert waited < lock.LEFT_OVER
-    record("two runs", "lock of a killed run", "taken over once its kernel has ended")
+    with only_run(folder / "made"):
+        pass
+    killed = time.monotonic()
+    while not is_gone(kernel):
+        assert time.monotonic() - killed < 20, "the kernel of a killed run is still at work"
+        time.sleep(0.1)
+    record("two runs", "lock of a killed run", "free at once; its kernel ends by itself")
 
 
 def test_two_runs_from_one_working_folder_keep_their_own_settings(tmp_path, record, stopping):
@@ -85,69 +87,52 @@ def test_two_runs_from_one_working_folder_keep_their_own_settings(tmp_path, reco
         "from covid_project.settings import load_settings; from pathlib import Path; import time",
         "print('at work', flush=True)\n"
         "while not Path('go').exists(): time.sleep(0.1)",
-        "print(f'seed {load_settings().seed}', flush=True)",
+        "settings = load_settings(SETTINGS, data=DATA, results=RESULTS)",
+        "print(f'seed {settings.seed} in {Path(settings.results).name}', flush=True)",
     ]  # fmt: skip
-    house = project(tmp_path / "house", *cells)
+    folder = project(tmp_path / "project", *cells)
     runs = {
-        seed: start(house, "--results", f"results-{seed}", "--set", f"seed={seed}")
+        seed: start(folder, "--results", f"results-{seed}", "--set", f"seed={seed}")
         for seed in (11, 12)
     }
     for run in runs.values():
         stopping(run)
         wait_for(run, "at work")
-    (house / "go").touch()
+    (folder / "go").touch()
     for seed, run in runs.items():
-        assert f"seed {seed}" in wait_for(run, "seed ")
+        assert f"seed {seed} in results-{seed}" in wait_for(run, "seed ")
         assert run.wait(timeout=60) == 0
     record("two runs", "one working folder, two results folders", "each kept its own settings")
 
 
 def test_the_lock_is_of_the_process_that_holds_it(tmp_path):
     folder = tmp_path / "a" / "b"
-    with only_run(folder):
-        refuse_others(folder)  # this very run
-        with pytest.raises(FolderInUse, match=f"process {os.getpid()} on "), only_run(folder):
-            pass
-    assert not (tmp_path / "a").exists()  # nothing was written
-    refuse_others(folder)
-
-
-def test_a_notebook_by_hand_is_refused_while_a_run_is_at_work(tmp_path, monkeypatch):
-    with only_run(tmp_path):
-        monkeypatch.setenv(lock.RUN_VARIABLE, "1")  # as of another run, or of none
-        with pytest.raises(FolderInUse):
-            refuse_others(tmp_path)
-
-
-def test_without_locks_of_the_system_the_file_is_the_lock(tmp_path, monkeypatch, record):
-    monkeypatch.setattr(lock, "fcntl", None)
-    with only_run(tmp_path), pytest.raises(FolderInUse, match="delete"), only_run(tmp_path):
+    refused = pytest.raises(FolderInUse, match=f"process {os.getpid()} on ")
+    with only_run(folder), refused, only_run(folder):
         pass
-    with only_run(tmp_path):  # freed at the end
+    with only_run(folder):  # freed at the end
         pass
-    (tmp_path / lock.NAME).touch()  # left behind by a killed run
-    with pytest.raises(FolderInUse, match=r"delete .*\.lock"), only_run(tmp_path):
-        pass
-    record("two runs", "a system without locks", "second refused, told what to delete")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
 def test_a_read_only_results_folder_is_one_clear_line(tmp_path, record):
-    house = project(tmp_path / "house", SAY)
-    (house / "results").mkdir(mode=0o555)
-    for folder in (*house.parents, house):
-        if folder.is_relative_to(tmp_path.parent.parent):
-            folder.chmod(0o755)
+    folder = project(tmp_path / "project", SAY)
+    course_settings(folder / "tiny.yaml")  # draws the images, as this user
+    (folder / "results").mkdir(mode=0o555)
+    for parent in (*folder.parents, folder):
+        if parent.is_relative_to(tmp_path.parent.parent):
+            parent.chmod(0o755)
     code = (
-        "import os, sys, covid_project.runner, covid_project.lock\n"  # before rights are given up
-        "from covid_project.__main__ import main\n"
+        # Imported before rights are given up.
+        "import os, sys, covid_lab.runs.lock, covid_lab.runs.runner, covid_project.results\n"
+        "from covid_lab.__main__ import main\n"
         "os.setuid(65534)\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    options = ["run", "--profile", str(house / "tiny.yaml"), "--results", str(house / "results/x")]
+    options = ["--profile", str(folder / "tiny.yaml"), "--results", str(folder / "results/x")]
     done = subprocess.run(
-        [sys.executable, "-c", code, *options],
-        cwd=house, env=ENVIRONMENT, capture_output=True, text=True,
+        [sys.executable, "-c", code, "run", *options],
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
@@ -161,7 +146,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 import numpy as np, pandas as pd
-from covid_project.storage import append_rows, cached_array, write_csv
+from covid_project.files import append_rows, cached_array, write_csv
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -6,8 +6,8 @@ of the model. Each measure is a pure function in the module of its test. A metho
 callable (model, images, target) → `Heatmaps`, as all functions of `explain` are.
 """
 
-from covid_project.explain.quality.baselines import Method, baseline, baseline_maps
-from covid_project.explain.quality.faithfulness import (
+from covid_lab.explain.quality.baselines import Method, baseline, baseline_maps
+from covid_lab.explain.quality.faithfulness import (
     area,
     deletion,
     impute,
@@ -15,22 +15,22 @@ from covid_project.explain.quality.faithfulness import (
     probability_function,
     road,
 )
-from covid_project.explain.quality.localisation import (
+from covid_lab.explain.quality.localisation import (
     box_masks,
     energy_inside,
     iou_at_otsu,
     pointing_game,
 )
-from covid_project.explain.quality.sanity import blocks, randomisations, randomised
-from covid_project.explain.quality.similarities import (
+from covid_lab.explain.quality.sanity import blocks, randomisations, randomised
+from covid_lab.explain.quality.similarities import (
     rank_correlation,
     similarity,
     similarity_of_pairs,
     ssim,
 )
-from covid_project.explain.quality.stability import across_seeds, noisy, under_noise
-from covid_project.explain.quality.table import explanation_quality, mean_interval
-from covid_project.explain.quality_terms import BASELINES
+from covid_lab.explain.quality.stability import across_seeds, noisy, under_noise
+from covid_lab.explain.quality.table import explanation_quality, mean_interval
+from covid_lab.explain.quality_terms import BASELINES
 
 __all__ = [
     "BASELINES",

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import sobel
 
-from covid_project.explain.class_score import checked_images, checked_target
-from covid_project.explain.heatmaps import PIXELS, Heatmaps, normalize_heatmaps
-from covid_project.explain.quality_terms import BASELINES
+from covid_lab.explain.class_score import checked_images, checked_target
+from covid_lab.explain.heatmaps import PIXELS, Heatmaps
+from covid_lab.explain.quality_terms import BASELINES
+from covid_project.gradcam import normalize_heatmaps
 
 SPREAD = 0.25  # standard deviation of the Gaussian, as a share of each side
 

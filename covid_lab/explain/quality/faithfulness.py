@@ -19,8 +19,9 @@ import numpy as np
 import tensorflow as tf
 from scipy.ndimage import gaussian_filter
 
-from covid_project.explain.class_score import batch_signature, class_score, image_variant_pairs
-from covid_project.explain.gradcam import remove_final_activation, resize_heatmaps
+from covid_lab.explain.class_score import batch_signature, class_score, image_variant_pairs
+from covid_lab.explain.gradcam import remove_final_activation
+from covid_project.gradcam import resize_heatmaps
 
 FILLS = ("mean", "blurred")
 BLUR = 0.1  # standard deviation as a share of the image's side: no finding is left to be seen

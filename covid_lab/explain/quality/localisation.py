@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import distance_transform_edt
 
-from covid_project.explain.gradcam import resize_heatmaps
+from covid_project.gradcam import resize_heatmaps
 
 
 def energy_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 from scipy.stats import rankdata
 
-from covid_project.explain.heatmaps import Heatmaps, normalize_heatmaps
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_project.gradcam import normalize_heatmaps
 
 SIDE = 64
 PAIRS = 50

@@ -8,9 +8,9 @@ Arun et al. 2021 (see `sanity`) call agreement between trainings repeatability.
 import keras
 import numpy as np
 
-from covid_project.explain.heatmaps import Heatmaps
-from covid_project.explain.quality.baselines import Method
-from covid_project.explain.quality.similarities import similarity
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.quality.baselines import Method
+from covid_lab.explain.quality.similarities import similarity
 
 
 def noisy(images: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:

@@ -9,18 +9,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from covid_project.evaluation import drawn_rows, percentile_interval, wilson_interval
-from covid_project.explain.class_score import (
+from covid_lab.explain.class_score import (
     PREDICTED,
     by_batches,
     checked_images,
     checked_target,
     score_function,
 )
-from covid_project.explain.gradcam import remove_final_activation
-from covid_project.explain.heatmaps import Heatmaps
-from covid_project.explain.quality.baselines import Method, baseline
-from covid_project.explain.quality.faithfulness import (
+from covid_lab.explain.gradcam import remove_final_activation
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.quality.baselines import Method, baseline
+from covid_lab.explain.quality.faithfulness import (
     Probability,
     area,
     deletion,
@@ -28,11 +27,11 @@ from covid_project.explain.quality.faithfulness import (
     probability_function,
     road,
 )
-from covid_project.explain.quality.localisation import energy_inside, iou_at_otsu, pointing_game
-from covid_project.explain.quality.sanity import blocks, randomisations
-from covid_project.explain.quality.similarities import similarity, similarity_of_pairs
-from covid_project.explain.quality.stability import across_seeds, under_noise
-from covid_project.explain.quality_terms import (
+from covid_lab.explain.quality.localisation import energy_inside, iou_at_otsu, pointing_game
+from covid_lab.explain.quality.sanity import blocks, randomisations
+from covid_lab.explain.quality.similarities import similarity, similarity_of_pairs
+from covid_lab.explain.quality.stability import across_seeds, under_noise
+from covid_lab.explain.quality_terms import (
     BASELINES,
     COLUMNS,
     DELETION,
@@ -45,6 +44,7 @@ from covid_project.explain.quality_terms import (
     TESTS,
     is_lower_better,
 )
+from covid_project.evaluation import drawn_rows, percentile_interval, wilson_interval
 
 ROUNDING = 1e-6  # of a mean similarity; equal maps must not pass for less alike than equal maps
 

@@ -1,18 +1,14 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from covid_project import tuning
 from covid_project.settings import Axis
-from covid_project.tuning import (
-    best_hyperparameters,
-    best_trial,
-    measure_each,
-    outcome,
-    propose,
-    search,
-)
+from covid_project.tuning import best_hyperparameters, best_trial, propose, search
 
 AXES = {
     "learning_rate": Axis(values=(0.001, 0.002, 0.004), times=2, low=0.0002, high=0.1),
@@ -21,24 +17,73 @@ AXES = {
 }
 START = {"learning_rate": 0.002, "dropout": 0.2, "batch_size": 32}
 IDENTITY = {"data": "d", "seed": 1, "versions": "v1"}
+VALIDATION = (np.zeros((1, 1)), np.ones(1))  # one positive image
+
+
+class Model:
+    """Stands in for a network: its cross-entropy on the validation image is given."""
+
+    def __init__(self, loss):
+        self.logit = -np.log(np.expm1(loss))
+
+    def predict_on_batch(self, batch):
+        return np.full((len(batch), 1), self.logit)
+
+
+class Folder:
+    """Stands in for a run: models are JSON files."""
+
+    def __init__(self, path):
+        self.folder = path
+
+    def save_model(self, stage, model, history, recipe):
+        self.folder.mkdir(exist_ok=True)
+        content = {"logit": model.logit, "recipe": recipe}
+        (self.folder / f"{stage}.json").write_text(json.dumps(content))
+
+    def has_model(self, stage, recipe):
+        path = self.folder / f"{stage}.json"
+        if not path.is_file():
+            return False
+        found = json.loads(path.read_text())["recipe"]
+        return all(found[key] == recipe[key] for key in recipe if key != "versions")
+
+    def kept_loss(self):
+        logit = json.loads((self.folder / "t_tuned.json").read_text())["logit"]
+        return np.log1p(np.exp(-logit))
+
+
+def trained(loss, epochs=5):
+    history = pd.DataFrame({"epoch": range(1, epochs + 1), "val_loss": np.ones(epochs)})
+    history.loc[2, "val_loss"] = loss
+    history.attrs["initial_model"] = "f"
+    return Model(loss), history
 
 
 def bowl(rate, dropout, batch):
     """Objective with its minimum at the given values."""
 
-    def run(point):
-        return {
-            "best_epoch": 3,
-            "val_loss": np.log2(point["learning_rate"] / rate) ** 2
-            + (10 * (point["dropout"] - dropout)) ** 2
-            + np.log2(point["batch_size"] / batch) ** 2,
-        }
+    def loss(point):
+        return (
+            0.1
+            + 0.1 * np.log2(point["learning_rate"] / rate) ** 2
+            + (3 * (point["dropout"] - dropout)) ** 2
+            + 0.1 * np.log2(point["batch_size"] / batch) ** 2
+        )
 
-    return run
+    return lambda point: trained(loss(point))
 
 
 def run(path, objective, strategy="one at a time", identity=IDENTITY):
-    return search(AXES, START, objective, path, strategy=strategy, identity=identity, title="test")
+    folder = Folder(path.parent / path.stem)
+    folder.folder.mkdir(exist_ok=True)
+    return search(
+        folder, "t", AXES, START, objective, VALIDATION, strategy=strategy, identity=identity
+    )
+
+
+def table_of(path):
+    return path.parent / path.stem / "tuning_t.csv"
 
 
 @pytest.mark.parametrize("strategy", ["grid", "one at a time"])
@@ -106,7 +151,8 @@ def test_a_search_goes_on_the_same_from_each_of_its_trials(tmp_path, strategy):
     whole = run(tmp_path / "whole.csv", objective, strategy)
     for finished in range(1, len(whole)):
         path = tmp_path / f"{finished}.csv"
-        whole.iloc[:finished].to_csv(path, index=False)
+        table_of(path).parent.mkdir()
+        whole.iloc[:finished].to_csv(table_of(path), index=False)
         resumed = run(path, objective, strategy)
         pd.testing.assert_frame_equal(
             resumed.drop(columns="seconds"), whole.drop(columns="seconds"), check_dtype=False
@@ -123,10 +169,10 @@ def test_trials_of_another_search_are_set_aside_whole(tmp_path, capsys):
     path = tmp_path / "t.csv"
     before = run(path, bowl(0.002, 0.2, 32))
     run(path, bowl(0.004, 0.4, 16), identity={**IDENTITY, "data": "other"})
-    aside = [other for other in tmp_path.glob("t-*.csv")]
+    aside = list(table_of(path).parent.glob("tuning_t-*.csv"))
     pd.testing.assert_frame_equal(pd.read_csv(aside[0]), before, check_exact=False)
     assert "data d" in capsys.readouterr().out
-    assert set(pd.read_csv(path)["data"]) == {"other"}
+    assert set(pd.read_csv(table_of(path))["data"]) == {"other"}
 
 
 def test_an_update_of_packages_does_not_throw_trials_away(tmp_path):
@@ -169,12 +215,47 @@ def test_when_no_trial_is_finite_it_says_so(tmp_path):
         best_trial(trials)
 
 
-def test_the_outcome_of_a_trial_has_the_metrics_at_its_best_epoch():
-    row = outcome(4, 0.3, np.array([0, 0, 1, 1]), np.array([-1.0, 1.0, 2.0, 3.0]))
-    assert row["best_epoch"] == 4
-    assert row["val_loss"] == 0.3
-    assert row["val_accuracy"] == 0.75
-    assert row["val_AUC"] == 1.0
+def test_a_row_has_the_metrics_of_the_model_and_its_best_epoch(tmp_path):
+    trials = run(tmp_path / "t.csv", bowl(0.002, 0.2, 32))
+    best = best_trial(trials)
+    assert best["best_epoch"] == 3
+    assert best["val_loss"] == pytest.approx(0.1)
+    assert best["val_accuracy"] == 1.0
+    assert np.isnan(best["val_AUC"])  # a single class
+    assert best["initial_model"] == "f"
+
+
+@pytest.mark.parametrize("strategy", ["grid", "one at a time"])
+def test_the_model_of_the_best_trial_is_kept(tmp_path, strategy):
+    calls, objective = [], bowl(0.008, 0.4, 16)
+    trials = run(tmp_path / "t.csv", lambda p: calls.append(p) or objective(p), strategy)
+    assert Folder(tmp_path / "t").kept_loss() == pytest.approx(trials["val_loss"].min())
+    assert len(calls) == len(trials)  # not trained a second time
+
+
+def test_a_missing_model_of_the_best_trial_is_trained_again(tmp_path, capsys):
+    objective = bowl(0.008, 0.4, 16)
+    trials = run(tmp_path / "t.csv", objective)
+    (tmp_path / "t" / "t_tuned.json").unlink()
+    calls = []
+    run(tmp_path / "t.csv", lambda p: calls.append(p) or objective(p))
+    assert calls == [best_hyperparameters(trials, AXES)]
+    assert "trained again" in capsys.readouterr().out
+    assert Folder(tmp_path / "t").kept_loss() == pytest.approx(0.1)
+
+
+def test_trials_that_finish_in_any_order_give_the_same_table_and_model(tmp_path, monkeypatch):
+    objective = bowl(0.008, 0.4, 16)
+    expected = run(tmp_path / "in_turn.csv", objective, "grid")
+
+    def backwards(function, points):
+        for position in reversed(range(len(points))):
+            yield position, function(points[position])
+
+    monkeypatch.setattr(tuning, "run_points", backwards)
+    found = run(tmp_path / "backwards.csv", objective, "grid")
+    pd.testing.assert_frame_equal(found.drop(columns="seconds"), expected.drop(columns="seconds"))
+    assert Folder(tmp_path / "backwards").kept_loss() == pytest.approx(0.1)
 
 
 @given(
@@ -187,27 +268,7 @@ def test_every_search_ends(target, strategy):
         points = propose(AXES, START, trials, strategy)
         if not points:
             return
-        rows = [{**point, **objective(point)} for point in points]
+        losses = [float(np.log1p(np.exp(-objective(point)[0].logit))) for point in points]
+        rows = [{**p, "val_loss": loss} for p, loss in zip(points, losses, strict=True)]
         trials = pd.DataFrame([*trials.to_dict("records"), *rows])
     pytest.fail("more than a hundred rounds")
-
-
-def test_named_cases_are_measured_once_each_and_resumed(tmp_path):
-    calls = []
-
-    def run(value):
-        calls.append(value)
-        if value == 3:
-            raise FloatingPointError("the loss is no longer finite")
-        return {"doubled": 2 * value}
-
-    path, identity = tmp_path / "cases.csv", {"data": "x"}
-    measure_each({"one": 1, "three": 3}, run, path, identity=identity, title="cases")
-    table = measure_each(
-        {"two": 2, "one": 1, "three": 3}, run, path, identity=identity, title="cases"
-    )
-    assert calls == [1, 3, 2]
-    assert table["case"].tolist() == ["two", "one", "three"]
-    assert table["doubled"].tolist()[:2] == [4, 2]
-    assert np.isnan(table["doubled"][2])
-    assert table["data"].tolist() == ["x"] * 3

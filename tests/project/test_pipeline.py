@@ -1,10 +1,22 @@
+import io
 import threading
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
 from covid_project.augmentation import NONE
-from covid_project.pipeline import evaluation_batches, feature_batches, training_batches
+from covid_project.data import DataError, open_dataset
+from covid_project.pipeline import (
+    ImageFiles,
+    decode,
+    evaluation_batches,
+    feature_batches,
+    image_sizes,
+    resize,
+    training_batches,
+)
 from covid_project.settings import Augmentation
 from covid_project.training import set_seed
 
@@ -126,3 +138,99 @@ def test_feature_batches_widen_half_precision(rng):
     features, _ = next(iter(feature_batches(maps, np.zeros(6), 6, seed=0)))
     assert features.dtype == np.float32
     assert features.shape == (6, 2, 2, 3)
+
+
+# ---- decoding -----------------------------------------------------------------------------------
+
+
+def encoded(image, kind="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_grey_is_unchanged_and_colours_become_luminance(rng):
+    grey = rng.integers(0, 256, (5, 7), dtype=np.uint8)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grey)), "a"), grey)
+    colours = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    found = decode(encoded(Image.fromarray(colours)), "a")
+    expected = colours @ [0.299, 0.587, 0.114]  # ITU-R 601-2
+    np.testing.assert_allclose(found, expected, atol=1)
+
+
+def test_sixteen_bits_are_scaled_and_transparency_is_black():
+    values = np.array([[0, 257, 65535]], np.uint16)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(values)), "a"), [[0, 1, 255]])
+    transparent = np.array([[[200, 200, 200, 0], [200, 200, 200, 255]]], np.uint8)
+    found = decode(encoded(Image.fromarray(transparent)), "a")
+    np.testing.assert_array_equal(found, [[0, 200]])
+
+
+def test_an_orientation_in_the_file_is_applied(rng):
+    grey = rng.integers(0, 256, (4, 6), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # rotate by 90 degrees clockwise to view
+    found = decode(encoded(Image.fromarray(grey), exif=turned), "a")
+    np.testing.assert_array_equal(found, np.rot90(grey, -1))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty file"), (b"hello", "not an image"), (None, "damaged"), ("frames", "2 frames")],
+)
+def test_what_is_no_single_image_is_refused_by_name(content, reason):
+    image = Image.new("L", (64, 64), 100)
+    if content is None:
+        content = encoded(image)[:-30]
+    elif content == "frames":
+        content = encoded(image, "GIF", save_all=True, append_images=[Image.new("L", (64, 64))])
+    with pytest.raises(DataError, match=f"scan.png: .*{reason}"):
+        decode(content, "scan.png")
+
+
+def test_resizing_averages_over_all_pixels():
+    stripes = np.tile(np.array([0, 255], np.uint8), (64, 32))
+    small = resize(stripes, (16, 16))
+    assert small.shape == (16, 16)
+    assert np.abs(small[:, 1:-1].astype(int) - 127).max() <= 2  # plain bilinear would alias
+    np.testing.assert_array_equal(resize(stripes, (64, 64)), stripes)
+
+
+def test_image_files_are_the_same_data_as_arrays_and_as_batches(image_folder):
+    dataset = open_dataset(image_folder)
+    rows = dataset.rows("train", "val")
+    files = ImageFiles(dataset, rows, 16)
+    images = files[:]
+    assert images.shape == files.shape == (36, 16, 16, 1)
+    np.testing.assert_array_equal(files[[3, 1]], images[[3, 1]])
+    paths = dataset.table["path"].to_numpy()[rows]
+    alone = resize(decode((image_folder / paths[5]).read_bytes(), paths[5]), (16, 16))
+    np.testing.assert_array_equal(images[5, ..., 0], alone)
+    seen, _ = collect(evaluation_batches(files, np.zeros(36), 10))
+    np.testing.assert_array_equal(seen, images)
+
+
+def test_all_unreadable_images_are_named_at_once(image_folder):
+    dataset = open_dataset(image_folder)
+    for name in ("train/COVID/COVID-train-1.png", "val/NORMAL/NORMAL-val-0.png"):
+        (image_folder / name).write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"(?s)2 image\(s\).*COVID-train-1.*NORMAL-val-0"):
+        ImageFiles(dataset, dataset.rows("train", "val"), 16)[:]
+
+
+def test_sizes_are_those_of_the_files(image_folder):
+    sizes = image_sizes(open_dataset(image_folder))
+    assert len(sizes) == 48
+    assert sizes.drop_duplicates().to_dict("records") == [{"width": 24, "height": 24, "mode": "L"}]
+
+
+def test_training_batches_from_files_are_those_from_arrays(image_folder):
+    dataset = open_dataset(image_folder)
+    files = ImageFiles(dataset, dataset.rows("train"), 16)
+    labels = np.arange(24) % 2
+    set_seed(0)
+    first = [x.numpy() for x, _ in training_batches(files, labels, 8, SOME, seed=2)]
+    second = [x.numpy() for x, _ in training_batches(files[:], labels, 8, SOME, seed=2)]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert isinstance(training_batches(files, labels, 8, SOME, seed=2), tf.data.Dataset)

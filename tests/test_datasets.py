@@ -19,8 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from covid_project import data
-from covid_project.data import DataError, UnreadableImage, UnreadableImages, decode, open_dataset
+from covid_lab import datasets
+from covid_lab.datasets import UnreadableImage, UnreadableImages, open_dataset
+from covid_project.data import CLASSES, DataError
+from covid_project.pipeline import decode
 
 COURSE_ZIP = Path(__file__).resolve().parents[2] / "shared" / "data" / "covid_xray.zip"
 COURSE = {"train": 3, "val": 2, "test": 2}  # images per class of the small course tree
@@ -49,7 +51,7 @@ def course_tree(outer: str = "", spelled: dict[str, str] | None = None) -> dict[
     names = [
         f"{outer}{spelled.get(split, split)}/{spelled.get(name, name)}/{name}-{i}.png"
         for split, n in COURSE.items()
-        for name in data.CLASSES
+        for name in CLASSES
         for i in range(n)
     ]
     return {name: grey_png(seed) for seed, name in enumerate(names)}
@@ -123,7 +125,7 @@ def test_course_layout_is_read_from_folder_and_zip(tmp_path, form, outer, spelle
     counts = table.groupby(["split", "label"]).size().to_dict()
     assert counts == {(split, label): n for split, n in COURSE.items() for label in (0, 1)}
     for row in table.itertuples():  # the label comes from the name, and the path leads to the file
-        assert Path(row.path).name.startswith(data.CLASSES[row.label])
+        assert Path(row.path).name.startswith(CLASSES[row.label])
         assert dataset.root.joinpath(row.path).read_bytes() == files[outer + row.path]
     assert not dataset.is_phantom
     assert (table["mask"] == "").all()
@@ -206,7 +208,9 @@ def test_phantoms_bring_their_lung_masks(tmp_path, form):
     dataset = open_dataset(as_path(files, tmp_path, form))
     assert dataset.is_phantom
     assert list(dataset.table["mask"]) == [f"masks/lungs/{path}" for path in dataset.table["path"]]
-    np.testing.assert_array_equal(data.load_masks(dataset, 10)[0], [[True] * 5 + [False] * 5] * 10)
+    np.testing.assert_array_equal(
+        datasets.load_masks(dataset, 10)[0], [[True] * 5 + [False] * 5] * 10
+    )
 
 
 def test_names_with_spaces_newlines_and_other_scripts(tmp_path):
@@ -216,7 +220,7 @@ def test_names_with_spaces_newlines_and_other_scripts(tmp_path):
     for form in ("folder", "zip"):
         dataset = open_dataset(as_path(course_tree() | names, tmp_path, form))
         assert set(names) < set(dataset.table["path"])
-        assert data.load_images(dataset, 8).shape == (19, 8, 8, 1)
+        assert datasets.load_images(dataset, 8).shape == (19, 8, 8, 1)
 
 
 # ---- the Kaggle tree ----------------------------------------------------------------------------
@@ -236,11 +240,11 @@ def test_kaggle_tree_is_dealt_80_10_10_in_each_class(tmp_path, form, images):
     if images:
         expected = dataset.table["path"].str.replace("/images/", "/masks/")
         pd.testing.assert_series_equal(dataset.table["mask"], expected, check_names=False)
-        masks = data.load_masks(dataset, 4)
+        masks = datasets.load_masks(dataset, 4)
         np.testing.assert_array_equal(masks[7], [[False, False, True, True]] * 4)
     else:
         assert (dataset.table["mask"] == "").all()
-        assert not data.load_masks(dataset, 4).any()
+        assert not datasets.load_masks(dataset, 4).any()
 
 
 def test_kaggle_sources_come_from_the_metadata(tmp_path):
@@ -317,7 +321,7 @@ def test_a_split_of_other_data_is_refused_and_left_alone(tmp_path, change):
 def test_patients_and_equal_files_stay_together(tmp_path):
     files = {
         f"{name}/person{i // 4}_{name}_{i}.png": grey_png(1000 * label + i)
-        for label, name in enumerate(data.CLASSES)
+        for label, name in enumerate(CLASSES)
         for i in range(label, 80, 2)  # person n has two images in each class
     }
     # A copy of a patient's image under a plain name follows that patient.
@@ -351,7 +355,7 @@ def test_patients_and_equal_files_stay_together(tmp_path):
     ],
 )
 def test_group_is_the_patient_where_the_name_carries_one(path, group):
-    assert data.group_of(path) == group
+    assert datasets.group_of(path) == group
 
 
 def test_too_few_to_deal_are_refused(tmp_path):
@@ -430,7 +434,7 @@ def test_each_image_goes_on_past_what_cannot_be_read(tmp_path):
     files = course_tree() | {"train/COVID/bad.png": b"no image", "val/COVID/empty.png": b""}
     dataset = open_dataset(as_folder(files, tmp_path))
     seen = []
-    means, unreadable = data.each_image(
+    means, unreadable = datasets.each_image(
         dataset, lambda pixels: pixels.mean(), lambda *done: seen.append(done)
     )
     assert set(unreadable) == {"train/COVID/bad.png", "val/COVID/empty.png"}
@@ -522,7 +526,7 @@ def test_links_cannot_catch_or_lead_out(tmp_path):
     os.mkfifo(root / "train/COVID/pipe.png")
     dataset = open_dataset(root)
     with pytest.raises(UnreadableImages) as caught:
-        data.load_images(dataset, 8)
+        datasets.load_images(dataset, 8)
     assert {Path(name).stem for name, _ in caught.value.unreadable} == {
         "broken", "circle", "device", "pipe",
     }  # fmt: skip
@@ -611,7 +615,7 @@ def test_bombs_are_refused_by_their_declaration(tmp_path, monkeypatch):
         ("MAX_UNPACKED_BYTES", 1000, "bytes unpacked, more than 1,000"),
     ]:
         with monkeypatch.context() as patch:
-            patch.setattr(data, limit, value)
+            patch.setattr(datasets, limit, value)
             path = as_zip(course_tree(), tmp_path / "x.zip")
             with pytest.raises(DataError, match=message):
                 open_dataset(path)
@@ -620,7 +624,7 @@ def test_bombs_are_refused_by_their_declaration(tmp_path, monkeypatch):
 def test_a_member_that_lies_about_its_size_is_listed_and_never_unpacked_whole(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(data, "MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(datasets, "MAX_FILE_BYTES", 10_000)
     files = course_tree() | {"train/COVID/big.png": b"x" * 20_000}
     files["train/COVID/liar.png"] = grey_png(80) + bytes(20_000_000)
     path = as_zip(files, tmp_path / "x.zip")
@@ -628,7 +632,7 @@ def test_a_member_that_lies_about_its_size_is_listed_and_never_unpacked_whole(
     dataset = open_dataset(path)
     tracemalloc.start()
     with pytest.raises(UnreadableImages) as caught:
-        data.load_images(dataset, 8)
+        datasets.load_images(dataset, 8)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 5_000_000
@@ -649,7 +653,7 @@ def test_a_damaged_archive_is_refused_or_names_its_damaged_images(tmp_path_facto
         content[at] ^= choose.draw(st.integers(1, 255))
     whole.write_bytes(content)
     try:
-        images = data.load_images(open_dataset(whole), 8)
+        images = datasets.load_images(open_dataset(whole), 8)
     except DataError:  # anything else fails
         return
     assert images.dtype == np.uint8
@@ -855,7 +859,7 @@ def test_all_unreadable_images_of_a_set_are_named_at_once(tmp_path, form):
     with warnings.catch_warnings(record=True) as leaked:
         warnings.simplefilter("always")
         with pytest.raises(DataError) as caught:
-            data.load_images(dataset, 8)
+            datasets.load_images(dataset, 8)
     assert not leaked
     assert [name for name, _ in caught.value.unreadable] == sorted(bad)
     assert f"{len(bad)} image(s) cannot be read" in str(caught.value)
@@ -930,7 +934,7 @@ def triangle(n: int, size: int) -> np.ndarray:
 def test_images_are_resized_with_a_widened_triangle(tmp_path, shape):
     pixels = noise(20, *shape)
     dataset, row = one_image_set(tmp_path, pixels)
-    images = data.load_images(dataset, 16)
+    images = datasets.load_images(dataset, 16)
     assert images.shape == (14, 16, 16, 1)
     assert images.dtype == np.uint8
     expected = triangle(shape[0], 16) @ pixels @ triangle(shape[1], 16).T
@@ -941,7 +945,7 @@ def test_images_are_resized_with_a_widened_triangle(tmp_path, shape):
 def test_images_come_in_the_order_of_the_table(tmp_path, form):
     files = course_tree()
     dataset = open_dataset(as_path(files, tmp_path, form))
-    images = data.load_images(dataset, 10)
+    images = datasets.load_images(dataset, 10)
     for row, path in enumerate(dataset.table["path"]):
         alone = Image.open(io.BytesIO(files[path])).resize((10, 10), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(images[row, ..., 0], alone)
@@ -950,7 +954,7 @@ def test_images_come_in_the_order_of_the_table(tmp_path, form):
 def test_progress_counts_every_image(tmp_path):
     seen = []
     dataset = open_dataset(as_folder(course_tree(), tmp_path))
-    data.load_images(dataset, 8, progress=lambda done, total: seen.append((done, total)))
+    datasets.load_images(dataset, 8, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 14) for i in range(1, 15)]
 
 
@@ -959,7 +963,7 @@ def test_masks_are_cut_at_half_coverage(tmp_path, highest):
     mask = np.zeros((32, 32), np.uint8)
     mask[4:24, 9:] = highest
     dataset, row = one_image_set(tmp_path, noise(21, 32, 32), mask)
-    masks = data.load_masks(dataset, 8)
+    masks = datasets.load_masks(dataset, 8)
     assert masks.dtype == bool
     assert masks.shape == (14, 8, 8)
     cover = triangle(32, 8) @ (mask > 0) @ triangle(32, 8).T
@@ -971,14 +975,14 @@ def test_masks_are_cut_at_half_coverage(tmp_path, highest):
 def test_an_empty_mask_holds_nothing(tmp_path):
     dataset, row = one_image_set(tmp_path, noise(22, 8, 8), np.zeros((8, 8), np.uint8))
     assert dataset.table["mask"][row]
-    assert not data.load_masks(dataset, 8).any()
+    assert not datasets.load_masks(dataset, 8).any()
 
 
 def test_sizes_are_those_stored(tmp_path):
     files = course_tree()
     files["test/NORMAL/wide.png"] = encoded(Image.fromarray(noise(23, 5, 30, 3)))
     dataset = open_dataset(as_zip(files, tmp_path / "x.zip"))
-    sizes = data.image_sizes(dataset)
+    sizes = datasets.image_sizes(dataset)
     row = list(dataset.table["path"]).index("test/NORMAL/wide.png")
     assert sizes.loc[row].tolist() == [30, 5, "RGB", len(files["test/NORMAL/wide.png"])]
     others = sizes.drop(index=row)
@@ -990,7 +994,7 @@ def test_sizes_are_those_stored(tmp_path):
 
 def test_warning_filters_are_left_as_they_were(tmp_path):
     before = list(warnings.filters)
-    data.load_images(open_dataset(as_folder(course_tree(), tmp_path)), 8)
+    datasets.load_images(open_dataset(as_folder(course_tree(), tmp_path)), 8)
     decode(READABLE["grey"][0], "x")
     assert list(warnings.filters) == before
 
@@ -1001,11 +1005,13 @@ def test_the_courses_archive():
     counts = dataset.table.groupby(["split", "label"]).size().to_dict()
     expected = {"train": 800, "val": 200, "test": 100}
     assert counts == {(split, label): n for split, n in expected.items() for label in (0, 1)}
-    sizes = data.image_sizes(dataset)
+    sizes = datasets.image_sizes(dataset)
     assert sizes[["width", "height", "mode"]].drop_duplicates().to_numpy().tolist() == [
         [256, 256, "L"]
     ]
-    images = data.load_images(dataset, 128)
-    first = np.asarray(Image.open(io.BytesIO(data._read(dataset.root, dataset.table["path"][0]))))
+    images = datasets.load_images(dataset, 128)
+    first = np.asarray(
+        Image.open(io.BytesIO(datasets._read(dataset.root, dataset.table["path"][0])))
+    )
     expected = triangle(256, 128) @ first @ triangle(256, 128).T
     np.testing.assert_allclose(images[0, ..., 0], expected, atol=1.01)

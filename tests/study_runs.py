@@ -1,0 +1,28 @@
+"""How the tests run a study: its notebook, with a small profile, as the command line does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from covid_lab.runs.settings import PROFILES
+from covid_project.settings import PROJECT
+
+
+def small_profile(study: str) -> dict:
+    """Return the values of a study's demo profile, to be made smaller."""
+    return yaml.safe_load((PROFILES / f"{study}_demo.yaml").read_text(encoding="utf-8"))
+
+
+def run_study(folder: Path, study: str, values: dict, data: str | Path) -> Path:
+    """Run a study's notebook on some data with these settings; return its results folder."""
+    profile = folder / "small.yaml"
+    profile.write_text(yaml.safe_dump(values), encoding="utf-8")
+    command = [sys.executable, "-m", "covid_lab", "run", "--study", study]
+    command += ["--profile", str(profile), "--data", str(data), "--results", "made"]
+    where = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=where)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    return folder / "made"
