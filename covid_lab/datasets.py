@@ -150,7 +150,7 @@ def open_root(path: str | Path) -> tuple[Root, list[str]]:
     Raises
     ------
     DataError
-        As there; also a device, a file name that is not valid UTF-8, or an archive with members
+        As there; also devices, pipes, a file name that is not valid UTF-8, or an archive with members
         that are encrypted, links, outside its folder, of the same name, or packed like a bomb.
     """
     path = Path(path)
@@ -164,6 +164,10 @@ def open_root(path: str | Path) -> tuple[Root, list[str]]:
             name.encode()
         except UnicodeEncodeError:
             raise DataError(f"file name {name!r} is not valid UTF-8: rename it") from None
+    if path.is_dir():  # reading a device or a pipe might never end
+        special = [n for n in names if (path / n).exists() and not (path / n).is_file()]
+        if special:
+            raise DataError(f"devices or pipes among the files: {listed(special)}; remove them")
     return root, names
 
 
@@ -510,7 +514,7 @@ def decode_file(path: Path) -> np.ndarray:
 
 
 def _read(root: Root, name: str) -> bytes:
-    if not root.joinpath(name).is_file():  # a device would be waited for without end
+    if not root.joinpath(name).is_file():  # reading a device or a pipe might never end
         raise UnreadableImage(name, "not a regular file (a broken link or a device)")
     return read_bytes(root, name)
 

@@ -29,7 +29,7 @@ from covid_project.files import (
 )
 from covid_project.models import model_fingerprint
 from covid_project.pipeline import ImageFiles
-from covid_project.settings import Settings, as_yaml, default_results
+from covid_project.settings import Settings, as_yaml
 
 LEDGER = "test_ledger.csv"
 
@@ -52,9 +52,8 @@ def versions() -> str:
 def open_run(settings: Settings) -> "Run":
     """Open the data and the results folder of a run, and print both.
 
-    The default results folder may hold another run: tables that were handed in without their
-    models, or results of other data. Then the run takes the folder of the same name with
-    ``_rerun``, and the tables stay as they are.
+    Where the results folder holds the tables of a finished run without its models, as a hand-in
+    does, the run takes the folder of the same name with ``_rerun``: the tables stay as they are.
 
     Raises
     ------
@@ -62,9 +61,9 @@ def open_run(settings: Settings) -> "Run":
         The data cannot be used, or the results folder belongs to other data.
     """
     folder = Path(settings.results)
-    if folder == default_results() and _is_handed_in(folder):
+    if _is_handed_in(folder):
+        print(f"{folder} holds the tables of a finished run without its models; they are kept.")
         folder = folder.with_name(f"{folder.name}_rerun")
-        print(f"{settings.results} holds the tables of a finished run without its models.")
     dataset = open_dataset(
         settings.data,
         splits_file=folder / "splits.csv",

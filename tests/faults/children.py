@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-HOUSE = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join([str(HOUSE), str(HOUSE / "tests")]),
+    "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "tests")]),
     "MPLBACKEND": "Agg",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }

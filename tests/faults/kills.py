@@ -1,7 +1,7 @@
 """Work that is killed at random moments, started again, and compared with undisturbed work.
 
-``kill_often`` runs in a process of its own that never imports TensorFlow, so that it can fork: each
-attempt costs as little as the work itself.
+``kill_often`` runs in a process of its own that imports TensorFlow but does not use it, so that it
+can fork: each attempt costs as little as the work itself.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import time
+import traceback
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,11 @@ import pandas as pd
 from PIL import Image
 
 CHANGING = {"seconds", "epoch_seconds"}  # columns that no two runs have in common
+TRIALS = Path("results", "tuning_small.csv")  # of `search_grid`
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Digest of every finished file by its path; of a CSV without the columns that change."""
+    """Digest of every finished file by its path, without what changes: dates and durations."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         name = path.relative_to(folder)
@@ -32,6 +34,9 @@ def contents(folder: Path) -> dict[str, str]:
                 table = pd.read_csv(io.BytesIO(content), float_precision="round_trip")
                 kept = [column for column in table if column not in CHANGING]
                 content = table[kept].to_csv().encode()
+            if path.suffix == ".keras":
+                with zipfile.ZipFile(path) as model:  # a model; its metadata.json has the date
+                    content = model.read("config.json") + model.read("model.weights.h5")
             found[str(name)] = hashlib.sha256(content).hexdigest()
     return found
 
@@ -66,53 +71,55 @@ def cache_features(folder: Path) -> None:
         cached_array(folder / f"copy{copy}.npy", compute)
 
 
+def open_small_run(folder: Path):
+    """The run of the course on the images of ``archive``."""
+    from covid_project.results import open_run
+    from covid_project.settings import load_settings
+
+    settings = load_settings(data=folder.parent / "set.zip", results=folder / "results")
+    return open_run(settings)
+
+
 def search_grid(folder: Path) -> None:
-    """A search whose trials take a few milliseconds each."""
+    """A search of one hyperparameter at a time whose trials train nothing."""
+    import keras
+
     from covid_project.settings import Axis
-    from covid_project.tuning import outcome, search
+    from covid_project.tuning import search
 
     axes = {
-        "learning_rate": Axis(values=(0.001, 0.002, 0.004), times=2, low=0.0005, high=0.03),
-        "dropout": Axis(values=(0.2, 0.4), plus=0.2, low=0.0, high=0.8),
+        "learning_rate": Axis(values=(0.001, 0.002), times=2, low=0.0005, high=0.008),
+        "dropout": Axis(values=(0.2, 0.4), plus=0.2, low=0.0, high=0.6),
     }
+    labels = np.arange(40) % 2
+    inputs = np.stack([np.random.default_rng(0).normal(size=40) + labels, labels], axis=1)
 
     def trial(point):
-        rng = np.random.default_rng(round(1e6 * point["learning_rate"] + 10 * point["dropout"]))
-        labels = np.arange(400) % 2
-        scores = rng.normal(size=400) + labels
-        time.sleep(0.005)
-        loss = abs(np.log2(point["learning_rate"] / 0.016)) + abs(point["dropout"] - 0.6)
         if point["learning_rate"] == 0.004 and point["dropout"] == 0.2:
             raise FloatingPointError("the loss is no longer finite")
-        return outcome(3, loss, labels, scores)
+        inside, layer = keras.Input((2,), name="inside"), keras.layers.Dense(1, name="logit")
+        model = keras.Model(inside, layer(inside), name="small")
+        slope = 1 / (abs(np.log2(point["learning_rate"] / 0.004)) + abs(point["dropout"] - 0.4) + 1)
+        layer.set_weights([np.array([[slope], [0.1]]), np.array([-slope / 2])])
+        history = pd.DataFrame({"epoch": [1, 2], "val_loss": [0.6, 0.5], "seconds": 0.01})
+        history.attrs["initial_model"] = "the same"
+        return model, history
 
-    search(
-        axes,
-        {"learning_rate": 0.002, "dropout": 0.4},
-        trial,
-        folder / "tuning.csv",
-        strategy="grid",
-        identity={"data": "d", "seed": 1, "versions": "v"},
-        title="search",
-    )
+    run = open_small_run(folder)
+    start = {"learning_rate": 0.002, "dropout": 0.4}
+    identity = run.identity("search")
+    search(run, "small", axes, start, trial, (inputs, labels), strategy="grid", identity=identity)
 
 
 def write_tables(folder: Path) -> None:
-    """Scores, metrics and the ledger of a final model, as an experiment writes them."""
-    from covid_project.evaluation import metrics_table, record_test_look
-    from covid_project.files import append_rows, read_csv, write_csv
-
+    """Ledger, scores and metrics of the final models."""
+    run = open_small_run(folder)
     rng = np.random.default_rng(0)
-    labels = np.arange(60) % 2
-    for stage in ("baseline", "transfer", "fine_tuned"):
-        scores = rng.normal(size=60) + labels
-        record_test_look(folder / "test_ledger.csv", stage, {"model": stage, "data": "d"})
-        write_csv(folder / f"scores_{stage}.csv", pd.DataFrame({"label": labels, "score": scores}))
-        rows = metrics_table(labels, scores).assign(stage=stage)
-        path = folder / "metrics.csv"
-        found = read_csv(path)
-        if found.empty or stage not in set(found["stage"]):
-            append_rows(path, rows)
+    for stage, split in (("baseline", "val"), ("baseline", "test"), ("fine_tuned", "test")):
+        labels = run.dataset.table["label"].iloc[run.dataset.rows(split)]
+        if split == "test":
+            run.enter_test(stage, f"fingerprint of {stage}")
+        run.record_metrics(stage, split, rng.normal(size=len(labels)) + labels)
 
 
 def write_report(folder: Path) -> None:
@@ -133,14 +140,16 @@ WORK: dict[str, Callable[[Path], None]] = {
 
 
 def kill_often(work: str, folder: str, kills: str, seed: str, start: str = "") -> dict:
-    """Kill the work so many times, at seeded moments, and let it end; what came of it.
+    """Kill the work so many times, at seeded moments, then let it finish; return what happened.
 
-    ``start`` is a folder that every attempt begins from.
+    ``start`` is a folder whose copy every attempt starts from.
     """
     import shutil
 
     # Imported before the forks, so that these are not spent on imports.
-    import covid_project.evaluation
+    import covid_lab.datasets
+    import covid_lab.phantoms
+    import covid_lab.report.build  # noqa: F401
     import covid_project.tuning  # noqa: F401
 
     do, place, rng = WORK[work], Path(folder), np.random.default_rng(int(seed))
@@ -158,13 +167,15 @@ def kill_often(work: str, folder: str, kills: str, seed: str, start: str = "") -
     def begun(where: Path) -> int:
         child = os.fork()
         if child == 0:
-            with contextlib.redirect_stdout(io.StringIO()):
-                status = 1
-                try:
+            status = 1
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
                     do(where)
-                    status = 0
-                finally:
-                    os._exit(status)
+                status = 0
+            except BaseException:
+                traceback.print_exc()  # the test shows it
+            finally:
+                os._exit(status)
         return child
 
     quiet = fresh("undisturbed")
@@ -185,22 +196,23 @@ def kill_often(work: str, folder: str, kills: str, seed: str, start: str = "") -
             _, status = os.waitpid(child, 0)
             done += os.WIFSIGNALED(status)  # else it had already ended
             half = contents(where)  # what is there under its own name is readable
-            trials = rows_of(where / "tuning.csv")
+            trials = rows_of(where / TRIALS)
             if any(half[name] != expected.get(name) for name in half if not grows(name)):
                 wrong.append(f"round {rounds}: a file that is not as it should be")
         if os.waitpid(begun(where), 0)[1] != 0:
             wrong.append(f"round {rounds}: it did not go on")
         elif contents(where) != expected:
             wrong.append(f"round {rounds}: it ended otherwise than undisturbed")
-        elif rows_of(where / "tuning.csv")[: len(trials)] != trials:
+        elif rows_of(where / TRIALS)[: len(trials)] != trials:
             wrong.append(f"round {rounds}: a finished trial was lost or run again")
         shutil.rmtree(where)
     return {"killed": done, "rounds": rounds, "wrong": wrong, "seconds": length}
 
 
 def grows(name: str) -> bool:
-    """Whether a file is added to row by row, so that it may be shorter."""
-    return name.endswith(("tuning.csv", "metrics.csv", "ledger.csv"))
+    """Whether a file is replaced as the work proceeds: tables, and the best model so far."""
+    return Path(name).name.startswith(("tuning_", "metrics", "test_ledger", "small_tuned",
+                                       "history_small_tuned"))  # fmt: skip
 
 
 def rows_of(path: Path) -> list[tuple]:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import copy_project
 
 from covid_project.files import read_csv
 from faults.children import ENVIRONMENT, PROJECT, call
-from faults.kills import CHANGING, WORK
-from faults.projects import command, copied
+from faults.kills import CHANGING, WORK, archive
+from faults.projects import command, wait_for
 
 SEED = 23
 FINISHED = PROJECT / "results"
@@ -57,56 +58,59 @@ def test_work_that_is_killed_often(tmp_path, finished, record, work):
 FIT = """
 import sys
 from pathlib import Path
-import keras, numpy as np
-from covid_lab.checkpoints import fitted
+import keras
 from covid_project.models import baseline_cnn, model_fingerprint
 from covid_project.normalization import SampleNormalization
 from covid_project.pipeline import evaluation_batches
-from covid_project.training import fit, set_seed
+from covid_project.results import open_run
+from covid_project.settings import load_settings
+from covid_project.training import TrainingLog, classification_metrics, set_seed
 
 folder = Path(sys.argv[1])
-rng = np.random.default_rng(0)
-labels = np.arange(32) % 2
-images = rng.integers(0, 256, (32, 32, 32, 1), dtype=np.uint8)
+run = open_run(load_settings(data=folder.parent / "set.zip", results=folder))
+images, labels = run.arrays("train", image_size=32)
 print("ready", flush=True)
 
-def train():
+if not run.has_model("final", {"seed": 5}):
     set_seed(5)
     model = baseline_cnn(32, SampleNormalization(), filters=2, dropout=0.2)
-    history = fit(model, evaluation_batches(images, labels), learning_rate=0.01, epochs=6)
-    return model, history
-
-model, history = fitted(folder, "final", {"seed": 5}, train)
-print(model_fingerprint(model), history.drop(columns="seconds").to_csv())
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=classification_metrics())
+    log = TrainingLog()
+    model.fit(evaluation_batches(images, labels), epochs=6, callbacks=[log], verbose=0)
+    run.save_model("final", model, log.history, {"seed": 5})
+model = run.load_model("final", "this test")
+print(model_fingerprint(model), run.load_history("final").drop(columns="seconds").to_csv())
 """
 
 
-def begin_fit(folder: Path) -> subprocess.Popen:
+def start_fit(folder: Path) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", FIT, str(folder)],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    assert process.stdout.readline() == "ready\n"
+    wait_for(process, "ready")
     return process
 
 
 def kill_fits(tmp_path: Path, kills: int, record) -> None:
     rng = np.random.default_rng(SEED)
-    process = begin_fit(tmp_path / "undisturbed")
+    archive(tmp_path / "set.zip")
+    process = start_fit(tmp_path / "undisturbed")
     started = time.monotonic()
     undisturbed = process.communicate()[0]
     length = time.monotonic() - started
     done = 0
     while done < kills:
         folder = tmp_path / f"killed-{done}"
-        process = begin_fit(folder)
+        process = start_fit(folder)
         time.sleep(length * rng.uniform(0.02, 0.9))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         done += process.returncode == -signal.SIGKILL
-        went_on = begin_fit(folder)
-        assert went_on.communicate()[0].splitlines()[-8:] == undisturbed.splitlines()[-8:]
-        assert went_on.returncode == 0
+        again = start_fit(folder)
+        assert again.communicate()[0].splitlines()[-8:] == undisturbed.splitlines()[-8:]
+        assert again.returncode == 0
     record("killed", "final fit and saving of the model", "same weights and history", SEED, done)
 
 
@@ -132,34 +136,34 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 @pytest.mark.long
 def test_a_whole_run_that_is_killed_again_and_again(tmp_path, record):
-    house, rng = copied(tmp_path / "house"), np.random.default_rng(SEED)
+    folder, rng = copy_project(tmp_path / "project"), np.random.default_rng(SEED)
     options = ("run", "--profile", "small")
     started = time.monotonic()
-    undisturbed = command(house, *options)
+    undisturbed = command(folder, *options)
     said = undisturbed.communicate()[0]
     assert undisturbed.returncode == 0, said[-2000:]
     length = time.monotonic() - started
-    shutil.move(house / "made", house / "undisturbed")
-    shutil.rmtree(house / ".cache")
-    expected, done = tables(house / "undisturbed"), 0
+    shutil.move(folder / "made", folder / "undisturbed")
+    shutil.rmtree(folder / ".cache")
+    expected, done = tables(folder / "undisturbed"), 0
     finished: dict[str, list[str]] = {}
     for _ in range(4):
-        process = command(house, *options)
+        process = command(folder, *options)
         time.sleep(length * rng.uniform(0.1, 0.45))
         process.kill()
         process.communicate()
         done += process.returncode == -signal.SIGKILL
-        for path in (house / "made").glob("tuning_*.csv"):
+        for path in (folder / "made").glob("tuning_*.csv"):
             rows = path.read_text().splitlines()
             before = finished.get(path.name, [])
             assert rows[: len(before)] == before, f"{path.name}: a finished trial has changed"
             finished[path.name] = rows
         if process.returncode == 0:
             break
-    last = command(house, *options)
+    last = command(folder, *options)
     said = last.communicate()[0]
     assert last.returncode == 0, said[-2000:]
-    found = tables(house / "made")
+    found = tables(folder / "made")
     assert found.keys() == expected.keys()
     for name, table in expected.items():
         pd.testing.assert_frame_equal(found[name], table, check_exact=True, obj=name)
