@@ -1,8 +1,10 @@
 # make run [DATA=path] [PROFILE=name] [RESULTS=folder] [SET="key=value ..."]
-# make studies
+# make extras [the same]   seeds, ablations, calibration, tests of explanations, after `make run`
+# make studies             the four studies on drawn images
 # make test
-# make floor      the core tests with the oldest packages allowed
-# make faults     the long form of tests/faults; writes results/faults.csv
+# make floor               the course package's tests with the oldest packages allowed
+# make newest              the same and the four notebooks with the newest packages on Python 3.13
+# make faults              the long form of tests/faults; writes results/faults.csv
 # make report [RESULTS=folder]
 # make submission GROUP=number [RESULTS=folder] [DRAFT=1]
 
@@ -10,42 +12,33 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-STUDIES := $(basename $(notdir $(wildcard studies/*.ipynb)))
+STUDIES := $(filter-out course_extras,$(basename $(notdir $(wildcard studies/*.ipynb))))
+OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
+	$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
 
-.PHONY: run studies test floor faults lint report submission clean
+.PHONY: run extras studies test floor newest faults lint report submission clean
 
 # The run, the report and the hand-in share one results folder.
 run: $(VENV)/ready
-	$(PYTHON) -m covid_project run $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
-		$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
+	$(PYTHON) -m covid_lab run $(OPTIONS)
 
-# Every study on drawn phantoms, in small; on real images each is run by itself, with --data.
+extras: $(VENV)/ready
+	$(PYTHON) -m covid_lab run --study course_extras $(OPTIONS)
+
+# Every study on drawn images, in small; on real images each is run by itself, with --data.
 studies: $(VENV)/ready
-	@set -e; for study in $(STUDIES); do $(PYTHON) -m covid_project run --study $$study; done
+	@set -e; for study in $(STUDIES); do $(PYTHON) -m covid_lab run --study $$study; done
 
 report: $(VENV)/ready
-	$(PYTHON) -m covid_project report $(if $(RESULTS),--results "$(RESULTS)")
+	$(PYTHON) -m covid_lab report $(if $(RESULTS),--results "$(RESULTS)")
 
 submission: $(VENV)/ready
-	$(PYTHON) -m covid_project submission $(if $(GROUP),--group $(GROUP)) \
+	$(PYTHON) -m covid_lab handin $(if $(GROUP),--group $(GROUP)) \
 		$(if $(RESULTS),--results "$(RESULTS)") $(if $(DRAFT),--draft)
 
 # Two processes: as many as the smallest machine has cores.
 test: $(VENV)/ready lint
 	$(PYTHON) -m pytest -n 2 --dist loadgroup
-
-# Settings, data, models, training and explanations: what a release of TensorFlow or Keras can break.
-CORE := settings storage data pipeline normalization augmentation models training tuning \
-	checkpoints evaluation comparison calibration gradcam explainer experiment runner
-FLOOR ?= .floor
-
-floor: $(FLOOR)/ready
-	$(FLOOR)/bin/python -m pytest $(wildcard $(CORE:%=tests/test_%.py)) tests/faults/test_strange_models.py
-
-$(FLOOR)/ready: requirements-floor.txt
-	python3.12 -m venv $(FLOOR)
-	$(FLOOR)/bin/python -m pip install --quiet -r requirements-floor.txt
-	touch $@
 
 faults: $(VENV)/ready
 	$(PYTHON) -m pytest tests/faults -m long
@@ -61,5 +54,32 @@ $(VENV)/ready: requirements.lock
 	$(PYTHON) -m pip install --quiet --require-hashes -r requirements.lock
 	touch $@
 
+# ---- other versions of the packages --------------------------------------------------------------
+
+FLOOR ?= .floor
+NEWEST ?= .newest
+PYTHON313 ?= python3.13
+
+floor: $(FLOOR)/ready
+	$(FLOOR)/bin/python -m pytest tests/project
+
+$(FLOOR)/ready: requirements-floor.txt
+	python3.12 -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet -r requirements-floor.txt
+	touch $@
+
+# Without the pins: whatever is the newest of each package.
+newest: $(NEWEST)/ready
+	$(NEWEST)/bin/python -m pytest tests/project -k "not lock"
+	$(NEWEST)/bin/python -m covid_lab run --results .cache/newest
+
+$(NEWEST)/ready: requirements.txt
+	@$(PYTHON313) --version >/dev/null 2>&1 || { echo "Python 3.13 is missing: install it, or name another with PYTHON313=python3.14."; exit 1; }
+	$(PYTHON313) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade numpy tensorflow scikit-learn pandas \
+		matplotlib seaborn imbalanced-learn pyaml ipykernel nbclient nbconvert filelock pytest \
+		pytest-xdist hypothesis packaging
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(FLOOR) .cache results/demo submission
+	rm -rf $(VENV) $(FLOOR) $(NEWEST) .cache results/demo submission

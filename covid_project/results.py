@@ -7,6 +7,7 @@ at all; what is finished is loaded when a notebook runs again.
 import dataclasses
 import json
 import platform
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +33,7 @@ from covid_project.pipeline import ImageFiles
 from covid_project.settings import Settings, as_yaml
 
 LEDGER = "test_ledger.csv"
+SHEET_PYTHON = (3, 12)
 
 
 class MissingInput(RuntimeError):
@@ -60,6 +62,8 @@ def open_run(settings: Settings) -> "Run":
     DataError
         The data cannot be used, or the results folder belongs to other data.
     """
+    if sys.version_info[:2] != SHEET_PYTHON:
+        print(f"WARNING: this is Python {platform.python_version()}; the task sheet asks for 3.12.")
     folder = Path(settings.results)
     if _is_handed_in(folder):
         print(f"{folder} holds the tables of a finished run without its models; they are kept.")

@@ -31,18 +31,17 @@ AUCS = pd.DataFrame(
 def shortcuts(monkeypatch):
     """Replace the audit of shortcuts, which has tests of its own; return what it was asked."""
     asked = []
-    module = types.ModuleType("covid_lab.audit.shortcuts")
 
     def audit_shortcuts(dataset, *, masks=None, seed=0, progress=print):
         asked.append((dataset, masks, seed))
         finding = Finding("shortcuts", "the border", "warn", "tells", 0.9, 0.8, 0.95, 24)
         return types.SimpleNamespace(findings=[finding], table=AUCS)
 
-    module.audit_shortcuts = audit_shortcuts
-    module.audit_model = lambda model, dataset, rows, *, masks=None, seed=0: [
-        Finding("shortcuts", "without the lungs", "pass", f"{len(rows)} images")
-    ]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    def audit_model(model, dataset, rows, *, masks=None, seed=0):
+        return [Finding("shortcuts", "without the lungs", "pass", f"{len(rows)} images")]
+
+    monkeypatch.setattr(command, "audit_shortcuts", audit_shortcuts)
+    monkeypatch.setattr(command, "audit_model", audit_model)
     return asked
 
 
@@ -188,9 +187,10 @@ def test_a_written_split_keeps_copies_together_and_opens_data_that_have_none(tmp
 
 
 def test_controls_are_made_only_where_asked_for(tree, tmp_path, monkeypatch):
-    module = types.ModuleType("covid_lab.audit.controls")
-    module.controls_table = lambda seed, progress: pd.DataFrame({"control": ["a"], "auc": [seed]})
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    def controls_table(seed, progress):
+        return pd.DataFrame({"control": ["a"], "auc": [seed]})
+
+    monkeypatch.setattr(command, "controls_table", controls_table)
     out = tmp_path / "out"
     arguments = ["audit", "--data", str(tree), "--out", str(out), "--seed", "7"]
     main(arguments)

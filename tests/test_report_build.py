@@ -4,9 +4,10 @@ import shutil
 
 import pandas as pd
 import pytest
+from report_runs import complete_run
 
 from covid_lab.__main__ import main
-from covid_lab.report import build
+from covid_lab.report import build, checks
 from covid_lab.report.build import ReportFault
 
 needs_latex = pytest.mark.skipif(build.engine() is None, reason="neither latexmk nor tectonic here")
@@ -14,8 +15,7 @@ needs_latex = pytest.mark.skipif(build.engine() is None, reason="neither latexmk
 
 @pytest.fixture
 def results(small_run, tmp_path):
-    shutil.copytree(small_run[0] / "made", tmp_path / "results")
-    return tmp_path / "results"
+    return shutil.copytree(complete_run(small_run[0]), tmp_path / "results")
 
 
 @pytest.fixture
@@ -31,6 +31,8 @@ def plant(source, old, new):
 
 def test_the_committed_text_has_no_fault_on_a_fresh_run(results):
     assert build.write_evidence(results) == []
+    text = build.SOURCE.read_text(encoding="utf-8")
+    assert checks.missing_figures(text, results) == []
 
 
 def test_a_planted_number_is_found(results, source):
@@ -51,7 +53,7 @@ def test_a_table_that_changed_makes_figures_and_values_stale(results):
     table.to_csv(results / "history_baseline.csv", index=False)
     faults = build.source_faults(results, build.SOURCE, build.collect(results))
     assert any("values.tex is stale: history_baseline.csv changed" in fault for fault in faults)
-    figure = "phantom_history_baseline.pdf is stale: made from another history_baseline.csv"
+    figure = "history_baseline.pdf is stale: made from another history_baseline.csv"
     assert any(figure in fault for fault in faults)
     # The command writes the values anew; the figure is for its notebook to draw.
     (fault,) = build.write_evidence(results)
@@ -78,6 +80,14 @@ def test_without_latex_one_line_says_what_to_install(results, monkeypatch, capsy
 def test_an_unfinished_run_is_named(tmp_path, capsys):
     assert main(["report", "--results", str(tmp_path)]) == 1
     assert "run all four notebooks first" in capsys.readouterr().err
+
+
+def test_a_run_without_its_extras_is_told_how_to_make_them(small_run, tmp_path, capsys):
+    results = shutil.copytree(small_run[0] / "made", tmp_path / "results")
+    assert main(["report", "--results", str(results)]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "run studies/course_extras.ipynb after the four notebooks" in line
+    assert "python -m covid_lab run --study course_extras" in line
 
 
 @needs_latex

@@ -104,6 +104,17 @@ def test_what_latex_left_unresolved_is_read_from_its_broken_lines():
     ]
 
 
+def test_a_group_without_images_misses_no_figure(tmp_path):
+    names = [f"images_gradcam_{name}" for name in ("covid_correct", "normal_misclassified")]
+    text = document("".join(f"\\widefigure{{{name}}}{{caption}}" for name in names))
+    (tmp_path / "gradcam.csv").write_text("label,predicted\n0,0\n1,1\n1,0\n")
+    (missing,) = checks.missing_figures(text, tmp_path)
+    assert "images_gradcam_covid_correct.pdf is missing" in missing
+    checks.figure_path(tmp_path, names[0]).parent.mkdir()
+    checks.figure_path(tmp_path, names[0]).touch()
+    assert checks.missing_figures(text, tmp_path) == []
+
+
 def test_an_edited_file_is_told_from_one_whose_source_changed(tmp_path):
     (tmp_path / "values.tex").write_text("% from a.csv 11\n\\definevalue{x}{2}\n")
     (edited,) = checks.stale_files(

@@ -1,10 +1,12 @@
 """The report's numbers come from the tables, and nowhere else."""
 
+import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from report_runs import complete_run
 
 from covid_lab.report import evidence
 from covid_lab.report.evidence import EvidenceMissing, collect
@@ -12,13 +14,12 @@ from covid_lab.report.evidence import EvidenceMissing, collect
 
 @pytest.fixture(scope="module")
 def made(small_run):
-    return small_run[0] / "made"
+    return complete_run(small_run[0])
 
 
 @pytest.fixture
 def copy(made, tmp_path):
-    shutil.copytree(made, tmp_path / "results")
-    return tmp_path / "results"
+    return shutil.copytree(made, tmp_path / "results")
 
 
 def change(folder, name, where, **values):
@@ -38,13 +39,17 @@ def test_values_say_what_the_tables_say(made):
     assert values["test.baseline.accuracy"] == expected
     assert values["n.train"] == "48"
     assert values["run.phantoms"] == "1"
+    assert values["normalization.description"] == "Each image's own mean and standard deviation"
+    row = metrics.loc[("transfer", "val", "AUC")]
+    assert values["val.transfer.AUC"] == f"{row.value:.3f} ({row.low:.3f}--{row.high:.3f})"
     history = pd.read_csv(made / "history_baseline.csv")
     assert values["final.epochs"] == str(len(history))
 
 
 def test_every_source_is_recorded(made):
     sources = collect(made).sources
-    assert {"metrics.csv", "comparisons.csv", "settings.yaml", "gradcam.csv"} <= set(sources)
+    named = {"metrics.csv", "comparisons.csv", "settings.yaml", "run.json", "gradcam.csv"}
+    assert named <= set(sources)
 
 
 def test_a_missing_table_is_named(copy):
@@ -53,13 +58,49 @@ def test_a_missing_table_is_named(copy):
         collect(copy)
 
 
+@pytest.mark.parametrize("name", sorted(evidence.FROM_EXTRAS))
+def test_a_missing_table_of_the_extras_is_named_with_its_notebook(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(EvidenceMissing, match=rf"{name} is missing: run studies/course_extras"):
+        collect(copy)
+
+
 @pytest.mark.parametrize(
-    ("verdict", "outcome"), [("no difference", "0"), ("better", "1"), ("worse", "2")]
+    ("difference", "p_value", "outcome"), [(0.1, 0.06, "0"), (0.1, 0.04, "1"), (-0.1, 0.04, "2")]
 )
-def test_the_paired_test_chooses_the_sentence(copy, verdict, outcome):
-    where = "first == 'baseline' and second == 'fine_tuned' and metric == 'accuracy'"
-    change(copy, "comparisons.csv", where, verdict=verdict)
+def test_the_paired_test_chooses_the_sentence(copy, difference, p_value, outcome):
+    where = "metric == 'accuracy'"
+    change(copy, "comparisons.csv", where, difference=difference, p_adjusted=p_value)
     assert collect(copy).values["outcome.baseline.finetuned.accuracy"] == outcome
+
+
+def test_only_the_two_tested_models_are_compared(copy):
+    expected = collect(copy)
+    for name, column in (("comparisons", "second"), ("calibration", "stage")):
+        table = pd.read_csv(copy / f"{name}.csv")
+        other = table.iloc[[0]].assign(**{column: "transfer"})  # as in runs that tested it
+        pd.concat([other, table]).to_csv(copy / f"{name}.csv", index=False)
+    found = collect(copy)
+    assert (found.values, found.tables) == (expected.values, expected.tables)
+
+
+def test_a_record_that_says_nothing_of_phantoms_is_of_real_images(copy):
+    record = json.loads((copy / "run.json").read_text())
+    del record["phantoms"]
+    (copy / "run.json").write_text(json.dumps(record))
+    assert collect(copy).values["run.phantoms"] == "0"
+
+
+def test_fine_tuning_that_always_dropped_is_said_to_be_skipped(copy):
+    change(copy, "tuning_fine_tuning.csv", "trial == 1", val_loss=0.0)
+    attempts = pd.DataFrame({"learning_rate": [3e-5, 1e-5], "outcome": ["kept", "dropped"]})
+    attempts.to_csv(copy / "fine_tuning_attempts.csv", index=False)
+    assert collect(copy).values["fine.kept"] == "0"
+    attempts[::-1].to_csv(copy / "fine_tuning_attempts.csv", index=False)
+    assert collect(copy).values["fine.kept"] == "1"
+    change(copy, "tuning_fine_tuning.csv", "trial > 0", val_loss=np.nan)
+    values = collect(copy).values
+    assert (values["fine.ran"], values["fine.kept"]) == ("0", "0")
 
 
 def test_a_variant_is_called_worse_only_after_the_correction_for_their_number(copy):
@@ -78,7 +119,7 @@ def test_a_second_look_is_said(copy):
     change(copy, "test_ledger.csv", "stage == 'baseline'", look=2)
     values = collect(copy).values
     assert values["looks.once"] == "0"
-    assert values["looks.list"] == "baseline 2, transfer 1, fine-tuned 1"
+    assert values["looks.list"] == "baseline 2, fine-tuned 1"
 
 
 def test_the_spread_of_a_hyperparameter_is_over_trials_that_differ_in_it_alone(copy):

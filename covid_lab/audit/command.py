@@ -17,14 +17,18 @@ import numpy as np
 import pandas as pd
 
 from covid_lab.audit.checklists import answers
+from covid_lab.audit.controls import controls_table
 from covid_lab.audit.data_checks import DataAudit, audit_data, named_pairs
 from covid_lab.audit.duplicates import clusters, grouped_split, joined_groups
 from covid_lab.audit.findings import Finding, as_table, figure
 from covid_lab.audit.page import Report, page
 from covid_lab.audit.protocol import audit_protocol
+from covid_lab.audit.shortcuts import audit_model, audit_shortcuts
+from covid_lab.checkpoints import load_model
 from covid_lab.datasets import open_dataset, write_splits
 from covid_project.data import CLASSES, DataError, Dataset
 from covid_project.files import write_csv, write_text
+from covid_project.results import versions
 
 STAGES = ("baseline", "fine_tuned")  # tested models, examined for shortcuts of their own
 EVERY = 5.0  # seconds between two lines of progress
@@ -84,8 +88,6 @@ def audit(request: Request) -> Report:
     findings = list(data.findings)
     shortcuts = pd.DataFrame()
     if len(dataset.classes) == 2 and data.dataset.table["label"].nunique() == 2:
-        from covid_lab.audit.shortcuts import audit_shortcuts
-
         found = audit_shortcuts(_kept_together(data), masks=request.masks, seed=request.seed)
         findings += found.findings
         shortcuts = found.table
@@ -97,8 +99,6 @@ def audit(request: Request) -> Report:
         findings += _models(request, data)
     controls = pd.DataFrame()
     if request.controls:
-        from covid_lab.audit.controls import controls_table
-
         controls = controls_table(request.seed, print)
     return Report(
         name=request.data.name,
@@ -171,9 +171,6 @@ def _models(request: Request, data: DataAudit) -> list[Finding]:
     rows = data.dataset.rows("test")
     if not stages or not len(rows) or data.dataset.classes != CLASSES:
         return []
-    from covid_lab.audit.shortcuts import audit_model
-    from covid_lab.checkpoints import load_model
-
     findings = []
     for stage in stages:
         print(f"the model {stage} is asked what it looks at", flush=True)
@@ -198,8 +195,6 @@ def _proposed(data: DataAudit, request: Request) -> np.ndarray:
 
 
 def _settings(request: Request, data: DataAudit) -> dict:
-    from covid_project.results import versions
-
     options = {
         key: value.name if isinstance(value, Path) else value  # no machine's paths
         for key, value in dataclasses.asdict(request).items()

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 import pandas as pd
 from scipy import ndimage
@@ -46,12 +46,12 @@ from covid_lab.audit.predictability import (
     shuffle_labels,
 )
 from covid_lab.datasets import UnreadableImages, load_images, load_masks, open_root
+from covid_lab.explain.class_score import PREDICTED
+from covid_lab.explain.gradcam import grad_cam, last_spatial_layer, remove_final_activation
 from covid_lab.lungs import implausible, segment_lungs
 from covid_project.data import IMAGE_SUFFIXES, DataError, Dataset, listed
 from covid_project.evaluation import percentile_interval
-
-if TYPE_CHECKING:
-    import keras
+from covid_project.gradcam import resize_heatmaps
 
 AREA = "shortcuts"
 # An AUC half of the way from chance (0.5) to certainty (1): three of four pairs of images are put
@@ -513,7 +513,7 @@ def _interval(found: Prediction) -> str:
 
 
 def audit_model(
-    model: "keras.Model",
+    model: keras.Model,
     dataset: Dataset,
     rows: np.ndarray,
     *,
@@ -543,11 +543,6 @@ def audit_model(
     DataError
         See `audit_shortcuts`.
     """
-    # Imported here: TensorFlow takes seconds to load, and the audit of the data does without.
-    from covid_lab.explain.class_score import PREDICTED
-    from covid_lab.explain.gradcam import grad_cam, last_spatial_layer, remove_final_activation
-    from covid_project.gradcam import resize_heatmaps
-
     table = dataset.table.iloc[rows].reset_index(drop=True)
     dataset = dataclasses.replace(dataset, table=table)
     logits = remove_final_activation(model)
