@@ -91,8 +91,9 @@ def image_grid(
     bar : str
         Label of a colour bar; "" for none.
     """
-    rows = -(-len(images) // columns)
-    size = (PAGE, rows * (PAGE / columns + 0.4))
+    rows, side = -(-len(images) // columns), PAGE / columns
+    columns = min(columns, max(len(images), 1))
+    size = (columns * side + (0.6 if bar else 0), rows * (side + 0.4))
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     colours = {"cmap": colour_map, "vmin": scale[0], "vmax": scale[1], "interpolation": "nearest"}
     for axis in axes.flat:

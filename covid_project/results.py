@@ -351,7 +351,7 @@ class Run:
         drawn = "drawn images (phantoms), a test of the software" if self.dataset.is_phantom else ""
         notes = [text for text in (drawn, note) if text]
         if notes:
-            figure.text(0.5, 1.01, "\n".join(notes), ha="center", va="bottom", fontsize=8)
+            figure.text(0.5, 1.05, "\n".join(notes), ha="center", va="bottom", fontsize=8)
         stamp = figure_stamp(self.folder, self.dataset.fingerprint, tables)
         metadata = {"CreationDate": None, "Keywords": stamp}  # the same figure is the same file
         path = self.folder / "figures" / f"{name}.pdf"
