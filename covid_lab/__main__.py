@@ -77,8 +77,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_course(settings: Settings, lab: LabOptions, options: argparse.Namespace) -> None:
+    from covid_lab.datasets import open_root
     from covid_project.results import open_run
 
+    open_root(settings.data)  # refuses unsafe archives, which the course package never unpacks
     if lab.without_weights == "random":
         settings = _with_available_weights(settings)
     run = open_run(settings)  # data that cannot be used are refused before a notebook is opened

@@ -150,8 +150,9 @@ def open_root(path: str | Path) -> tuple[Root, list[str]]:
     Raises
     ------
     DataError
-        As there; also devices, pipes, a file name that is not valid UTF-8, or an archive with members
-        that are encrypted, links, outside its folder, of the same name, or packed like a bomb.
+        As there; also devices, pipes, a file name that is not valid UTF-8, or an archive with
+        members that are encrypted, links, outside its folder, of the same name, or packed like a
+        bomb.
     """
     path = Path(path)
     if os.path.exists(path) and not path.is_dir():

@@ -1,183 +1,151 @@
+"""The run of a study: its data, its identity, the images on disk and the test split."""
+
 import dataclasses
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from covid_lab import phantoms, storage
+from covid_lab import phantoms
 from covid_lab.datasets import open_dataset
+from covid_lab.runs import settings as lab
 from covid_lab.runs.experiment import begin
-from covid_lab.runs.settings import CACHE
+from covid_lab.runs.settings import Phantoms, RunSettings
 from covid_project.data import DataError
-from covid_project.files import read_csv, write_csv
-from covid_project.results import MissingInput
-from covid_project.settings import load_settings
+from covid_project.files import read_csv
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Caches go to the test's own folder."""
-    monkeypatch.chdir(tmp_path)
+@dataclass(frozen=True, kw_only=True)
+class Settings(RunSettings):
+    """Of a study with one setting of its own."""
+
+    normalization: str = "sample"
+
+    @property
+    def common(self):
+        return (self.normalization,)
 
 
 @pytest.fixture
-def settings(tiny_profile):
-    return load_settings(tiny_profile)
+def settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "CACHE", tmp_path / ".cache")
+    return Settings(
+        data=None,
+        results=str(tmp_path / "results"),
+        seed=1,
+        phantoms=Phantoms(size=32, train=8, val=4, test=4),
+        expected_seconds={},
+    )
+
+
+def opened(source, settings):
+    return open_dataset(source)
 
 
 @pytest.fixture
-def experiment(settings):
-    return begin(settings)
+def run(settings):
+    return begin(settings, opened)
 
 
-def test_arrays_of_splits_follow_the_table(experiment):
-    table = experiment.dataset.table
-    images, labels = experiment.arrays("train", "val", image_size=32)
+def test_arrays_of_splits_follow_the_table(run):
+    images, labels = run.arrays("train", "val", image_size=32)
     assert images.shape == (24, 32, 32, 1)
     assert images.dtype == np.uint8
-    rows = table["split"].isin(["train", "val"])
-    np.testing.assert_array_equal(labels, table["label"][rows])
-    np.testing.assert_array_equal(images, experiment.images(32)[rows.to_numpy()])
-    # The training rows come first: cached features of both splits rely on it.
-    train = experiment.arrays("train", image_size=32)[0]
-    np.testing.assert_array_equal(images[: len(train)], train)
+    rows = run.dataset.rows("train", "val")
+    np.testing.assert_array_equal(labels, run.dataset.table["label"][rows])
+    np.testing.assert_array_equal(images, run.images(32)[rows])
+    assert run.paths("val").tolist() == run.dataset.table["path"][rows[16:]].tolist()
 
 
-def test_arrays_that_are_too_large_for_memory_are_the_same_on_disk(experiment, monkeypatch):
-    held, labels = experiment.arrays("train", "val", image_size=32)
-    monkeypatch.setattr("covid_project.experiment.IN_MEMORY", held.nbytes - 1)
-    for _ in range(2):
-        mapped, same = experiment.arrays("train", "val", image_size=32)
-        assert isinstance(mapped, np.memmap)
-        np.testing.assert_array_equal(mapped, held)
-        np.testing.assert_array_equal(same, labels)
-    other, _ = experiment.arrays("val", image_size=32)
-    np.testing.assert_array_equal(other, held[-len(other) :])
+def test_test_images_come_only_after_the_entry_in_the_ledger(run):
+    with pytest.raises(DataError, match=r"test_split"):
+        run.arrays("test", image_size=32)
+    images, _ = run.test_split("exploration", None, 32)
+    np.testing.assert_array_equal(images, run.images(32)[run.dataset.rows("test")])
+    assert read_csv(run.folder / "test_ledger.csv")["stage"].tolist() == ["exploration"]
 
 
-def test_a_second_start_uses_the_phantoms_and_arrays_of_the_first(experiment, settings):
-    experiment.images(32)
-    before = {path: path.stat().st_mtime_ns for path in CACHE.rglob("*.p*")}
-    again = begin(settings)
-    again.images(32)
-    assert {path: path.stat().st_mtime_ns for path in CACHE.rglob("*.p*")} == before
-    assert again.dataset.fingerprint == experiment.dataset.fingerprint
+def test_a_second_start_uses_the_phantoms_and_images_of_the_first(run, settings, tmp_path):
+    def kept():
+        files = [*(tmp_path / ".cache").rglob("*"), *run.cache.rglob("*")]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    run.images(32)
+    before = kept()
+    again = begin(settings, opened)
+    np.testing.assert_array_equal(again.images(32), run.images(32))
+    assert kept() == before
+    assert again.dataset.fingerprint == run.dataset.fingerprint
 
 
-def test_a_results_folder_of_other_data_is_refused_and_left_alone(experiment, tiny_profile):
-    record = (experiment.results / "run.json").read_text()
+def test_a_results_folder_of_other_data_is_refused_and_left_alone(run, settings):
+    record = (run.folder / "run.json").read_text()
+    more = dataclasses.replace(settings.phantoms, train=9)
     with pytest.raises(DataError, match="results of other data"):
-        begin(load_settings(tiny_profile, changes={"phantoms.train": 9}))
-    assert (experiment.results / "run.json").read_text() == record
+        begin(dataclasses.replace(settings, phantoms=more), opened)
+    assert (run.folder / "run.json").read_text() == record
 
 
-@pytest.mark.parametrize("record", ["", "{", "[]", "{}", "null"])
-def test_a_record_that_says_nothing_of_its_data_is_refused(experiment, settings, record):
-    (experiment.results / "run.json").write_text(record)
-    with pytest.raises(DataError, match=r"run\.json does not say what data"):
-        begin(settings)
+def test_identity_changes_with_the_settings_it_depends_on(run, settings):
+    other = begin(dataclasses.replace(settings, normalization="fixed"), opened)
+    assert other.identity()["settings"] != run.identity()["settings"]
+    assert run.identity(1)["settings"] != run.identity(2)["settings"]
+    assert run.identity() == run.identity()
 
 
-def test_identity_changes_with_the_settings_it_depends_on(experiment, tiny_profile):
-    other = begin(load_settings(tiny_profile, changes={"normalization": "fixed"}))
-    assert other.identity()["settings"] != experiment.identity()["settings"]
-    assert experiment.identity(1)["settings"] != experiment.identity(2)["settings"]
-    assert experiment.identity() == experiment.identity()
-
-
-def test_rows_made_from_phantoms_say_so(experiment):
-    assert experiment.identity()["data"].startswith("phantoms-")
-
-
-def test_the_record_of_a_run_names_no_path_of_the_machine(experiment, tmp_path):
-    for path in experiment.results.glob("*.*"):
+def test_the_record_of_a_run_names_no_path_of_the_machine(run, tmp_path):
+    for path in run.folder.glob("*.*"):
         assert str(tmp_path) not in path.read_text(), path
-    assert json.loads((experiment.results / "run.json").read_text())["source"] == "phantoms"
+    assert json.loads((run.folder / "run.json").read_text())["phantoms"]
 
 
-def test_missing_input_names_the_notebook(experiment):
-    with pytest.raises(MissingInput, match=r"run baseline\.ipynb first"):
-        experiment.table("metrics.csv", "baseline.ipynb")
-
-
-def test_metrics_are_derived_from_the_saved_scores_and_replace_their_own(experiment, rng):
-    labels = experiment.arrays("test", image_size=32)[1]
-    scores = rng.normal(size=len(labels))
+def test_a_test_evaluation_is_entered_before_its_metrics_are_saved(run, rng):
+    scores = rng.normal(size=8)
     source = {"backbone": "none", "weights": "from scratch"}
-    experiment.evaluate_on_test("baseline", "m1", scores, source)
-    experiment.record_metrics("baseline", "val", scores, source)
-    experiment.evaluate_on_test("baseline", "m1", scores, source)
-    metrics = read_csv(experiment.results / "metrics.csv")
-    assert metrics.groupby(["stage", "split"]).size().tolist() == [7, 7]
-    columns = {"stage", "split", "metric", "value", "low", "high", "n", "backbone", "weights",
-               "data", "seed", "versions"}  # fmt: skip
-    assert columns <= set(metrics)
-    saved = read_csv(experiment.results / "scores_baseline_test.csv")
+    for _ in range(2):  # a repetition adds nothing
+        found = run.evaluate_on_test("baseline", "m1", scores, **source)
+    run.record_metrics("baseline", "val", scores, **source)
+    assert found["look"].unique().tolist() == [1]
+    ledger = read_csv(run.folder / "test_ledger.csv")
+    assert ledger[["stage", "look", "model"]].to_numpy().tolist() == [["baseline", 1, "m1"]]
+    saved = read_csv(run.folder / "scores_baseline_test.csv")
     np.testing.assert_array_equal(saved["score"], scores)
-    accuracy = ((saved["score"] > 0) == saved["label"]).mean()
-    row = metrics[(metrics["split"] == "test") & (metrics["metric"] == "accuracy")]
-    assert row["value"].item() == accuracy
 
 
-def test_figures_of_phantoms_say_so_in_name_and_title(experiment):
-    plt = pytest.importorskip("matplotlib.pyplot")
-    figure = plt.figure()
-    experiment.save_figure(figure, "curve", "RANDOM weights")
-    assert (experiment.results / "figures" / "phantom_curve.pdf").is_file()
-    words = figure.texts[0].get_text()
-    assert "phantoms" in words
-    assert "RANDOM" in words
+def test_a_studys_own_metrics_replace_their_own_and_keep_their_place(run):
+    own = pd.DataFrame({"metric": ["kappa"], "value": [0.5]})
+    for stage, value in (("one", 0.1), ("two", 0.2), ("one", 0.3)):
+        run.keep_metrics(stage, "test", own.assign(value=value), {"look": 1})
+    metrics = read_csv(run.folder / "metrics.csv")
+    assert metrics["stage"].tolist() == ["one", "two"]
+    assert metrics["value"].tolist() == [0.3, 0.2]
+    assert {"data", "seed", "settings", "versions", "look"} <= set(metrics)
 
 
-def test_the_same_figure_is_the_same_file(experiment):
-    plt = pytest.importorskip("matplotlib.pyplot")
-    path = experiment.results / "figures" / "phantom_curve.pdf"
-    contents = []
-    for _ in range(2):
-        figure, axis = plt.subplots()
-        axis.plot([1, 2])
-        experiment.save_figure(figure, "curve")
-        contents.append(path.read_bytes())
-    assert contents[0] == contents[1]
-
-
-def test_phantoms_given_as_data_need_no_profile_that_draws(settings, tmp_path):
-    # The record of the run was once refused: it named no data and could not draw any.
+def test_phantoms_given_as_data_need_no_settings_that_draw(settings, tmp_path):
     drawn = phantoms.write_dataset(tmp_path / "drawn", {"train": 4, "val": 2, "test": 2}, 32, 3)
     given = dataclasses.replace(
         settings, data=str(drawn), phantoms=None, results=str(tmp_path / "given")
     )
-    assert begin(given).dataset.is_phantom
+    assert begin(given, opened).dataset.is_phantom
     assert "data: drawn" in (tmp_path / "given" / "settings.yaml").read_text()
 
 
-def test_a_figure_says_what_it_was_made_from(experiment):
-    write_csv(experiment.results / "table.csv", pd.DataFrame({"a": [1]}))
-    experiment.save_figure(plt.figure(), "drawing", made_from=["table.csv"])
-    content = (experiment.results / "figures" / "phantom_drawing.pdf").read_bytes()
-    fingerprint = storage.fingerprint((experiment.results / "table.csv").read_bytes())
-    assert f"; table.csv={fingerprint}".encode() in content
-    assert f"data={experiment.identity()['data']}".encode() in content
+def test_a_study_draws_and_opens_its_data_in_its_own_way(settings, tmp_path):
+    asked = []
 
-
-def test_a_replayed_stage_keeps_its_place_in_the_metrics(experiment, rng):
-    labels = experiment.arrays("test", image_size=32)[1]
-    scores = rng.normal(size=len(labels))
-    for stage in ("baseline", "transfer", "baseline"):
-        experiment.record_metrics(stage, "test", scores, {})
-    stages = pd.read_csv(experiment.results / "metrics.csv")["stage"]
-    assert list(dict.fromkeys(stages)) == ["baseline", "transfer"]
-
-
-def test_a_study_opens_its_data_in_its_own_way(settings):
-    opened = []
+    def draw(given):
+        asked.append(given)
+        counts = {"train": 4, "val": 2, "test": 2}
+        return phantoms.write_dataset(tmp_path / "own", counts, 32, 3)
 
     def open_data(source, given):
-        opened.append(given)
+        asked.append(source)
         return open_dataset(source)
 
-    experiment = begin(settings, open_data)
-    assert opened == [settings]
-    assert experiment.dataset.is_phantom
+    run = begin(settings, open_data, draw)
+    assert asked == [settings, Path(tmp_path, "own")]
+    assert run.settings.data == str(tmp_path / "own")

@@ -48,7 +48,7 @@ def test_with_data_the_course_runs_and_without_the_demo_on_drawn_images(tmp_path
 
 
 def test_a_profile_without_phantoms_needs_data():
-    with pytest.raises(SettingsError, match="no data for the profile smoke.*--data"):
+    with pytest.raises(SettingsError, match=r"no data for the profile smoke.*--data"):
         course_settings("smoke")
     with pytest.raises(SettingsError, match="--data"):
         of_study("robustness")("robustness")

@@ -58,6 +58,13 @@ def test_a_missing_table_is_named(copy):
         collect(copy)
 
 
+def test_a_run_that_ended_before_the_test_is_refused(copy):
+    metrics = pd.read_csv(copy / "metrics.csv")
+    metrics[metrics["stage"] != "fine_tuned"].to_csv(copy / "metrics.csv", index=False)
+    with pytest.raises(EvidenceMissing, match=r"no test result of fine-tuned: run all four"):
+        collect(copy)
+
+
 @pytest.mark.parametrize("name", sorted(evidence.FROM_EXTRAS))
 def test_a_missing_table_of_the_extras_is_named_with_its_notebook(copy, name):
     (copy / name).unlink()

@@ -2,51 +2,81 @@ import nbformat
 import pytest
 
 from covid_lab.runs import runner
-from covid_project.settings import SETTINGS_VARIABLE, load_settings
 
 
 @pytest.fixture
-def house(tmp_path, monkeypatch):
-    """A project of two notebooks of our own."""
-    monkeypatch.chdir(tmp_path)
+def project(tmp_path, monkeypatch):
+    """A project of notebooks of our own; the first cell of each names the settings."""
     monkeypatch.setenv("PYTHONPATH", str(runner.PROJECT))
     monkeypatch.setattr(runner, "PROJECT", tmp_path)
-    monkeypatch.setenv(SETTINGS_VARIABLE, "")  # so that the runner's own is taken back afterwards
 
     def write(name, *sources):
-        cells = [nbformat.v4.new_code_cell(source) for source in sources]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"{name}.ipynb")
+        cells = [nbformat.v4.new_code_cell(source) for source in ("DATA = None", *sources)]
+        cells[0].metadata["tags"] = ["parameters"]
+        path = tmp_path / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
 
     return write
 
 
-def test_notebooks_run_in_order_with_progress_and_pages(house, tiny_profile, tmp_path, capsys):
-    house("first", "open('made', 'w').write('1')", "print('spoken\\nwhile running')")
-    house(
-        "second",
-        "import os; from covid_project.settings import load_settings",
-        "print(open('made').read() + load_settings().profile)",
-    )
-    settings = load_settings(tiny_profile)
-    runner.run_notebooks(settings, ("first", "second"))
+def executed(tmp_path, name):
+    path = tmp_path / "results" / "notebooks" / f"{name}.ipynb"
+    return path.read_text(encoding="utf-8"), nbformat.read(path, as_version=4)
+
+
+def test_notebooks_run_in_order_in_their_own_folders_with_progress_and_pages(
+    project, tmp_path, capsys
+):
+    project("first", "open('made', 'w').write('1')", "print('spoken\\nwhile running')")
+    project("studies/second", "print(open('../made').read() + DATA)")
+    runner.run_notebooks(["first", "studies/second"], {"DATA": "x"}, tmp_path / "results")
     lines = capsys.readouterr().out.splitlines()
     assert "[1/2 first]   while running" in lines
-    assert "[2/2 second]   1tiny" in lines  # the kernel has the runner's settings
-    assert sum("left in all" in line for line in lines) == 4
+    assert "[2/2 studies/second]   1x" in lines
+    assert sum("left in all" in line for line in lines) == 5
     for name in ("first", "second"):
-        assert "<html" in (tmp_path / "results" / "notebooks" / f"{name}.html").read_text()
+        page = (tmp_path / "results" / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
+        assert "<html" in page
 
 
-def test_a_failing_cell_names_notebook_and_error_and_keeps_the_page(house, tiny_profile, tmp_path):
-    house("broken", "1 / 0")
-    house("never", "open('reached', 'w')")
+def test_what_is_written_has_the_committed_cell_and_no_path_of_the_machine(project, tmp_path):
+    data = str(tmp_path / "some folder" / "images.zip")
+    project("only", "print(DATA)", "DATA", "import sys; print('a warning', file=sys.stderr)")
+    runner.run_notebooks(["only"], {"DATA": data, "RESULTS": None}, tmp_path / "results")
+    text, notebook = executed(tmp_path, "only")
+    assert notebook.cells[0].source == "DATA = None"
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3, 4]
+    assert notebook.cells[1].outputs[0].text == "images.zip\n"
+    assert notebook.cells[2].outputs[0].data["text/plain"] == "'images.zip'"
+    assert notebook.cells[3].outputs == []  # only in the log
+    assert str(tmp_path) not in text
+    assert "a warning" in (tmp_path / "results/cache/logs/only.log").read_text(encoding="utf-8")
+
+
+def test_with_workers_the_trials_of_a_search_are_spread(project, tmp_path):
+    project(
+        "only",
+        "from covid_project import tuning",
+        "print(tuning.run_points.func.__module__, tuning.run_points.keywords)",
+    )
+    runner.run_notebooks(["only"], {"DATA": None}, tmp_path / "results", workers=3)
+    _, notebook = executed(tmp_path, "only")
+    said = "covid_lab.runs.workers {'workers': 3, 'backend': 'loky'}\n"
+    assert notebook.cells[2].outputs[0].text == said
+
+
+def test_a_failing_cell_names_notebook_and_error_and_keeps_the_page(project, tmp_path):
+    project("broken", "1 / 0")
+    project("never", "open('reached', 'w')")
     with pytest.raises(runner.NotebookFailed, match=r"(?s)broken\.ipynb.*ZeroDivisionError"):
-        runner.run_notebooks(load_settings(tiny_profile), ("broken", "never"))
-    assert "ZeroDivisionError" in (tmp_path / "results" / "notebooks" / "broken.html").read_text()
+        runner.run_notebooks(["broken", "never"], {"DATA": "x"}, tmp_path / "results")
+    page = (tmp_path / "results" / "notebooks" / "broken.html").read_text(encoding="utf-8")
+    assert "ZeroDivisionError" in page
     assert not (tmp_path / "reached").exists()
 
 
-def test_a_kernel_that_dies_is_reported(house, tiny_profile):
-    house("dying", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+def test_a_kernel_that_dies_is_reported(project, tmp_path):
+    project("dying", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(runner.NotebookFailed, match=r"dying\.ipynb.*dying\.log"):
-        runner.run_notebooks(load_settings(tiny_profile), ("dying",))
+        runner.run_notebooks(["dying"], {"DATA": "x"}, tmp_path / "results")

@@ -29,6 +29,7 @@ FROM_EXTRAS = {  # tables of the notebook that follows the four of the course
                  "explanations", "gradcam_groups")
 }  # fmt: skip
 OUTCOMES = {"no difference": "0", "better": "1", "worse": "2"}
+RUN_FIRST = "run all four notebooks first (python -m covid_lab run)"
 HEAT = ["central_heat", "low", "high"]  # columns of gradcam_groups.csv
 FALLS = 1.1  # validation loss over training loss from which the gap is called overfitting
 
@@ -68,12 +69,11 @@ class _Run:
     def _remember(self, name: str) -> None:
         path = self.results / name
         if not path.is_file():
-            first = "run all four notebooks first (python -m covid_lab run)"
-            if name in FROM_EXTRAS:
-                first = (
-                    f"run studies/{EXTRAS}.ipynb after the four notebooks "
-                    f"(python -m covid_lab run --study {EXTRAS})"
-                )
+            extras_first = (
+                f"run studies/{EXTRAS}.ipynb after the four notebooks "
+                f"(python -m covid_lab run --study {EXTRAS})"
+            )
+            first = extras_first if name in FROM_EXTRAS else RUN_FIRST
             raise EvidenceMissing(f"{path} is missing: {first}")
         self.sources[name] = fingerprint(path.read_bytes())
 
@@ -97,6 +97,10 @@ def collect(results: Path) -> Evidence:
 def _introduction(run: _Run, values: dict, tables: dict) -> None:
     settings, metrics = run.settings(), run.table("metrics.csv")
     first = metrics.iloc[0]
+    rows = metrics[metrics["split"] == "test"].set_index(["stage", "metric"])
+    untested = [name for stage, name in NAMES.items() if stage not in rows.index]
+    if untested:
+        raise EvidenceMissing(f"no test result of {', '.join(untested)}: {RUN_FIRST}")
     pretrained = metrics[metrics["stage"] == "fine_tuned"].iloc[0]
     ledger = run.table("test_ledger.csv")
     looks = ledger[ledger["data"] == first["data"]].groupby("stage")["look"].max()[list(STAGES)]
@@ -116,7 +120,6 @@ def _introduction(run: _Run, values: dict, tables: dict) -> None:
         "looks.once": yes((looks == 1).all()),
         "looks.list": ", ".join(f"{NAMES[stage]} {count}" for stage, count in looks.items()),
     }
-    rows = metrics[metrics["split"] == "test"].set_index(["stage", "metric"])
     for stage, key in STAGES.items():
         for metric in ("accuracy", "AUC"):
             values[f"test.{key}.{metric}"] = interval(rows.loc[(stage, metric)])

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,7 +22,9 @@ class FolderInUse(RuntimeError):
 
 @contextmanager
 def only_run(folder: str | Path) -> Iterator[None]:
-    """Hold a results folder, which is made where it is missing, while a run is at work in it.
+    """Hold a results folder while a run is at work in it.
+
+    The folder is made where it is missing, and removed again where nothing was written.
 
     Raises
     ------
@@ -30,6 +32,7 @@ def only_run(folder: str | Path) -> Iterator[None]:
         Another run holds it.
     """
     folder = Path(folder)
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / f"{NAME}.json"
     lock = FileLock(folder / NAME)
@@ -51,6 +54,11 @@ def only_run(folder: str | Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+        if made and os.listdir(folder) in ([], [NAME]):
+            (folder / NAME).unlink(missing_ok=True)
+            with suppress(OSError):  # a parent that is not empty
+                for parent in made:
+                    parent.rmdir()
 
 
 def _described(holder: Path) -> str:
