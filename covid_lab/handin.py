@@ -42,8 +42,8 @@ choose "Run all":
     .venv/bin/pip install -r requirements.txt jupyterlab       # .venv\\Scripts\\pip …
     .venv/bin/jupyter lab                                      # .venv\\Scripts\\jupyter lab
 
-A new run writes to `results_rerun/`, so that it can be compared with `results/`. Keras downloads the
-ImageNet weights of {backbone} once.
+A new run writes to `results_rerun/`, so that it can be compared with `results/`. Keras downloads
+the ImageNet weights of {backbone} once.
 """
 
 

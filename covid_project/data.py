@@ -253,8 +253,11 @@ def read_bytes(root: Root, name: str) -> bytes:
     DataError
         The file cannot be read, or is larger than 256 MiB.
     """
+    file = root.joinpath(name)
+    if not file.is_file():
+        raise DataError(f"{name}: no regular file (a broken link or a device)")
     try:
-        with root.joinpath(name).open("rb") as stream:
+        with file.open("rb") as stream:
             content = stream.read(MAX_FILE_BYTES + 1)
     except Exception as error:  # a damaged archive raises errors of many kinds
         raise DataError(f"{name}: cannot be read ({error})") from None

@@ -19,6 +19,7 @@ from covid_project.augmentation import augment
 from covid_project.data import DataError, Dataset, listed, read_bytes
 from covid_project.settings import Augmentation
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of the content, whatever the suffix
 MAX_PIXELS = 64_000_000  # of one image; a chest radiograph has at most about 16 million
 
 
@@ -35,15 +36,18 @@ def open_image(content: bytes, name: str) -> Image.Image:
     """
     if not content:
         raise DataError(f"{name}: empty file")
+    giant = DataError(f"{name}: more than {MAX_PIXELS // 10**6} million pixels")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # each leads to an error of ours or does not matter
-            image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise giant
         frames = getattr(image, "n_frames", 1)
+    except (DataError, Image.DecompressionBombError):
+        raise giant from None
+    except Image.UnidentifiedImageError:
+        raise DataError(f"{name}: not an image of the kinds {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow raises whatever damaged bytes lead it to
-        raise DataError(f"{name}: not an image, or damaged ({error})") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{name}: more than {MAX_PIXELS // 10**6} million pixels")
+        raise DataError(f"{name}: damaged or cut off ({error})") from None
     if frames != 1:
         raise DataError(f"{name}: {frames} frames or pages; allowed: one")
     return image
@@ -141,7 +145,8 @@ class ImageFiles:
             except DataError as error:
                 return error
 
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            warnings.simplefilter("ignore")  # each leads to an error of ours or does not matter
             images = list(pool.map(load, self.paths[rows]))
         errors = [str(image) for image in images if isinstance(image, DataError)]
         if errors:

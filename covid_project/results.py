@@ -66,7 +66,7 @@ def open_run(settings: Settings) -> "Run":
         print(f"WARNING: this is Python {platform.python_version()}; the task sheet asks for 3.12.")
     folder = Path(settings.results)
     if _is_handed_in(folder):
-        print(f"{folder} holds the tables of a finished run without its models; they are kept.")
+        print(f"{folder.name} holds the tables of a finished run without its models; kept.")
         folder = folder.with_name(f"{folder.name}_rerun")
     dataset = open_dataset(
         settings.data,
@@ -103,7 +103,7 @@ class Run:
         others = f"; {dataset.left_out} other image files left out" if dataset.left_out else ""
         drawn = " (drawn images, not of patients)" if dataset.is_phantom else ""
         print(f"data: {Path(settings.data).name}{drawn}: {counts} images{others}")
-        print(f"results: {self.folder}")
+        print(f"results: {self.folder.name}")  # without paths of this machine
 
     def _claim_folder(self) -> None:
         record = self.folder / "run.json"
@@ -263,6 +263,12 @@ class Run:
         scored = rows[["path", "label"]].assign(score=scores)
         write_csv(self.folder / f"scores_{stage}_{split}.csv", scored)
         metrics = metrics_table(scored["label"], scored["score"], seed=self.settings.seed)
+        return self.keep_metrics(stage, split, metrics, **source)
+
+    def keep_metrics(
+        self, stage: str, split: str, metrics: pd.DataFrame, **source: object
+    ) -> pd.DataFrame:
+        """Write a table of metrics into ``metrics.csv``; return it with its identity."""
         metrics = metrics.assign(**self.identity(), **source)
         metrics.insert(0, "stage", stage)
         metrics.insert(1, "split", split)

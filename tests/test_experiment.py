@@ -118,7 +118,7 @@ def test_a_test_evaluation_is_entered_before_its_metrics_are_saved(run, rng):
 def test_a_studys_own_metrics_replace_their_own_and_keep_their_place(run):
     own = pd.DataFrame({"metric": ["kappa"], "value": [0.5]})
     for stage, value in (("one", 0.1), ("two", 0.2), ("one", 0.3)):
-        run.keep_metrics(stage, "test", own.assign(value=value), {"look": 1})
+        run.keep_metrics(stage, "test", own.assign(value=value), look=1)
     metrics = read_csv(run.folder / "metrics.csv")
     assert metrics["stage"].tolist() == ["one", "two"]
     assert metrics["value"].tolist() == [0.3, 0.2]

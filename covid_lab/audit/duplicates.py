@@ -13,9 +13,9 @@ cropped by up to 5 % per side, brighter or darker, mirrored) are found in three 
    Malis 2004), from coarse to fine. The similarity is the correlation of the finest details, which
    different patients do not share even where body, ribs and exposure agree.
 
-`NEAR` and the other constants were chosen on one half of the course's radiographs (covid_xray.zip,
-1100 of 2200 images, drawn at random) and measured on the other, as
-`tests/test_audit_duplicates.py` does: 300 copies of each kind.
+`NEAR` and the other constants were chosen on 1,100 images of the COVID-19 Radiography Database. On
+other images of it, `tests/test_audit_duplicates.py` measures how many of 300 copies of each kind
+are found.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The run of a study: its data, its results folder, and images kept on disk."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -12,7 +12,6 @@ from covid_lab.datasets import load_images
 from covid_lab.runs.settings import RunSettings, drawn_phantoms
 from covid_lab.storage import filled_array
 from covid_project.data import Dataset
-from covid_project.files import read_csv, write_csv
 from covid_project.models import model_fingerprint
 from covid_project.results import Run
 
@@ -87,23 +86,6 @@ class StudyRun(Run):
         """
         self.enter_test(stage, model if isinstance(model, str) else model_fingerprint(model))
         return self.record_metrics(stage, "test", scores, **source)
-
-    def keep_metrics(
-        self, stage: str, split: str, metrics: pd.DataFrame, source: Mapping[str, object]
-    ) -> pd.DataFrame:
-        """Write a study's own metrics of a stage and split into ``metrics.csv``; return them.
-
-        They take the place of earlier ones of that stage and split.
-        """
-        metrics = metrics.assign(**self.identity(), **source)
-        metrics.insert(0, "stage", stage)
-        metrics.insert(1, "split", split)
-        path = self.folder / "metrics.csv"
-        found = read_csv(path)
-        groups = dict(list(found.groupby(["stage", "split"], sort=False))) if len(found) else {}
-        groups[stage, split] = metrics
-        write_csv(path, pd.concat(groups.values(), ignore_index=True))
-        return metrics
 
 
 def begin[Kind: RunSettings](

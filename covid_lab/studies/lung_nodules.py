@@ -398,7 +398,7 @@ def evaluate_on_test(
     verdicts : Verdicts
         Of the test slices.
     metrics : pd.DataFrame
-        As `StudyRun.keep_metrics`.
+        As `Run.keep_metrics`.
     """
     look = run.enter_test(stage, model_fingerprint(network))
     rows = run.dataset.rows("test")
@@ -411,7 +411,7 @@ def evaluate_on_test(
         scored[f"score_{label}"] = verdicts.scores[:, label]
     write_csv(run.folder / f"scores_{stage}_test.csv", scored)
     metrics = metrics_table(labels[rows], verdicts, seed=run.settings.seed)
-    return verdicts, run.keep_metrics(stage, "test", metrics, {**source, "look": look})
+    return verdicts, run.keep_metrics(stage, "test", metrics, **source, look=look)
 
 
 def small_masks(masks: list[np.ndarray], size: int) -> np.ndarray:

@@ -93,14 +93,16 @@ def every_name() -> list[Case]:
     return [named(np.random.default_rng(number), stem) for number, stem in enumerate(NAMES)]
 
 
-def specials() -> list[Case]:
-    """What only a file system can hold."""
+def dead_links() -> list[Case]:
+    """Links that lead nowhere."""
+    return [
+        Case("link to itself", lambda path: os.symlink(path.name, path), LISTED),
+        Case("broken link", lambda path: os.symlink("nowhere", path), LISTED),
+    ]
 
-    def link(target: str) -> Callable[[Path], None]:
-        return lambda path: os.symlink(target, path)
 
-    def loop(path: Path) -> None:
-        os.symlink(path.name, path)
+def devices() -> list[Case]:
+    """What may be read without end."""
 
     def bound(path: Path) -> None:
         where = os.getcwd()
@@ -113,10 +115,8 @@ def specials() -> list[Case]:
 
     return [
         Case("named pipe", os.mkfifo, LISTED),
-        Case("link to a device without end", link("/dev/zero"), LISTED),
-        Case("link to a device", link("/dev/null"), LISTED),
-        Case("link to itself", loop, LISTED),
-        Case("broken link", link("nowhere"), LISTED),
+        Case("link to a device without end", lambda path: path.symlink_to("/dev/zero"), LISTED),
+        Case("link to a device", lambda path: path.symlink_to("/dev/null"), LISTED),
         Case("socket", bound, LISTED),
     ]
 

@@ -15,9 +15,19 @@ from PIL import Image
 
 from covid_lab.datasets import each_image, load_images, open_dataset, without
 from covid_lab.explain.command import Request, explain_files
-from covid_project.data import IMAGE_SUFFIXES
+from covid_project.data import IMAGE_SUFFIXES, DataError
 from faults.children import call
-from faults.images import LISTED, READ, WHOLE, cases, encoded, every_name, giants, specials
+from faults.images import (
+    LISTED,
+    READ,
+    WHOLE,
+    cases,
+    dead_links,
+    devices,
+    encoded,
+    every_name,
+    giants,
+)
 
 SEED = 20
 PLAIN = [f"{split}/{name}" for split in ("train", "val", "test") for name in ("COVID", "NORMAL")]
@@ -35,7 +45,7 @@ def bad_images(tmp_path):
             image = Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8))
             (folder / place / "plain.png").write_bytes(encoded(image))
         made = {}
-        known = [*specials(), *giants(), *every_name()]
+        known = [*dead_links(), *giants(), *every_name()]
         for index, case in enumerate([*known, *cases(number, SEED)]):
             name = f"train/COVID/{index:04d}{case.stem}.{case.suffix}"
             case.make(folder / name)
@@ -161,6 +171,23 @@ def test_a_few_of_every_kind_of_bad_image(bad_images, record, tmp_path):
 @pytest.mark.long
 def test_two_thousand_bad_images(bad_images, record, tmp_path):
     run(bad_images, record, tmp_path, 2400, seconds=1200)
+
+
+def test_devices_and_pipes_are_refused_or_listed_but_not_read(bad_images, record, tmp_path):
+    folder, _ = bad_images(0)
+    small_network(tmp_path / "model.keras")
+    (tmp_path / "files").mkdir()
+    for number, case in enumerate(devices()):
+        for place in (folder / "train" / "COVID", tmp_path / "files"):
+            case.make(place / f"device{number}.png")
+        with pytest.raises(DataError, match=f"device{number}.png"):
+            open_dataset(folder)
+        (folder / "train" / "COVID" / f"device{number}.png").unlink()
+        record("bad image", f"data set: {case.kind}", "refused by name", SEED)
+    table = explain_files(tmp_path / "model.keras", [tmp_path / "files"], tmp_path / "out")
+    assert len(table) == len(devices())
+    assert table["status"].str.contains("not a regular file").all()
+    record("bad image", "explain: devices and pipes", "listed with the reason", SEED)
 
 
 def test_unusual_names_on_sheets_of_several_methods(tmp_path, record):
