@@ -55,7 +55,8 @@ def _run(options: argparse.Namespace) -> int:
     study = None
     if options.study in STUDIES:
         study = importlib.import_module(f"covid_lab.studies.{options.study}")
-        changes |= {"workers": options.workers, "backend": options.backend}
+        if options.workers > 1:
+            raise SettingsError("--workers is for the course run: a study trains in one process")
     load = study.load_settings if study else course_settings
     try:
         found = load(options.profile, data=options.data, results=options.results, changes=changes)

@@ -224,7 +224,7 @@ def load_settings(
     values = read_file(COURSE)
     values = merged(values, read_file(Path(file))) if file else values
     for key, value in (changes or {}).items():
-        _change(values, key, value)
+        change_value(values, key, value)
     data = values.get("data") if data is None else data
     results = values.get("results") if results is None else results
     values["data"] = str(_located(data) if data else find_data())
@@ -408,7 +408,8 @@ def _allowed(limits: Mapping) -> str:
     return f"; allowed: {limits['low']} to {limits['high']}" if "low" in limits else ""
 
 
-def _change(values: dict, dotted: str, value) -> None:
+def change_value(values: dict, dotted: str, value) -> None:
+    """Change nested values at a dotted key; ``SettingsError`` where there is no such group."""
     *parents, last = dotted.split(".")
     for parent in parents:
         values = values.get(parent)

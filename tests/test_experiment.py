@@ -102,17 +102,12 @@ def test_the_record_of_a_run_names_no_path_of_the_machine(run, tmp_path):
     assert json.loads((run.folder / "run.json").read_text())["phantoms"]
 
 
-def test_a_test_evaluation_is_entered_before_its_metrics_are_saved(run, rng):
-    scores = rng.normal(size=8)
-    source = {"backbone": "none", "weights": "from scratch"}
+def test_the_rows_of_test_images_come_after_an_entry_in_the_ledger(run):
     for _ in range(2):  # a repetition adds nothing
-        found = run.evaluate_on_test("baseline", "m1", scores, **source)
-    run.record_metrics("baseline", "val", scores, **source)
-    assert found["look"].unique().tolist() == [1]
+        rows = run.test_rows("baseline", "m1")
+    np.testing.assert_array_equal(rows, run.dataset.rows("test"))
     ledger = read_csv(run.folder / "test_ledger.csv")
     assert ledger[["stage", "look", "model"]].to_numpy().tolist() == [["baseline", 1, "m1"]]
-    saved = read_csv(run.folder / "scores_baseline_test.csv")
-    np.testing.assert_array_equal(saved["score"], scores)
 
 
 def test_a_studys_own_metrics_replace_their_own_and_keep_their_place(run):

@@ -64,29 +64,6 @@ class StudyRun(Run):
         self.enter_test(stage, model if isinstance(model, str) else model_fingerprint(model))
         return self.dataset.rows("test")
 
-    def evaluate_on_test(
-        self, stage: str, model: keras.Model | str, scores: np.ndarray, **source: object
-    ) -> pd.DataFrame:
-        """Enter a final model into the ledger, then save its scores and metrics of the test split.
-
-        Parameters
-        ----------
-        stage : str
-        model : keras.Model or str
-            The model, or its fingerprint.
-        scores : np.ndarray, (N,)
-            Logits of the test images in the order of the split.
-        **source
-            Further columns, such as backbone and weights.
-
-        Returns
-        -------
-        pd.DataFrame
-            As `Run.record_metrics`.
-        """
-        self.enter_test(stage, model if isinstance(model, str) else model_fingerprint(model))
-        return self.record_metrics(stage, "test", scores, **source)
-
 
 def begin[Kind: RunSettings](
     settings: Kind,

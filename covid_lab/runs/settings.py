@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from covid_lab.runs.workers import BACKENDS
 from covid_project.settings import (
     COURSE,
     PROJECT,
     Settings,
     SettingsError,
+    change_value,
     default_results,
     merged,
     one_of,
@@ -85,12 +85,11 @@ def course_settings(
         No such profile; no data and a profile without phantoms; a key or value that is not allowed.
     """
     profile = profile or (None if data else "demo")
-    values = read_file(profile_path(profile)) if profile else {}
-    values = merged(values, _nested(changes or {}))
-    values.setdefault("expected_seconds", {})
+    values = merged(read_file(COURSE), read_file(profile_path(profile)) if profile else {})
+    for key, value in (changes or {}).items():
+        change_value(values, key, value)
     names = [item.name for item in fields(LabOptions) if item.name in values]
     options = read_settings(LabOptions, {name: values.pop(name) for name in names})
-    values = merged(read_file(COURSE), values)
     written = _absolute(results) or _in_project(values.get("results"), default_results())
     values["results"] = str(written)
     values["data"] = str(_absolute(data) or "")
@@ -126,8 +125,6 @@ class RunSettings:
     seed: int = within(0, 2**31 - 1)
     phantoms: Phantoms | None
     expected_seconds: dict[str, float]  # per notebook, only for the time that is left
-    workers: int = within(1, 1024, default=1)  # trainings at once (see ``workers``)
-    backend: str = one_of(*BACKENDS, default="loky")  # what runs them, with more than one worker
 
     def __post_init__(self):
         if self.data is None and self.phantoms is None:
@@ -166,9 +163,11 @@ def load_profile[Kind: RunSettings](
     SettingsError
         No such profile, no data, a key or value that is not allowed.
     """
-    values = merged(read_file(profile_path(file)), _nested(changes or {}))
-    if data is not None:
-        values["data"] = str(_absolute(data))
+    values = read_file(profile_path(file))
+    for key, value in (changes or {}).items():
+        change_value(values, key, value)  # as a whole: {backbones: …} replaces those of the profile
+    data = values.get("data") if data is None else data
+    values["data"] = data and str(_absolute(data))  # the notebook runs in another folder
     values["results"] = str(_absolute(results) or _in_project(values.get("results"), ""))
     return read_settings(kind, values)
 
@@ -193,16 +192,6 @@ def profile_path(profile: str | Path) -> Path:
             return path
     known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.yaml")))
     raise SettingsError(f"no profile {profile}: give one of {known}, or the path of a YAML file")
-
-
-def _nested(changes: Mapping[str, Any]) -> dict:
-    """Values by dotted key as nested values."""
-    nested = {}
-    for dotted, value in changes.items():
-        for part in reversed(dotted.split(".")):
-            value = {part: value}
-        nested = merged(nested, value)
-    return nested
 
 
 def _absolute(path: str | Path | None) -> Path | None:
