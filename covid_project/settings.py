@@ -344,7 +344,7 @@ def read_settings(kind: type, values: typing.Any, where: str = ""):
     missing = [
         f"{prefix}{name}"
         for name, item in fields.items()
-        if name not in values and item.default is dataclasses.MISSING
+        if name not in values and item.default is item.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise SettingsError(f"missing setting {', '.join(missing)}")
