@@ -5,7 +5,7 @@ A profile is a YAML file in ``profiles/``, given by name or by path.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,9 @@ class LabOptions:
 
     phantoms: Phantoms | None = None
     without_weights: str = one_of("stop", "random", default="stop")  # where they are unavailable
-    expected_seconds: dict[str, float]  # per notebook, only for the time that is left
+    expected_seconds: dict[str, float] = field(
+        default_factory=dict
+    )  # per notebook, only for the time that is left
 
     def __post_init__(self):
         _check_seconds(self.expected_seconds)

@@ -31,7 +31,7 @@ LOADERS = {"course": (Settings, partial(load_settings, data="x.zip", results="r"
     for name in [f"{study}_demo"]
     for module in [importlib.import_module(f"covid_lab.studies.{study}")]
 }
-PATHS = {"data", "results"}  # made absolute before they are checked
+PATHS = {"data", "results", "boxes"}  # made absolute before they are checked
 
 
 def kind_of(hint):
