@@ -261,6 +261,8 @@ def default_results() -> Path:
 
 def _located(path: str | Path) -> Path:
     """Absolute path; a relative one counts from the working directory, else from the notebooks."""
+    if not isinstance(path, str | Path):
+        raise SettingsError(f"data and results must be paths, found {reprlib.repr(path)}")
     path = Path(path).expanduser()
     return path.absolute() if path.exists() or path.is_absolute() else PROJECT / path
 
