@@ -21,7 +21,7 @@ import pandas as pd
 
 from covid_lab.runs.runner import run_notebooks
 from covid_lab.runs.settings import NOTEBOOKS, course_settings
-from covid_project.files import read_csv, write_csv, write_text
+from covid_project.files import read_csv, versions, write_csv, write_text
 from covid_project.models import (
     BACKBONES,
     build_backbone,
@@ -32,7 +32,6 @@ from covid_project.models import (
     unfreeze_above,
 )
 from covid_project.pipeline import feature_batches
-from covid_project.results import versions
 from covid_project.settings import PROJECT, Settings, as_yaml, load_settings
 from covid_project.training import TrainingLog, classification_metrics, set_seed
 

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import stat
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,13 +32,15 @@ from covid_project.data import (
     DataError,
     Dataset,
     Root,
+    decode,
     file_hashes,
     listed,
+    open_image,
     read_bytes,
+    resize,
     table_fingerprint,
 )
 from covid_project.files import write_csv
-from covid_project.pipeline import decode, open_image, resize
 
 MAX_MEMBERS = 500_000
 MAX_UNPACKED_BYTES = 20 * 10**9  # of a whole archive, as it declares
@@ -505,11 +508,13 @@ def decode_file(path: Path) -> np.ndarray:
     Raises
     ------
     UnreadableImage
-        It is not a regular file, or `covid_project.pipeline.decode` refuses it.
+        It is not a regular file, or `covid_project.data.decode` refuses it.
     """
     name = str(path)
     try:
-        return decode(_read(Path(), name), name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's: each leads to an error or does not matter
+            return decode(_read(Path(), name), name)
     except DataError as error:
         raise _unreadable(name, error) from None
 
@@ -557,7 +562,8 @@ def _attempt_each(
 
     names = list(names)
     unreadable = []
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")  # the filter is the process's: set around the pool
         for row, result in enumerate(pool.map(attempt, names)):
             if isinstance(result, UnreadableImage):
                 unreadable.append((result.name, result.reason))

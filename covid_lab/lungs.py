@@ -16,7 +16,7 @@ enough to measure lungs.
 import numpy as np
 from scipy import ndimage
 
-from covid_project.pipeline import resize
+from covid_project.data import resize
 
 LEAST_AREA, MOST_AREA = 0.06, 0.6  # of the image, both lungs together
 LEAST_BALANCE = 0.25  # area of the smaller lung as a share of the larger

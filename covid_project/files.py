@@ -4,9 +4,11 @@ import csv
 import hashlib
 import json
 import os
+import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +127,20 @@ def fingerprint(*parts: str | bytes | np.ndarray | Mapping) -> str:
         part = part.encode() if isinstance(part, str) else part
         digest.update(f"{len(part)}:".encode() + part)
     return digest.hexdigest()[:16]
+
+
+def figure_stamp(folder: Path, data: str, tables: Iterable[str]) -> str:
+    """Return what a figure's file says of its origin: fingerprints of the data and the tables."""
+    parts = [f"{name}={fingerprint((Path(folder) / name).read_bytes())}" for name in tables]
+    return "; ".join([f"data={data}", *parts])
+
+
+def versions() -> str:
+    """Return the versions of Python and of the packages that the numbers depend on."""
+    found = [f"python {platform.python_version()}"]
+    for name in ("tensorflow", "keras", "numpy", "scikit-learn"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:  # such as tensorflow-cpu
+            found.append(f"{name} unknown")
+    return "; ".join(found)

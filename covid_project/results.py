@@ -9,7 +9,6 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import keras
@@ -18,18 +17,19 @@ import numpy as np
 import pandas as pd
 
 import covid_project.normalization  # noqa: F401  Keras knows our layer when it loads a model
-from covid_project.data import DataError, Dataset, open_dataset
+from covid_project.data import DataError, Dataset, ImageFiles, open_dataset
 from covid_project.evaluation import metrics_table
 from covid_project.files import (
     append_rows,
+    figure_stamp,
     fingerprint,
     read_csv,
+    versions,
     whole_file,
     write_csv,
     write_text,
 )
 from covid_project.models import model_fingerprint
-from covid_project.pipeline import ImageFiles
 from covid_project.settings import Settings, as_yaml
 
 LEDGER = "test_ledger.csv"
@@ -38,17 +38,6 @@ SHEET_PYTHON = (3, 12)
 
 class MissingInput(RuntimeError):
     """An earlier notebook has to be run first; the message names it."""
-
-
-def versions() -> str:
-    """Return the versions of Python and of the packages that the numbers depend on."""
-    found = [f"python {platform.python_version()}"]
-    for name in ("tensorflow", "keras", "numpy", "scikit-learn"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:  # such as tensorflow-cpu
-            found.append(f"{name} unknown")
-    return "; ".join(found)
 
 
 def open_run(settings: Settings) -> "Run":
@@ -363,12 +352,6 @@ class Run:
         path = self.folder / "figures" / f"{name}.pdf"
         with whole_file(path) as part, plt.rc_context({"pdf.fonttype": 42}):
             figure.savefig(part, bbox_inches="tight" if notes else None, metadata=metadata)
-
-
-def figure_stamp(folder: Path, data: str, tables: tuple[str, ...]) -> str:
-    """Return what a figure's file says of its origin: fingerprints of the data and the tables."""
-    parts = [f"{name}={fingerprint((Path(folder) / name).read_bytes())}" for name in tables]
-    return "; ".join([f"data={data}", *parts])
 
 
 def _plain(recipe: Mapping) -> dict:

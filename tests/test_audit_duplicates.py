@@ -31,8 +31,7 @@ from covid_lab.audit.duplicates import (
 )
 from covid_lab.datasets import NAME_PATTERNS
 from covid_lab.phantoms import draw_radiograph
-from covid_project.data import DataError
-from covid_project.pipeline import decode
+from covid_project.data import DataError, decode
 
 SIZE = 128
 

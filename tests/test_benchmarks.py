@@ -163,7 +163,7 @@ def test_a_target_is_made_in_a_copy_without_what_is_cached(tmp_path, monkeypatch
         (house / folder / "file").touch()
     told = tmp_path / "told"
     (house / "Makefile").write_text(f"run:\n\tls -A > {told}; echo $(VENV) >> {told}\n")
-    monkeypatch.setattr(commands, "PROJECT", house)
+    monkeypatch.setattr(commands, "HOUSE", house)
     assert commands.make("run") > 0
     assert told.read_text().split() == ["Makefile", "profiles", "results", sys.prefix]
     assert set(tmp_path.iterdir()) == {house, told}  # the copy is gone

@@ -22,8 +22,7 @@ from PIL import Image
 from covid_lab import datasets
 from covid_lab.datasets import UnreadableImage, UnreadableImages, open_dataset
 from covid_project import data
-from covid_project.data import CLASSES, DataError
-from covid_project.pipeline import decode
+from covid_project.data import CLASSES, DataError, decode
 
 COURSE_ZIP = Path(__file__).resolve().parents[2] / "shared" / "data" / "covid_xray.zip"
 COURSE = {"train": 3, "val": 2, "test": 2}  # images per class of the small course tree

@@ -14,10 +14,10 @@ from PIL import Image
 from covid_lab.__main__ import main
 from covid_lab.explain.gradcam import grad_cam
 from covid_lab.phantoms import draw_radiograph
+from covid_project.data import decode
 from covid_project.gradcam import overlay
 from covid_project.models import baseline_cnn
 from covid_project.normalization import normalization_layer
-from covid_project.pipeline import decode
 from covid_project.settings import PROJECT
 
 

@@ -47,6 +47,10 @@ def change(path, edit):
     nbformat.write(notebook, path)
 
 
+def last_code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"][-1]
+
+
 def test_the_zip_holds_the_package_the_notebooks_the_tables_and_nothing_else(results, tmp_path):
     write_archive(tmp_path / "a.zip", results, 21)
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
@@ -107,7 +111,7 @@ def test_a_second_test_evaluation_is_refused(results):
 
 def test_notebooks_changed_since_they_ran_are_refused(results, project):
     def edit(notebook):
-        notebook.cells[-1].source += "\nprint('another line')"
+        last_code(notebook).source += "\nprint('another line')"
 
     change(project / "baseline.ipynb", edit)
     assert code_faults(results) == ["baseline.ipynb changed after it was executed: run it again"]
@@ -127,11 +131,11 @@ def test_notebooks_that_were_not_run_from_top_to_bottom_are_refused(results):
     (folder / "data_exploration.ipynb").unlink()
 
     def skip(notebook):
-        notebook.cells[-1].execution_count = 99
+        last_code(notebook).execution_count = 99
 
     def fail(notebook):
         error = nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[])
-        [cell for cell in notebook.cells if cell.cell_type == "code"][-1].outputs = [error]
+        last_code(notebook).outputs = [error]
 
     change(folder / "baseline.ipynb", skip)
     change(folder / "gradcam.ipynb", fail)
@@ -162,11 +166,20 @@ def test_places_that_the_team_must_fill_are_found(results):
     def edit(notebook):
         notebook.cells.append(nbformat.v4.new_markdown_cell("✎ What do the curves show?"))
 
-    assert unfilled_places(results) == []
+    before = unfilled_places(results)
+    assert all("to be written by the team" in place for place in before)
     change(results / "notebooks" / "baseline.ipynb", edit)
-    assert unfilled_places(results) == [
+    assert [place for place in unfilled_places(results) if place not in before] == [
         "baseline.ipynb, to be written by the team: What do the curves show?"
     ]
+
+    def fill(notebook):
+        for cell in notebook.cells:
+            cell.source = cell.source.replace("✎", "")
+
+    for name in NOTEBOOKS:
+        change(results / "notebooks" / f"{name}.ipynb", fill)
+    assert unfilled_places(results) == []
 
 
 def test_every_reason_is_named_at_once_and_nothing_is_written(results, tmp_path, monkeypatch):

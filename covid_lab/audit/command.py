@@ -24,11 +24,9 @@ from covid_lab.audit.findings import Finding, as_table, figure
 from covid_lab.audit.page import Report, page
 from covid_lab.audit.protocol import audit_protocol
 from covid_lab.audit.shortcuts import audit_model, audit_shortcuts
-from covid_lab.checkpoints import load_model
 from covid_lab.datasets import open_dataset, write_splits
 from covid_project.data import CLASSES, DataError, Dataset
-from covid_project.files import write_csv, write_text
-from covid_project.results import versions
+from covid_project.files import versions, write_csv, write_text
 
 STAGES = ("baseline", "fine_tuned")  # tested models, examined for shortcuts of their own
 EVERY = 5.0  # seconds between two lines of progress
@@ -171,6 +169,8 @@ def _models(request: Request, data: DataAudit) -> list[Finding]:
     rows = data.dataset.rows("test")
     if not stages or not len(rows) or data.dataset.classes != CLASSES:
         return []
+    from covid_lab.checkpoints import load_model  # TensorFlow, which takes seconds to load
+
     findings = []
     for stage in stages:
         print(f"the model {stage} is asked what it looks at", flush=True)

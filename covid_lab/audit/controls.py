@@ -18,8 +18,7 @@ from PIL import Image
 from covid_lab.audit.findings import Finding, worst
 from covid_lab.audit.shortcuts import CHECKS, audit_shortcuts
 from covid_lab.phantoms import SEVERITIES, draw_radiograph
-from covid_project.data import CLASSES, Dataset
-from covid_project.pipeline import resize
+from covid_project.data import CLASSES, Dataset, resize
 
 COLUMNS = ("control", "strength", "unit", "auc", "low", "high", "verdict", "caught")
 NONE = "none"  # the control without a shortcut

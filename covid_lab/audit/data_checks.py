@@ -26,9 +26,8 @@ from covid_lab.audit.duplicates import (
 from covid_lab.audit.findings import Finding
 from covid_lab.datasets import each_image, without
 from covid_lab.storage import filled_array
-from covid_project.data import Dataset
+from covid_project.data import Dataset, resize
 from covid_project.evaluation import SIGNIFICANCE, wilson_interval
-from covid_project.pipeline import resize
 
 AREA = "data"
 SIDE = 128  # pixels at which near copies are sought; what `duplicates` was measured at

@@ -15,8 +15,7 @@ from PIL import Image
 
 from covid_lab.audit.data_checks import DataAudit
 from covid_lab.audit.findings import VERDICTS, Finding, figure
-from covid_project.data import DataError
-from covid_project.pipeline import decode
+from covid_project.data import DataError, decode
 
 SHOWN = 60  # pairs; the others are in duplicates.csv
 SIDE = 256  # pixels of the longer side of an image shown

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
-import keras
 import numpy as np
 import pandas as pd
 from scipy import ndimage
@@ -46,12 +45,9 @@ from covid_lab.audit.predictability import (
     shuffle_labels,
 )
 from covid_lab.datasets import UnreadableImages, load_images, load_masks, open_root
-from covid_lab.explain.class_score import PREDICTED
-from covid_lab.explain.gradcam import grad_cam, last_spatial_layer, remove_final_activation
 from covid_lab.lungs import implausible, segment_lungs
 from covid_project.data import IMAGE_SUFFIXES, DataError, Dataset, listed
 from covid_project.evaluation import percentile_interval
-from covid_project.gradcam import resize_heatmaps
 
 AREA = "shortcuts"
 # An AUC half of the way from chance (0.5) to certainty (1): three of four pairs of images are put
@@ -513,7 +509,7 @@ def _interval(found: Prediction) -> str:
 
 
 def audit_model(
-    model: keras.Model,
+    model: "keras.Model",  # noqa: F821  not imported at the top
     dataset: Dataset,
     rows: np.ndarray,
     *,
@@ -545,6 +541,11 @@ def audit_model(
     """
     table = dataset.table.iloc[rows].reset_index(drop=True)
     dataset = dataclasses.replace(dataset, table=table)
+    # Imported here: the other audits need no network, and TensorFlow takes seconds to load.
+    from covid_lab.explain.class_score import PREDICTED
+    from covid_lab.explain.gradcam import grad_cam, last_spatial_layer, remove_final_activation
+    from covid_project.gradcam import resize_heatmaps
+
     logits = remove_final_activation(model)
     side, width, channels = logits.inputs[0].shape[1:]
     classes = max(logits.outputs[0].shape[-1], 2)

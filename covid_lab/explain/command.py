@@ -21,11 +21,10 @@ from covid_lab.explain.gradcam import last_spatial_layer, remove_final_activatio
 from covid_lab.explain.heatmaps import Heatmaps, on_one_scale
 from covid_lab.explain.methods import LAYERED, METHODS, method_named
 from covid_lab.lungs import implausible, segment_lungs
-from covid_project.data import CLASSES, IMAGE_SUFFIXES, DataError
+from covid_project.data import CLASSES, IMAGE_SUFFIXES, DataError, resize
 from covid_project.figures import image_grid
 from covid_project.files import append_rows, read_csv, whole_file
 from covid_project.gradcam import overlay, resize_heatmaps
-from covid_project.pipeline import resize
 
 TRUE = "true"  # target: the class that an image's folder is named after
 COLUMNS = (

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from covid_lab.report.evidence import Evidence
 from covid_project.data import CLASSES
-from covid_project.files import read_csv
-from covid_project.results import figure_stamp
+from covid_project.files import figure_stamp, read_csv
 
 NAMES = ("COVID-19", "ResNet50V2", "MobileNetV2", "F_1")  # names that hold digits
 QUESTIONS = 24

@@ -19,7 +19,6 @@ from covid_lab.comparison import verdict
 from covid_lab.runs.settings import EXTRAS
 from covid_project.evaluation import LEVEL, SIGNIFICANCE, auc_difference, holm
 from covid_project.files import fingerprint, read_csv
-from covid_project.normalization import STRATEGIES
 
 STAGES = {"baseline": "baseline", "fine_tuned": "finetuned"}  # tested stage → its part of a key
 NAMES = {"baseline": "baseline", "fine_tuned": "fine-tuned"}  # in the text
@@ -223,6 +222,8 @@ def _tells(row: pd.Series) -> bool:
 
 
 def _pre_processing(run: _Run, settings: dict, values: dict) -> None:
+    from covid_project.normalization import STRATEGIES  # Keras, which takes seconds to load
+
     size, amounts = settings["image_size"], settings["augmentation"]
     resizing = run.table("resizing.csv").set_index("image_size")
     values |= {

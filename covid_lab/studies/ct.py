@@ -9,9 +9,8 @@ from PIL import Image, ImageOps
 from skimage.feature import canny
 
 from covid_lab.datasets import each_image
-from covid_project.data import DataError, Dataset
+from covid_project.data import DataError, Dataset, decode, resize
 from covid_project.files import whole_file
-from covid_project.pipeline import decode, resize
 
 SIZES = (64, 512)  # pixels along a side, smallest and largest
 

@@ -19,9 +19,8 @@ import nrrd
 import numpy as np
 import pandas as pd
 
-from covid_project.data import DataError, Dataset, listed
+from covid_project.data import MAX_PIXELS, DataError, Dataset, listed
 from covid_project.files import fingerprint
-from covid_project.pipeline import MAX_PIXELS
 
 SUFFIXES = (".nrrd", ".nhdr")  # header and pixels in one file; header alone, naming the other
 TABLES = (".csv", ".xlsx")

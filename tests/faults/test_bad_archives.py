@@ -17,8 +17,7 @@ from covid_lab import datasets
 from covid_lab.__main__ import main
 from covid_lab.datasets import load_images, open_dataset
 from covid_project import data
-from covid_project.data import DataError
-from covid_project.pipeline import ImageFiles
+from covid_project.data import DataError, ImageFiles
 
 SEED = 21
 PLACES = [f"{split}/{name}" for split in ("train", "val", "test") for name in ("COVID", "NORMAL")]

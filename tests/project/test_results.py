@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 from conftest import write_images
 
-from covid_project.data import DataError
+from covid_project.data import DataError, decode, resize
 from covid_project.files import fingerprint, read_csv, write_csv
 from covid_project.models import baseline_cnn, logits, model_fingerprint
 from covid_project.normalization import normalization_layer
-from covid_project.pipeline import decode, resize
 from covid_project.results import MissingInput, open_run
 from covid_project.settings import load_settings
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from covid_project import figures
+from covid_project.settings import Axis
 
 CLASSES = ("NORMAL", "COVID")
 
@@ -57,13 +58,24 @@ def test_history_marks_the_best_epoch_and_names_units():
     )  # fmt: skip
     text = words(figures.history(table, best_epoch=2))
     assert "nats" in text
-    assert "best epoch 2" in text
+    assert "epoch 2" in text
     assert "validation" in text
     assert "validation" not in words(figures.history(table[["epoch", "loss", "accuracy"]]))
 
 
 def test_tuning_survives_failed_trials(trials):
-    assert "best" in words(figures.tuning(trials, ["learning_rate", "dropout"]))
+    axes = {
+        "learning_rate": Axis(values=(0.001, 0.002), times=2, low=0.001, high=0.1),
+        "dropout": Axis(values=(0.2,), plus=0.2, low=0.0, high=0.8),
+    }
+    figure = figures.tuning(trials, axes)
+    text = words(figure)
+    assert {"planned trial", "extension of a range", "best trial"} <= {
+        label.get_text() for label in figure.legends[0].get_texts()
+    }
+    assert "learning rate" in text
+    assert figure.axes[0].get_xscale() == "log"
+    assert figure.axes[1].get_xscale() == "linear"
 
 
 def test_confusion_matrix_shows_the_counts_by_name():
@@ -102,9 +114,9 @@ def test_intervals_are_drawn_from_bound_to_bound():
 @pytest.mark.parametrize(
     ("label", "score", "expected"),
     [
-        (1, 2.0, "COVID; predicted COVID\np = 0.88: correct"),
-        (1, -2.0, "COVID; predicted NORMAL\np = 0.88: WRONG"),
-        (0, -2.0, "NORMAL; predicted NORMAL\np = 0.88: correct"),
+        (1, 2.0, "COVID; predicted COVID\nprobability 0.88: correct"),
+        (1, -2.0, "COVID; predicted NORMAL\nprobability 0.88: WRONG"),
+        (0, -2.0, "NORMAL; predicted NORMAL\nprobability 0.88: correct"),
     ],
 )
 def test_the_verdict_gives_label_prediction_and_its_probability(label, score, expected):
@@ -115,52 +127,26 @@ def test_histograms_and_panels_draw():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
     figures.grey_histograms({("train", "NORMAL"): images, ("train", "COVID"): images})
-    assert "normalised value" in words(figures.value_histograms({"a": images, "b": images}))
+    assert "value" in words(figures.value_histograms({"a": images, "b": images}))
     overlays = rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     figure = figures.heatmap_panel(images, overlays, ["x", "y", "z"])
     assert sum(bool(axis.images) for axis in figure.axes) == 6
+    assert "heat" in words(figure)  # the colour bar
 
 
-@pytest.fixture
-def quality():
-    """Two methods and the baselines; "good" wins everywhere, "bad" nowhere."""
-    kinds = ["random", "centred Gaussian", "edges"]
-    rows = []
-    for name in ["good", "bad", *kinds]:
-        common = {"method": name, "layer": "relu", "n": 9, "blank": 0}
-        good = name == "good"
-        value = {"value": 0.8 if good else 0.3, "low": 0.2, "high": 0.9}
-        for test, measure, setting in [
-            ("localisation", "energy inside", "lungs"),
-            ("faithfulness", "deletion", "to the mean"),
-            ("faithfulness", "ROAD", "most relevant first"),
-        ]:
-            what = {"test": test, "measure": measure, "setting": setting}
-            rows.append({**common, **what, **value, "versus": None, "verdict": None})
-            verdict = "better" if good else "no difference"
-            for kind in kinds if name not in kinds else []:
-                rows.append({**common, **what, **value, "versus": kind, "verdict": verdict})
-        for number in (1, 2):
-            what = {"test": "sanity", "measure": "SSIM", "setting": f"cascading {number} x"}
-            verdict = {"reference": 0.5, "verdict": "pass" if good and number == 2 else "fail"}
-            rows.append({**common, **what, **value, "versus": None, **verdict})
-    return pd.DataFrame(rows)
+def test_a_colour_bar_says_its_scale_and_fewer_images_make_a_narrower_figure():
+    images = np.zeros((2, 8, 8))
+    figure = figures.image_grid(images, ["a", "b"], scale=(0, 60), bar="grey values")
+    assert figure.get_size_inches()[0] < figures.PAGE
+    bar = figure.axes[-1]
+    assert bar.get_ylabel() == "grey values"
+    assert bar.get_ylim() == (0, 60)
 
 
-def test_quality_has_a_panel_per_measure_and_fills_the_marks_of_those_that_win(quality):
-    figure = figures.explanation_quality(quality)
-    text = words(figure)
-    assert {"good", "bad", "edges", "lungs", "deletion"} <= set(text.split())
-    assert "all layers randomised" in text
-    assert "most relevant first" not in text
-    panels = [axis for axis in figure.axes if axis.get_visible()]
-    assert len(panels) == 3
-    assert [axis.get_xlabel() for axis in panels] == ["", "lower is better", "lower is better"]
-    for axis in panels:
-        (marks,) = [c for c in axis.collections if len(c.get_offsets()) == 5]
-        white = (marks.get_facecolors()[:, :3] == 1).all(axis=1)
-        assert white.tolist() == [False, True, True, True, True]
-        assert marks.get_offsets()[:, 0].tolist() == [0.8, 0.3, 0.3, 0.3, 0.3]
+def test_drawing_changes_matplotlibs_settings_for_nobody():
+    before = dict(plt.rcParams)
+    figures.history(pd.DataFrame({"epoch": [1], "loss": [1.0], "accuracy": [0.5]}))
+    assert dict(plt.rcParams) == before
 
 
 def test_one_image_is_no_larger_than_its_like_among_four():
@@ -169,32 +155,3 @@ def test_one_image_is_no_larger_than_its_like_among_four():
         overlays = np.zeros((count, 8, 8, 3), np.uint8)
         figure = figures.heatmap_panel(images, overlays, ["x"] * count)
         assert figure.get_size_inches()[0] == figures.PAGE
-
-
-def test_the_figures_of_a_study_name_classes_and_models():
-    table = pd.DataFrame({"split": ["train"] * 4 + ["test"] * 2, "label": [0, 1, 1, 1, 0, 1]})
-    assert "75%" in words(figures.class_shares(table, CLASSES))
-    sizes = pd.DataFrame({"label": [0, 1, 1], "width": [3, 4, 5], "height": [6, 7, 8]})
-    assert set(CLASSES) <= set(words(figures.stored_sizes(sizes, CLASSES)).split())
-
-
-def test_ranking_curves_mark_the_threshold_that_the_confusion_matrix_has(rng):
-    labels = np.repeat([0, 1], 20)
-    scores = {"one": rng.normal(labels, 1), "two": rng.normal(labels, 1)}
-    roc = figures.ranking_curves(labels, scores).axes[0]
-    points = [line.get_data() for line in roc.lines if len(line.get_xdata()) == 1]
-    for (x, y), values in zip(points, scores.values(), strict=True):
-        assert x[0] == (values[labels == 0] > 0).mean()
-        assert y[0] == (values[labels == 1] > 0).mean()
-
-
-def test_model_bars_stand_beside_the_published_ones():
-    table = pd.DataFrame({"stage": ["cnn"], "seconds": [5], "published_seconds": [50]})
-    for name in ("accuracy", "AUC"):
-        table = table.assign(
-            **{name: 0.9, f"{name}_low": 0.8, f"{name}_high": 0.95, f"published_{name}": 0.85}
-        )
-    heights = [
-        [bar.get_height() for bar in axis.patches] for axis in figures.model_bars(table).axes
-    ]
-    assert heights == [[0.85, 0.9], [0.85, 0.9], [50, 5]]
