@@ -141,6 +141,18 @@ def test_the_lock_satisfies_the_requirements_and_has_hashes():
     assert all("--hash=sha256:" in block for block in blocks)
 
 
+def test_the_oldest_packages_are_allowed_by_the_requirements():
+    floor = (HOUSE / "requirements-floor.txt").read_text().splitlines()
+    oldest = dict(line.split("==") for line in floor if "==" in line)
+    lab = (HOUSE / "requirements-lab.txt").read_text().splitlines()
+    wanted = [Requirement(line) for line in [*SHEET, *lab] if line and line[0] not in "#-"]
+    missing = [r.name for r in wanted if r.name not in oldest]
+    assert missing == ["ruff"]  # style is checked with the locked one only
+    for requirement in wanted:
+        if requirement.name in oldest:
+            assert oldest[requirement.name] in requirement.specifier, requirement
+
+
 # ---- the notebooks ------------------------------------------------------------------------------
 
 
