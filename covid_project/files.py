@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 PART = ".part-"  # how the names of temporary files begin
+# Floats are read back exactly: by default from pandas 3 on, which warns of the old option.
+EXACT = {"float_precision": "round_trip"} if pd.__version__.startswith("2.") else {}
 
 
 @contextmanager
@@ -71,7 +73,7 @@ def read_csv(path: str | Path) -> pd.DataFrame:
     if not Path(path).is_file():
         return pd.DataFrame()
     try:
-        return pd.read_csv(path, float_precision="round_trip")
+        return pd.read_csv(path, **EXACT)
     except (ValueError, csv.Error) as error:
         raise ValueError(
             f"{path} cannot be read as a table ({error}): restore the file or delete it"
