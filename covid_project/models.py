@@ -126,7 +126,7 @@ class Backbone:
 IMAGENET_MEANS = (-103.939, -116.779, -123.68)  # blue, green, red, in grey levels
 # A further backbone is one more entry here.
 BACKBONES: dict[str, Backbone] = {
-    "ResNet50V2": Backbone(keras.applications.ResNet50V2, "conv5_block2_out"),
+    "ResNet50V2": Backbone(keras.applications.ResNet50V2, "conv5_block1_out"),
     "MobileNetV2": Backbone(keras.applications.MobileNetV2, "block_12_add", has_width=True),
     "MobileNet": Backbone(keras.applications.MobileNet, "conv_pw_11_relu", has_width=True),
     "ResNet50": Backbone(keras.applications.ResNet50, "conv5_block1_out", 1.0, IMAGENET_MEANS),
