@@ -106,7 +106,7 @@ def open_dataset(
         As in `covid_project.data.open_dataset`.
     as_found : bool
         Accept, for audits, whatever splits there are: the same file in two, a missing split or
-        class in a split, none at all. No split is made then: it is "" where there is none, except
+        class in a split, none at all. No split is made then: images without a split have "", except
         where ``splits_file`` exists.
 
     Returns

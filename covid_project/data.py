@@ -100,7 +100,7 @@ def open_dataset(
         CSV (path, label, split, fingerprint) for data that come without a split: written where it
         is missing and used where it exists, so that data are split only once.
     seed : int
-        Of the split, 80 : 10 : 10 in each class, that is made where there is none.
+        Of the split, 80 : 10 : 10 in each class, of data that come without one.
     allow_shared_files : bool
         Accept the same file in two splits.
 

@@ -89,7 +89,7 @@ def last_convolutional_layer(model: keras.Model) -> str:
     Raises
     ------
     ValueError
-        There is none: for example, a model inside the model hides its layers.
+        No such layer: for example, a model inside the model hides its layers.
     """
     for layer in reversed(model.layers):
         shape = getattr(layer, "output", np.empty(0)).shape

@@ -16,7 +16,7 @@ def set_seed(seed: int) -> None:
     """Seed Python, NumPy and TensorFlow, and make TensorFlow's operations deterministic.
 
     With deterministic operations Keras' ``fit`` would shuffle arrays into the same order in every
-    epoch; the batches of `pipeline` are shuffled anew.
+    epoch; the batches of `pipeline` have a new order in each.
     """
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()

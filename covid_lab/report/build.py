@@ -142,7 +142,7 @@ def pdf_faults(results: Path, source: Path = SOURCE) -> list[str]:
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     now, then = _fingerprints(results, source), record["made_from"]
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
-    stale = f"Report.pdf is stale: {', '.join(changed)} changed since; make report makes it anew"
+    stale = f"Report.pdf is stale: {', '.join(changed)} changed since; make report makes it again"
     return [
         *([stale] if changed else []),
         *checks.page_count(record["pages"]),

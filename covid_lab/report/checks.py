@@ -174,7 +174,7 @@ def stale_files(expected: Mapping[str, str], folder: Path) -> list[str]:
             changed = sorted(source for source in now if then.get(source) != now[source])
             reason = f"{', '.join(changed)} changed since" if changed else "it was edited by hand"
             complaints.append(
-                f"{path} is stale: {reason}; python -m covid_lab report makes it anew"
+                f"{path} is stale: {reason}; python -m covid_lab report makes it again"
             )
     return complaints
 
