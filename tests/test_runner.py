@@ -30,7 +30,9 @@ def test_notebooks_run_in_order_in_their_own_folders_with_progress_and_pages(
 ):
     project("first", "open('made', 'w').write('1')", "print('spoken\\nwhile running')")
     project("studies/second", "print(open('../made').read() + DATA)")
-    runner.run_notebooks(["first", "studies/second"], {"DATA": "x"}, tmp_path / "results")
+    expected = {"first": 20, "studies/second": 30}
+    names, values = list(expected), {"DATA": "x"}
+    runner.run_notebooks(names, values, tmp_path / "results", expected=expected)
     lines = capsys.readouterr().out.splitlines()
     assert "[1/2 first]   while running" in lines
     assert "[2/2 studies/second]   1x" in lines
@@ -38,6 +40,16 @@ def test_notebooks_run_in_order_in_their_own_folders_with_progress_and_pages(
     for name in ("first", "second"):
         page = (tmp_path / "results" / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
         assert "<html" in page
+
+
+def test_without_expected_seconds_no_time_left_is_invented(project, tmp_path, capsys):
+    project("first")
+    project("second")
+    for expected in (None, {"first": 20}):
+        runner.run_notebooks(["first", "second"], {}, tmp_path / "results", expected=expected)
+        output = capsys.readouterr().out
+        assert "[2/2 second] cell 1 of 1 done" in output
+        assert "left" not in output
 
 
 def test_what_is_written_has_the_committed_cell_and_no_path_of_the_machine(project, tmp_path):

@@ -54,7 +54,8 @@ def run_notebooks(
     results : Path
         Folder of the results.
     expected : mapping, optional
-        Seconds that each notebook is expected to take; 60 where nothing is known.
+        Seconds that each notebook is expected to take. Without them for every notebook, the time
+        that is left is not told.
     workers, backend
         With more than one worker, the trials of a search are spread over them (see ``workers``).
 
@@ -65,12 +66,13 @@ def run_notebooks(
     Stopped
         The process was asked to end (Ctrl-C, or SIGTERM).
     """
-    expected = {name: (expected or {}).get(name, 60.0) for name in names}
+    expected = dict(expected or {})
+    is_known = all(name in expected for name in names)
     parameters = _parameters(values, workers, backend)
     spent, finished = 0.0, 0.0  # seconds, and expected seconds of the notebooks that took them
     for number, name in enumerate(names, start=1):
-        later = sum(expected[other] for other in names[number:])
         pace = spent / finished if finished else 1.0
+        left = [expected[other] * pace for other in names[number - 1 :]] if is_known else None
         title = f"[{number}/{len(names)} {name}]"
         begun = time.perf_counter()
         notebook = nbformat.read(PROJECT / f"{name}.ipynb", as_version=4)
@@ -79,13 +81,13 @@ def run_notebooks(
         for cell in cells:
             cell.source = parameters
         try:
-            _execute(notebook, name, Path(results), title, expected[name] * pace, later * pace)
+            _execute(notebook, name, Path(results), title, left)
         finally:  # a failed notebook is worth reading too
             for cell, source in zip(cells, committed, strict=True):
                 cell.source = source
             _write(notebook, _page(results, name), values)
         spent += time.perf_counter() - begun
-        finished += expected[name]
+        finished += expected.get(name, 0.0)
     print(f"finished {len(names)} notebooks in {_duration(spent)}; results: {results}")
 
 
@@ -122,9 +124,9 @@ def _execute(
     name: str,
     results: Path,
     title: str,
-    expected: float,
-    later: float,
+    expected: Sequence[float] | None,
 ) -> None:
+    """Run the cells; ``expected`` are the seconds of this notebook and of each later one."""
     log = results / LOGS / f"{Path(name).name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     cells = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
@@ -136,12 +138,12 @@ def _execute(
             return
         done.append(cell_index)
         spent = time.perf_counter() - begun
-        left = max(expected - spent, 0) + later
-        print(
-            f"{title} cell {cells.index(cell_index) + 1} of {len(cells)} done after "
-            f"{_duration(spent)}; about {_duration(left)} left in all",
-            flush=True,
-        )
+        line = f"{title} cell {cells.index(cell_index) + 1} of {len(cells)} done after "
+        line += _duration(spent)
+        if expected:
+            left = max(expected[0] - spent, 0) + sum(expected[1:])
+            line += f"; about {_duration(left)} left in all"
+        print(line, flush=True)
 
     client = _TalkingClient(
         notebook,

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from covid_project.augmentation import transformed
+from covid_project.pipeline import untuned
 
 ROTATION, SHEAR, ZOOM = 30.0, 0.2, 0.2  # degrees; shift per pixel of height; share
 
@@ -82,6 +83,7 @@ def distorted_batches(
     rows = tf.data.Dataset.from_tensor_slices((images, targets)).shuffle(len(images), seed=seed)
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
     batches = tf.data.Dataset.zip(rows.batch(batch_size), seeds)
-    return batches.map(
+    batches = batches.map(
         lambda batch, number: (distorted(batch[0], number), batch[1]), num_parallel_calls=2
-    ).prefetch(2)
+    )
+    return untuned(batches.prefetch(2))

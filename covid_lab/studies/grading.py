@@ -26,6 +26,7 @@ from sklearn.svm import SVC
 
 from covid_lab.studies.imbalance import Balanced
 from covid_project.evaluation import LEVEL, percentile_interval
+from covid_project.pipeline import untuned
 
 HEADS = ("softmax", "coral", "svm")
 METRICS = (
@@ -262,7 +263,7 @@ def train(
     )
     begun = time.perf_counter()
     run = twin.fit(
-        rows.shuffle(len(targets), seed=seed).batch(batch_size),
+        untuned(rows.shuffle(len(targets), seed=seed).batch(batch_size)),
         shuffle=False,  # it is already
         epochs=epochs,
         validation_data=(np.asarray(validation[0], np.float32), wanted),

@@ -46,6 +46,15 @@ def test_an_epoch_holds_every_image_once_with_its_label(numbered):
     assert orders[0] != orders[1]  # a new order in every epoch
 
 
+def test_no_batches_are_tuned_so_that_no_epoch_waits_for_the_tuning_thread(numbered):
+    for batches in (
+        training_batches(*numbered, 4, SOME, seed=1),
+        evaluation_batches(*numbered),
+        feature_batches([numbered[0]], numbered[1], 4, seed=1),
+    ):
+        assert batches.options().autotune.enabled is False
+
+
 def test_images_that_stay_on_disk_make_the_same_batches(tmp_path, rng):
     images = rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
