@@ -16,67 +16,95 @@ def document(text):
     return HEAD + text + TAIL
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The accuracy is 0.95.",
-        "We used 3 layers.",
-        "In formulas too: $p < 0.05$.",
-        "$x = 12$",
-        "\\section{Task 2}",
-        "COVID-19 had 7 waves.",
-        "\\val{key} and 4.",
-    ],
+EVIDENCE = Evidence(
+    {
+        "test.baseline.accuracy": "0.950 (0.910--0.973)",
+        "compare": "$+0.030$ [$-$0.012, $+0.070$]",
+        "run.seed": "21",
+        "cam.area": "64\\,\\%",
+    },
+    {"metrics": "AUC & 0.992 \\\\"},
+    {},
 )
-def test_a_typed_number_is_found_with_its_line(text):
-    (complaint,) = checks.typed_numbers(document("First line.\n" + text))
-    assert "line 4" in complaint
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "macro"),
     [
-        "The accuracy is \\val{test.baseline2.accuracy}. % 0.95",
-        "COVID-19, ResNet50V2 and $F_1$.",
-        "$\\frac{1}{HW}\\sum_{i=0}^{2} x_i$",
-        "\\begin{equation}\\frac{1}{2}\\end{equation}",
-        "Fig.~\\ref{fig:history2}, \\cite{holm1979}.",
-        "\\begin{minipage}[b]{0.5\\linewidth}x\\end{minipage}",
-        "\\choice{a1}{same}{more}{less}\\ifyes{b2}{yes}{no}",
+        ("The accuracy is 0.95.", "test.baseline.accuracy"),
+        ("From 0.910 on.", "test.baseline.accuracy"),
+        ("In 95\\,\\% of the cases.", "test.baseline.accuracy"),
+        ("In 95.0 \\% of the cases.", "test.baseline.accuracy"),
+        ("That is 64 \\%.", "cam.area"),
+        ("A difference of $0.03$.", "compare"),
+        ("\\choice{a}{by 0.950}{more}{less}", "test.baseline.accuracy"),
     ],
 )
-def test_macros_names_layout_and_notation_are_no_typed_numbers(text):
-    assert checks.typed_numbers(document(text)) == []
+def test_a_typed_value_of_the_run_is_named_with_its_macro_and_line(text, macro):
+    (warning,) = checks.typed_results(document("First line.\n" + text), EVIDENCE)
+    assert "line 4" in warning
+    assert f"\\val{{{macro}}}" in warning
 
 
-def test_numbers_inside_the_sentences_of_a_choice_are_typed_too():
-    assert checks.typed_numbers(document("\\choice{a}{by 5}{more}{less}"))
+def test_a_typed_number_beside_a_metric_that_no_value_has_is_a_contradiction():
+    (warning,) = checks.typed_results(document("The AUC is 0.87, they say."), EVIDENCE)
+    assert "0.87 beside 'AUC' is typed, and no value of this run" in warning
 
 
-def test_macros_must_be_made_and_used():
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SARS-CoV-2, EfficientNetB0, ResNet50V2, F1 and Section 5.",
+        "On 12 March 2026 we met 3 times, 2.5 hours each.",
+        "We trained for 40 epochs with 16 filters and seed 21.",
+        "An AUC of 0.992 is in the table.",
+        "The threshold is 0.33.",
+        "\\val{test.baseline2.accuracy} % 0.95",
+        "The accuracy is \\val{test.baseline.accuracy}.",
+        "\\includegraphics[width=0.95\\linewidth]{x}\\begin{minipage}[b]{0.95\\linewidth}x",
+    ],
+)
+def test_what_a_team_writes_of_itself_and_layout_is_no_result(text):
+    assert checks.typed_results(document(text), EVIDENCE) == []
+
+
+def test_values_and_tables_must_be_made_but_not_used():
     evidence = Evidence({"made": "1", "spare": "2"}, {"made": "", "spare": ""}, {})
-    text = document("\\val{made}\\ifyes{lost}{x}{y}\\input{table_made}\\input{table_lost}")
-    assert checks.macros(text, evidence) == [
-        "Report.tex uses the value lost, which nothing makes",
-        "the value spare is made, and Report.tex does not use it",
-        "Report.tex uses the table lost, which nothing makes",
-        "the table spare is made, and Report.tex does not use it",
+    text = document("\\val{made}\\ifyes{lost}{x}{y}\\runtable{made}\\runtable{lost}")
+    assert checks.undefined(text, evidence) == [
+        "Report.tex uses the value lost, which this run has not",
+        "Report.tex uses the table lost, which this run has not",
     ]
 
 
-def test_references_must_resolve_and_floats_be_referred_to():
+def test_references_must_resolve():
     text = document("\\ref{q:lost}\\cite{a,b}\\label{q:x}\\label{q:x}\\narrowfigure{f}{caption}")
-    found = checks.references(text)
-    assert "\\ref to q:lost, which is nowhere" in found
-    assert "\\cite of b, which is not among the references" in found
-    assert "the label q:x is there twice" in found
-    assert "fig:f is never referred to" in found
-    assert "0 questions are answered, the sheet asks 24" in found
+    assert checks.references(text) == [
+        "\\ref to q:lost, which is nowhere",
+        "\\cite of b, which is not among the references",
+        "the label q:x is there twice",
+    ]
+    assert checks.loose_ends(text) == [
+        "fig:f is never referred to",
+        "0 questions are answered, the sheet asks 24",
+    ]
+    assert checks.loose_ends(document("")) == [
+        "the reference a is never cited",
+        "0 questions are answered, the sheet asks 24",
+    ]
 
 
 def test_definitions_of_commands_are_no_references():
-    text = "\\newcommand{\\x}[1]{\\label{fig:#1}\\ref{#1}\\val{#1}}" + document("\\cite{a}")
-    assert checks.references(text) == ["0 questions are answered, the sheet asks 24"]
+    text = "\\newcommand{\\x}[1]{\\label{fig:#1}\\ref{#1}\\val{#1}\\runtable{#1}}" + document("")
+    assert checks.references(text) == []
+    assert checks.undefined(text, EVIDENCE) == []
+
+
+def test_errors_of_latex_are_read_with_their_lines():
+    log = "(./Report.aux)\n./Report.tex:12: Undefined control sequence.\nl.12 \\nosuch\n\n"
+    assert checks.latex_errors(log) == [
+        "Report.tex, line 12: LaTeX: Undefined control sequence. l.12 \\nosuch"
+    ]
 
 
 def test_places_of_the_team_are_found_in_the_head_too():

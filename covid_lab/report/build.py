@@ -16,9 +16,10 @@ from covid_project.settings import PROJECT
 SOURCE = PROJECT / "Report.tex"
 RECORD = "built.json"  # what the PDF was made from
 ENGINES = {
-    "latexmk": ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "Report.tex"],
+    "latexmk": ["latexmk", "-pdf", "-f", "-interaction=nonstopmode", "-file-line-error",
+                "Report.tex"],
     "tectonic": ["tectonic", "--keep-logs", "Report.tex"],
-}
+}  # fmt: skip
 INSTALL = (
     "no LaTeX: install latexmk (Debian: apt install latexmk texlive-latex-extra "
     "texlive-fonts-recommended; macOS: MacTeX; Windows: MiKTeX) or tectonic "
@@ -27,7 +28,7 @@ INSTALL = (
 
 
 class ReportFault(RuntimeError):
-    """The report cannot be made or does not hold what it must; one reason per line."""
+    """No PDF can be made; the message says why."""
 
 
 def files_of(evidence: Evidence) -> dict[str, str]:
@@ -40,11 +41,8 @@ def files_of(evidence: Evidence) -> dict[str, str]:
     return {"values.tex": head + values, **tables}
 
 
-def write_evidence(results: Path, source: Path = SOURCE) -> list[str]:
-    """Write the report's values and tables to ``report/`` of the results; return complaints.
-
-    Complaints are those that need no LaTeX: typed numbers, macros, references, stale figures.
-    """
+def write_evidence(results: Path) -> Evidence:
+    """Write the report's values and tables to ``report/`` of the results, and return them."""
     evidence = collect(results)
     folder = results / "report"
     files = files_of(evidence)
@@ -53,19 +51,28 @@ def write_evidence(results: Path, source: Path = SOURCE) -> list[str]:
     for path in folder.glob("table_*.tex"):
         if path.name not in files:
             path.unlink()  # of an earlier report
-    return source_faults(results, source, evidence)
+    return evidence
 
 
 def source_faults(results: Path, source: Path, evidence: Evidence) -> list[str]:
-    """What is wrong with the text, judged by the text, the evidence and the figures alone."""
+    """Return what stops the hand-in, judged by the text, the evidence and the figures only.
+
+    Figures that show images of the data set may be missing: they are not distributed.
+    """
     text = source.read_text(encoding="utf-8")
     return [
-        *checks.typed_numbers(text),
-        *checks.macros(text, evidence),
+        *evidence.missing,
+        *checks.undefined(text, evidence),
         *checks.references(text),
         *checks.stale_files(files_of(evidence), results / "report"),
         *checks.stale_figures(text, results),
     ]
+
+
+def source_warnings(source: Path, evidence: Evidence) -> list[str]:
+    """Return what is worth a look in the text, and stops nothing."""
+    text = source.read_text(encoding="utf-8")
+    return [*checks.typed_results(text, evidence), *checks.loose_ends(text)]
 
 
 def engine() -> str | None:
@@ -76,13 +83,13 @@ def engine() -> str | None:
 def build(results: Path, source: Path = SOURCE) -> Path:
     """Set the report; return the path of the PDF, ``report/Report.pdf`` of the results.
 
-    Everything that it was made from is recorded beside it, with its pages and what LaTeX could not
-    resolve, so that a stale PDF can be told.
+    LaTeX goes on after an error. Everything that the PDF was made from is recorded beside it, with
+    its pages, the errors, and what LaTeX could not resolve, so that a stale PDF can be told.
 
     Raises
     ------
     ReportFault
-        No LaTeX, or LaTeX stopped at an error.
+        No LaTeX, or no PDF came out of it.
     """
     chosen = engine()
     if chosen is None:
@@ -103,12 +110,12 @@ def build(results: Path, source: Path = SOURCE) -> Path:
         )
         path = place / "Report.log"
         log = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else done.stderr
-        if done.returncode or not (place / "Report.pdf").is_file():
+        errors = checks.latex_errors(log)
+        if not (place / "Report.pdf").is_file():
             write_text(folder / "Report.log", log)
-            first = re.search(r"^! .*(?:\n.*){0,2}", log, flags=re.M)
+            reason = "; ".join(errors) or done.stderr[-500:]
             raise ReportFault(
-                f"{chosen} stopped: {first.group() if first else done.stderr[-500:]}\n"
-                f"(the whole log is in {folder / 'Report.log'})"
+                f"{chosen} made no PDF: {reason}\n(the whole log is in {folder / 'Report.log'})"
             )
         (folder / "Report.log").unlink(missing_ok=True)  # of an earlier failure
         with whole_file(folder / "Report.pdf") as part:
@@ -116,6 +123,7 @@ def build(results: Path, source: Path = SOURCE) -> Path:
     pages = re.search(r"Output written on \S+ \((\d+) pages?", log.replace("\n", ""))
     record = {
         "pages": int(pages.group(1)) if pages else 0,
+        "errors": errors,
         "unresolved": checks.unresolved(log),
         "made_from": _fingerprints(results, source),
     }
@@ -135,7 +143,7 @@ def inputs(results: Path, source: Path = SOURCE) -> dict[str, Path]:
 
 
 def pdf_faults(results: Path, source: Path = SOURCE) -> list[str]:
-    """What is wrong with the PDF: missing, stale, too short or too long, unresolved references."""
+    """Return what is wrong with the PDF: missing, stale, its length, LaTeX's errors, references."""
     folder = results / "report"
     if not (folder / "Report.pdf").is_file() or not (folder / RECORD).is_file():
         return [f"{folder / 'Report.pdf'} is missing: make report makes it"]
@@ -146,6 +154,7 @@ def pdf_faults(results: Path, source: Path = SOURCE) -> list[str]:
     return [
         *([stale] if changed else []),
         *checks.page_count(record["pages"]),
+        *record["errors"],
         *record["unresolved"],
     ]
 

@@ -1,9 +1,10 @@
-"""Checks of the report: nothing typed, nothing stale, nothing unresolved.
+"""Checks of the report: what must be mended before it is handed in, and what is worth a look.
 
 Each check returns its complaints, one line each; none means that all is well.
 """
 
 import itertools
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,17 +13,20 @@ from covid_lab.report.evidence import Evidence
 from covid_project.data import CLASSES
 from covid_project.files import figure_stamp, read_csv
 
-NAMES = ("COVID-19", "ResNet50V2", "MobileNetV2", "F_1")  # names that hold digits
 QUESTIONS = 24
 LEAST_PAGES, MOST_PAGES = 10, 15
+METRIC = re.compile(r"accura|AUC|sensitiv|specific|precision|F_?1|MCC|Brier|ECE|loss", re.I)
+NEAR = 80  # characters within which a metric's name makes a number look like a result
+NAMED = 3  # macros in a warning
 
-# What a digit may stand in: keys, layout, names. All else was typed.
+# Commands whose digits are keys or page layout.
 _KEYS = (
-    r"\\(?:val|choice|ifyes|label|ref|eqref|cite|input|made|narrowfigure|widefigure)\{[^}]*\}",
+    r"\\(?:val|choice|ifyes|label|ref|eqref|cite|input|runtable|made|narrowfigure|widefigure)\{[^}]*\}",
     r"\\begin\{minipage\}(?:\[\w\])?\{[^}]*\}",
-    r"\\setlength\{[^}]*\}\{[^}]*\}",
-    *(re.escape(name) for name in NAMES),
+    r"\\(?:setlength|includegraphics|vspace|hspace)\*?(?:\[[^]]*\])?(?:\{[^}]*\})+",
 )
+# A number with decimals, or a percentage.
+_NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?P<percent>\s*%)?|(?<![\w.])\d+(?P<whole>\s*%)")
 
 
 def text_of(source: str) -> str:
@@ -30,75 +34,128 @@ def text_of(source: str) -> str:
     return re.sub(r"(?<!\\)%.*", "", source)
 
 
-def typed_numbers(source: str) -> list[str]:
-    """Digits between the beginning of the document and the bibliography that somebody typed.
+# ---- what only warns ----------------------------------------------------------------------------
 
-    Allowed are those in keys, labels, page layout and names; in formulas also the single digits 0,
-    1 and 2, which belong to the notation.
+
+def typed_results(source: str, evidence: Evidence) -> list[str]:
+    """Return a warning for each typed number that looks like a result of the run.
+
+    That is a number with at least two decimals, or a percentage, which equals a value of the run,
+    or which stands beside the name of a metric and equals no value and no number of a table. Both
+    are compared to the decimals that are written. The bibliography is not read.
     """
     head, _, text = text_of(source).partition(r"\begin{document}")
     text = text.partition(r"\begin{thebibliography}")[0]
     for pattern in _KEYS:
         text = re.sub(pattern, _blank, text)
-    text = re.sub(
-        r"\$[^$]*\$|\\begin\{equation\}.*?\\end\{equation\}", _without_notation, text, flags=re.S
-    )
-    return [
-        f"Report.tex, line {line}: the number {found.rstrip('.,')} is typed; write a \\val and let "
-        "the evidence make it"
-        for line, content in enumerate(text.split("\n"), start=head.count("\n") + 1)
-        for found in re.findall(r"\d[\d.,]*", content)
-    ]
+    text = _plain(text)
+    made = {key: _numbers(value) for key, value in evidence.values.items()}
+    tables = [number for table in evidence.tables.values() for number in _numbers(table)]
+    line = head.count("\n") + 1
+    warnings = []
+    for match in _NUMBER.finditer(text):
+        (typed,) = _numbers(match.group())
+        if typed[1] < 2:
+            continue
+        where = f"Report.tex, line {line + text.count(chr(10), 0, match.start())}"
+        shown = match.group().strip()
+        keys = [key for key, numbers in made.items() if any(_same(typed, n) for n in numbers)]
+        near = METRIC.search(text[max(match.start() - NEAR, 0) : match.end() + NEAR])
+        if keys:
+            macros = ", ".join(rf"\val{{{key}}}" for key in keys[:NAMED])
+            warnings.append(f"{where}: {shown} is typed; it is a value of the run: {macros}")
+        elif near and not any(_same(typed, number) for number in tables):
+            warnings.append(
+                f"{where}: {shown} beside {near.group()!r} is typed, and no value of this run"
+            )
+    return warnings
 
 
 def _blank(match: re.Match) -> str:
     return re.sub(r"[^\n]", " ", match.group())  # the lines keep their numbers
 
 
-def _without_notation(match: re.Match) -> str:
-    return re.sub(r"(?<![\d.,])[012](?![\d.,])", " ", match.group())
+def _plain(latex: str) -> str:
+    return latex.replace("$-$", "-").replace(r"\,\%", "%").replace(r"\%", "%")
 
 
-def macros(source: str, evidence: Evidence) -> list[str]:
-    """Values and tables that are used and not made, or made and not used."""
+def _numbers(latex: str) -> list[tuple[float, int]]:
+    """Return the numbers of a text with their decimals; 95 % is 0.95 with two decimals."""
+    found = []
+    for match in _NUMBER.finditer(_plain(latex)):
+        digits = match.group().rstrip("% \n")
+        percent = match["percent"] or match["whole"]
+        decimals = len(digits.partition(".")[2]) + (2 if percent else 0)
+        found.append((float(digits) / (100 if percent else 1), decimals))
+    return found
+
+
+def _same(typed: tuple[float, int], made: tuple[float, int]) -> bool:
+    """Whether two numbers agree to the decimals that both have, at least two."""
+    decimals = min(typed[1], made[1])
+    return decimals >= 2 and abs(typed[0] - made[0]) < 0.5001 * 10.0**-decimals
+
+
+def loose_ends(source: str) -> list[str]:
+    """Return figures and tables that are never referred to, uncited references, lost questions."""
+    text = text_of(source)
+    floats = {label for label in _labels(text) if label.startswith(("fig:", "tab:"))}
+    questions = len(re.findall(r"\\question\{", text))
+    few = f"{questions} questions are answered, the sheet asks {QUESTIONS}"
+    return [
+        *(f"the reference {key} is never cited" for key in sorted(_items(text) - _cited(text))),
+        *(f"{key} is never referred to" for key in sorted(floats - _referred(text))),
+        *([few] if questions != QUESTIONS else []),
+    ]
+
+
+# ---- what stops the hand-in ---------------------------------------------------------------------
+
+
+def undefined(source: str, evidence: Evidence) -> list[str]:
+    """Return the values and tables that the report uses and this run has not made."""
     text = text_of(source)
     complaints = []
     for kind, pattern, made in (
         ("value", r"\\(?:val|choice|ifyes)\{([^}#]+)\}", set(evidence.values)),
-        ("table", r"\\input\{table_([^}]+)\}", set(evidence.tables)),
+        ("table", r"\\(?:input\{table_|runtable\{)([^}#]+)\}", set(evidence.tables)),
     ):
-        used = set(re.findall(pattern, text))
-        complaints += [
-            f"Report.tex uses the {kind} {key}, which nothing makes" for key in sorted(used - made)
-        ]
-        complaints += [
-            f"the {kind} {key} is made, and Report.tex does not use it"
-            for key in sorted(made - used)
-        ]
+        lost = sorted(set(re.findall(pattern, text)) - made)
+        complaints += [f"Report.tex uses the {kind} {key}, which this run has not" for key in lost]
     return complaints
 
 
 def references(source: str) -> list[str]:
-    """References and citations without a target, targets used twice or never, lost questions."""
+    """Return references and citations without a target, and targets that are there twice."""
     text = text_of(source)
-    labels = re.findall(r"\\label\{([^}#]+)\}", text)
-    labels += [f"fig:{name}" for name in re.findall(r"\\(?:narrow|wide)figure\{([^}#]+)\}", text)]
-    referred = set(re.findall(r"\\(?:eq)?ref\{([^}#]+)\}", text))
-    cited = {key for keys in re.findall(r"\\cite\{([^}]+)\}", text) for key in keys.split(",")}
-    items = set(re.findall(r"\\bibitem\{([^}]+)\}", text))
-    floats = {label for label in labels if label.startswith(("fig:", "tab:"))}
+    labels = _labels(text)
     twice = {label for label in labels if labels.count(label) > 1}
-    questions = len(re.findall(r"\\question\{", text))
-    complaints = [
-        *(f"\\ref to {key}, which is nowhere" for key in sorted(referred - set(labels))),
-        *(f"\\cite of {key}, which is not among the references" for key in sorted(cited - items)),
-        *(f"the reference {key} is never cited" for key in sorted(items - cited)),
+    lost = sorted(_cited(text) - _items(text))
+    return [
+        *(f"\\ref to {key}, which is nowhere" for key in sorted(_referred(text) - set(labels))),
+        *(f"\\cite of {key}, which is not among the references" for key in lost),
         *(f"the label {key} is there twice" for key in sorted(twice)),
-        *(f"{key} is never referred to" for key in sorted(floats - referred)),
     ]
-    if questions != QUESTIONS:
-        complaints.append(f"{questions} questions are answered, the sheet asks {QUESTIONS}")
-    return complaints
+
+
+def _labels(text: str) -> list[str]:
+    labels = re.findall(r"\\label\{([^}#]+)\}", text)
+    return labels + [
+        f"fig:{name}" for name in re.findall(r"\\(?:narrow|wide)figure\{([^}#]+)\}", text)
+    ]
+
+
+def _referred(text: str) -> set[str]:
+    return set(re.findall(r"\\(?:eq)?ref\{([^}#]+)\}", text))
+
+
+def _cited(text: str) -> set[str]:
+    found = re.findall(r"\\cite(?:\[[^]]*\])?\{([^}#]+)\}", text)
+    return {key.strip() for keys in found for key in keys.split(",")}
+
+
+def _items(text: str) -> set[str]:
+    return set(re.findall(r"\\bibitem\{([^}#]+)\}", text))
 
 
 def marked_places(source: str) -> list[str]:
@@ -120,7 +177,8 @@ def figure_path(results: Path, name: str) -> Path:
 
 def stale_figures(source: str, results: Path) -> list[str]:
     """Figures that were not made from the tables and data as they are now."""
-    data = str(read_csv(results / "metrics.csv")["data"].iloc[0])
+    record = results / "run.json"
+    data = json.loads(record.read_text(encoding="utf-8"))["data"] if record.is_file() else ""
     complaints = []
     for name in figure_names(source):
         path = figure_path(results, name)
@@ -188,6 +246,13 @@ def page_count(pages: int) -> list[str]:
     if LEAST_PAGES <= pages <= MOST_PAGES:
         return []
     return [f"the report has {pages} pages; allowed: {LEAST_PAGES} to {MOST_PAGES}"]
+
+
+def latex_errors(log: str) -> list[str]:
+    """Return the errors of LaTeX's log with their lines, such as an unknown command."""
+    found = re.findall(r"^(?:\./)?(Report\.tex):(\d+): (.*)\n(.*)", log, flags=re.M)
+    found = [f"{file}, line {line}: LaTeX: {what} {more}" for file, line, what, more in found]
+    return list(dict.fromkeys(found)) or re.findall(r"^! .*", log, flags=re.M)
 
 
 def unresolved(log: str) -> list[str]:

@@ -39,11 +39,15 @@ class EvidenceMissing(RuntimeError):
 
 @dataclass(frozen=True)
 class Evidence:
-    """Values by key, tables by name (LaTeX both), and the fingerprints of their sources."""
+    """Values by key and tables by name (LaTeX both), the fingerprints of their sources, and gaps.
+
+    ``missing`` has one line for each part of the run that is not finished, with what to run.
+    """
 
     values: dict[str, str]
     tables: dict[str, str]
     sources: dict[str, str]
+    missing: tuple[str, ...] = ()
 
 
 class _Run:
@@ -78,44 +82,47 @@ class _Run:
 
 
 def collect(results: Path) -> Evidence:
-    """Collect all evidence of a finished run.
-
-    Raises
-    ------
-    EvidenceMissing
-        A file is missing: the run is not finished.
-    """
+    """Collect the evidence of a run, as far as the run has come."""
     run = _Run(results)
     values: dict[str, str] = {}
     tables: dict[str, str] = {}
+    missing = []
     for task in (_introduction, _task1, _task2, _task3, _task4, _explanations, _audit):
-        task(run, values, tables)
-    return Evidence(values, tables, dict(sorted(run.sources.items())))
+        try:
+            task(run, values, tables)
+        except EvidenceMissing as error:
+            missing.append(str(error))
+        except (KeyError, IndexError) as error:  # rows that a later notebook writes
+            part = task.__name__.strip("_")
+            missing.append(f"the tables for the part {part} are not whole ({error}): {RUN_FIRST}")
+    sources = dict(sorted(run.sources.items()))
+    return Evidence(values, tables, sources, tuple(dict.fromkeys(missing)))
 
 
 def _introduction(run: _Run, values: dict, tables: dict) -> None:
-    settings, metrics = run.settings(), run.table("metrics.csv")
-    first = metrics.iloc[0]
+    settings, record = run.settings(), run.record()
+    drawn, transfer = record.get("phantoms", False), settings["transfer"]
+    values |= {
+        "run.source": "drawn images (phantoms)" if drawn else texttt(settings["data"]),
+        "run.seed": str(settings["seed"]),
+        "run.fingerprint": escape(record["data"]),
+        "run.versions": escape(str(record["versions"]).replace(";", ",")),
+        "run.backbone": escape(transfer["backbone"]),
+        "run.weights": escape(transfer["weights"]),
+        "run.phantoms": yes(drawn),
+        "run.resnet": yes(transfer["backbone"] == "ResNet50V2"),
+        "run.imagenet": yes(transfer["weights"] == "imagenet"),
+        "level": percent(LEVEL),
+        "significance": percent(SIGNIFICANCE),
+    }
+    metrics = run.table("metrics.csv")
     rows = metrics[metrics["split"] == "test"].set_index(["stage", "metric"])
     untested = [name for stage, name in NAMES.items() if stage not in rows.index]
     if untested:
         raise EvidenceMissing(f"no test result of {', '.join(untested)}: {RUN_FIRST}")
-    pretrained = metrics[metrics["stage"] == "fine_tuned"].iloc[0]
     ledger = run.table("test_ledger.csv")
-    looks = ledger[ledger["data"] == first["data"]].groupby("stage")["look"].max()[list(STAGES)]
-    drawn = run.record().get("phantoms", False)
+    looks = ledger[ledger["data"] == record["data"]].groupby("stage")["look"].max()[list(STAGES)]
     values |= {
-        "run.source": "drawn images (phantoms)" if drawn else texttt(settings["data"]),
-        "run.seed": str(settings["seed"]),
-        "run.fingerprint": escape(first["data"]),
-        "run.versions": escape(str(first["versions"]).replace(";", ",")),
-        "run.backbone": escape(pretrained["backbone"]),
-        "run.weights": escape(pretrained["weights"]),
-        "run.phantoms": yes(drawn),
-        "run.resnet": yes(pretrained["backbone"] == "ResNet50V2"),
-        "run.imagenet": yes(pretrained["weights"] == "imagenet"),
-        "level": percent(LEVEL),
-        "significance": percent(SIGNIFICANCE),
         "looks.once": yes((looks == 1).all()),
         "looks.list": ", ".join(f"{NAMES[stage]} {count}" for stage, count in looks.items()),
     }
@@ -385,7 +392,7 @@ def _architecture(layers: pd.DataFrame, values: dict, tables: dict) -> None:
         [
             [
                 escape(name.replace("_", " ")),
-                escape(str(row["output"])).replace("×", "$\\times$"),
+                escape(row["output"]),
                 "" if pd.isna(row["kernel"]) else str(int(row["kernel"])),
                 thousands(row["parameters"]),
             ]
@@ -632,11 +639,18 @@ def _best(trials: pd.DataFrame) -> pd.Series:
 
 
 def escape(text: object) -> str:
-    """Text for LaTeX: the characters that it takes for commands are made harmless."""
+    """Text for LaTeX: the characters that it takes for commands are made harmless.
+
+    Characters that its fonts lack, such as Chinese ones, become their code: 胸 is [U+80F8].
+    """
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {character: "\\" + character for character in "&%$#_{}"}
-    special |= {"–": "--", "−": "$-$"}
-    return "".join(special.get(character, character) for character in str(text))
+    special |= {"–": "--", "−": "$-$", "×": "$\\times$"}
+    return "".join(
+        special.get(character)
+        or (character if ord(character) < 384 else f"[U+{ord(character):04X}]")
+        for character in str(text)
+    )
 
 
 def texttt(text: object) -> str:
