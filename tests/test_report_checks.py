@@ -32,7 +32,7 @@ EVIDENCE = Evidence(
     ("text", "macro"),
     [
         ("The accuracy is 0.95.", "test.baseline.accuracy"),
-        ("From 0.910 on.", "test.baseline.accuracy"),
+        ("We see 0.910 in the table.", "test.baseline.accuracy"),
         ("In 95\\,\\% of the cases.", "test.baseline.accuracy"),
         ("In 95.0 \\% of the cases.", "test.baseline.accuracy"),
         ("That is 64 \\%.", "cam.area"),
@@ -59,6 +59,7 @@ def test_a_typed_number_beside_a_metric_that_no_value_has_is_a_contradiction():
         "We trained for 40 epochs with 16 filters and seed 21.",
         "An AUC of 0.992 is in the table.",
         "The threshold is 0.33.",
+        "\\put(0.95\\paperwidth,0.91\\paperheight){x}\\rule{0.95cm}{0.95in} accuracy",
         "\\val{test.baseline2.accuracy} % 0.95",
         "The accuracy is \\val{test.baseline.accuracy}.",
         "\\includegraphics[width=0.95\\linewidth]{x}\\begin{minipage}[b]{0.95\\linewidth}x",
@@ -72,9 +73,12 @@ def test_values_and_tables_must_be_made_but_not_used():
     evidence = Evidence({"made": "1", "spare": "2"}, {"made": "", "spare": ""}, {})
     text = document("\\val{made}\\ifyes{lost}{x}{y}\\runtable{made}\\runtable{lost}")
     assert checks.undefined(text, evidence) == [
-        "Report.tex uses the value lost, which this run has not",
-        "Report.tex uses the table lost, which this run has not",
+        "Report.tex uses a value that this run has not: lost",
+        "Report.tex uses a table that this run has not: lost",
     ]
+    many = document("".join(f"\\val{{key{k}}}" for k in range(8)))
+    (complaint,) = checks.undefined(many, evidence)
+    assert complaint.endswith("key0, key1, key2, key3, key4 and 3 more")
 
 
 def test_references_must_resolve():

@@ -18,6 +18,7 @@ LEAST_PAGES, MOST_PAGES = 10, 15
 METRIC = re.compile(r"accura|AUC|sensitiv|specific|precision|F_?1|MCC|Brier|ECE|loss", re.I)
 NEAR = 80  # characters within which a metric's name makes a number look like a result
 NAMED = 3  # macros in a warning
+LISTED = 5  # undefined keys in a complaint
 
 # Commands whose digits are keys or page layout.
 _KEYS = (
@@ -25,8 +26,11 @@ _KEYS = (
     r"\\begin\{minipage\}(?:\[\w\])?\{[^}]*\}",
     r"\\(?:setlength|includegraphics|vspace|hspace)\*?(?:\[[^]]*\])?(?:\{[^}]*\})+",
 )
-# A number with decimals, or a percentage.
-_NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?P<percent>\s*%)?|(?<![\w.])\d+(?P<whole>\s*%)")
+# A number with decimals that is no length, or a percentage.
+_NUMBER = re.compile(
+    r"(?<![\w.])\d+\.\d+(?!\d|\s*\\\w*(?:width|height)|(?:[cm]m|em|pt|in)\b)(?P<percent>\s*%)?"
+    r"|(?<![\w.])\d+(?P<whole>\s*%)"
+)
 
 
 def text_of(source: str) -> str:
@@ -121,7 +125,10 @@ def undefined(source: str, evidence: Evidence) -> list[str]:
         ("table", r"\\(?:input\{table_|runtable\{)([^}#]+)\}", set(evidence.tables)),
     ):
         lost = sorted(set(re.findall(pattern, text)) - made)
-        complaints += [f"Report.tex uses the {kind} {key}, which this run has not" for key in lost]
+        more = f" and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
+        if lost:
+            names = ", ".join(lost[:LISTED])
+            complaints.append(f"Report.tex uses a {kind} that this run has not: {names}{more}")
     return complaints
 
 

@@ -244,6 +244,7 @@ def _pre_processing(run: _Run, settings: dict, values: dict) -> None:
             STRATEGIES[settings["normalization"]].__doc__.rstrip(".")
         ),
         "normalization.sample": yes(settings["normalization"] == "sample"),
+        "augmentation.flip": yes(amounts["flip"]),
         "augmentation.rotation": f"{amounts['rotation']:g}$^\\circ$",
         **{
             f"augmentation.{name}": percent(amounts[name])
