@@ -6,6 +6,7 @@
 # make newest              the same and the four notebooks with the newest packages on Python 3.13
 # make faults              the long form of tests/faults; writes results/faults.csv
 # make report [RESULTS=folder]
+# make verify DATA=path [RESULTS=folder]   scores the run's models again, compares every figure
 # make submission GROUP=number [RESULTS=folder] [DRAFT=1]
 
 VENV := .venv
@@ -16,7 +17,7 @@ STUDIES := $(filter-out course_extras,$(basename $(notdir $(wildcard studies/*.i
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
 	$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
 
-.PHONY: run extras studies test floor newest faults lint report submission clean
+.PHONY: run extras studies test floor newest faults lint report verify submission clean
 
 # The run, the report and the hand-in share one results folder.
 run: $(VENV)/ready
@@ -31,6 +32,9 @@ studies: $(VENV)/ready
 
 report: $(VENV)/ready
 	$(PYTHON) -m covid_lab report $(if $(RESULTS),--results "$(RESULTS)")
+
+verify: $(VENV)/ready
+	$(PYTHON) -m covid_lab verify --data "$(DATA)" $(if $(RESULTS),--results "$(RESULTS)")
 
 submission: $(VENV)/ready
 	$(PYTHON) -m covid_lab handin $(if $(GROUP),--group $(GROUP)) \

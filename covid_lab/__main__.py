@@ -79,6 +79,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _run_course(settings: Settings, lab: LabOptions, options: argparse.Namespace) -> None:
     from covid_lab.datasets import open_root
+    from covid_lab.runs.page import write_page
     from covid_project.results import open_run
 
     open_root(settings.data)  # refuses unsafe archives, which the course package never unpacks
@@ -87,6 +88,7 @@ def _run_course(settings: Settings, lab: LabOptions, options: argparse.Namespace
     run = open_run(settings)  # data that cannot be used are refused before a notebook is opened
     names = (f"studies/{EXTRAS}",) if options.study else tuple(options.only or NOTEBOOKS)
     _run_notebooks(names, run.settings, lab.expected_seconds, options)
+    print(f"overview: {write_page(Path(run.settings.results))}")
 
 
 def _run_study(study, settings: RunSettings, options: argparse.Namespace) -> None:
@@ -202,6 +204,27 @@ def _handin(options: argparse.Namespace) -> int:
     except Refused as refusal:
         return _refused("nothing is written", refusal.reasons)
     return 0
+
+
+def _keep(options: argparse.Namespace) -> int:
+    from covid_lab.verify import keep_top
+
+    print(f"written: {keep_top(options.results)}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from covid_lab.checkpoints import ModelRefused
+    from covid_lab.verify import NotKept, verify
+    from covid_project.data import DataError
+    from covid_project.models import WeightsUnavailable
+
+    try:
+        faults = verify(options.results, options.data)
+    except (DataError, ModelRefused, NotKept, OSError, WeightsUnavailable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return _refused("the run's figures differ", faults) if faults else 0
 
 
 def _refused(what: str, reasons: list[str]) -> int:
@@ -321,7 +344,12 @@ def _parser() -> argparse.ArgumentParser:
     hand_in.add_argument(
         "--draft", action="store_true", help="for reading: marked places are warnings"
     )
-    for command in (report, hand_in):
+    keep = commands.add_parser("keep", help="keep the trained layers of the fine-tuned model")
+    keep.set_defaults(command=_keep)
+    check = commands.add_parser("verify", help="score a run's models again, compare every figure")
+    check.set_defaults(command=_verify)
+    check.add_argument("--data", type=Path, required=True, help="the run's images")
+    for command in (report, hand_in, keep, check):
         command.add_argument(
             "--results", type=Path, default=Path("results"), help="folder of the finished run"
         )
