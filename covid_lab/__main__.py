@@ -131,6 +131,7 @@ def _with_available_weights(settings: Settings) -> Settings:
 def _explain(options: argparse.Namespace) -> int:
     from covid_lab.explain.command import Request, explain_files
     from covid_project.data import DataError
+    from covid_project.models import WeightsUnavailable
 
     request = Request(
         methods=tuple(options.method or ["grad-cam"]),
@@ -144,7 +145,7 @@ def _explain(options: argparse.Namespace) -> int:
     )
     try:
         found = explain_files(options.model, options.images, options.out, request)
-    except (DataError, ValueError) as error:
+    except (DataError, ValueError, WeightsUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     unreadable = found[found["method"].isna()]

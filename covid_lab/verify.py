@@ -28,6 +28,7 @@ from covid_project.models import (
 from covid_project.settings import Settings, read_file, read_settings
 
 TESTED = ("baseline", "fine_tuned")
+TOP = "fine_tuned_top.keras"
 TOLERANCE = 1e-4  # of metrics and scores: another processor rounds otherwise
 
 
@@ -78,11 +79,10 @@ def load_kept(results: Path, stage: str) -> tuple[keras.Model, str]:
     NotKept
         Nothing is kept of the stage, or the backbone's weights are not those of the run.
     """
-    path = results / "models" / f"{stage}.keras"
+    path, top = results / "models" / f"{stage}.keras", _top(results)
     if path.is_file():
         model = load_model(path)
         return model, model_fingerprint(model)
-    top = _top(results)
     if stage != "fine_tuned" or not top.is_file():
         raise NotKept(f"{path} is missing: run the notebooks, or fetch the kept models")
     record = json.loads(top.with_suffix(".json").read_text(encoding="utf-8"))
@@ -101,6 +101,20 @@ def load_kept(results: Path, stage: str) -> tuple[keras.Model, str]:
     if fingerprint(*model.get_weights()) != record["all_weights"]:
         raise NotKept(f"{top} does not fit its record {top.with_suffix('.json').name}")
     return model, record["model"]
+
+
+def open_model(path: Path) -> keras.Model:
+    """Load a ``.keras`` file; the kept layers of a fine-tuned model are joined with its backbone.
+
+    Raises
+    ------
+    NotKept, ModelRefused, WeightsUnavailable
+        The message says why.
+    """
+    path = Path(path)
+    if path.name == TOP and path.with_suffix(".json").is_file():
+        return load_kept(path.parent.parent, "fine_tuned")[0]
+    return load_model(path)
 
 
 def verify(results: Path, data: Path) -> list[str]:
@@ -165,7 +179,7 @@ def _settings(results: Path) -> Settings:
 
 
 def _top(results: Path) -> Path:
-    return Path(results) / "models" / "fine_tuned_top.keras"
+    return Path(results) / "models" / TOP
 
 
 def _metrics(run: pd.DataFrame, again: pd.DataFrame) -> Iterator[str]:

@@ -131,6 +131,34 @@ def test_a_variant_is_called_worse_only_after_the_correction_for_their_number(co
     assert collect(copy).values["variants.focal.outcome"] == "1"
 
 
+def test_an_auc_below_one_half_is_told_with_its_direction(copy):
+    change(copy, "image_quality.csv", "number == number", AUC=0.5, low=0.45, high=0.55)
+    where = "number == 'mean of the border'"
+    change(copy, "image_quality.csv", where, AUC=0.3, low=0.25, high=0.4)
+    found = collect(copy)
+    assert found.values["quality.best.AUC"] == "0.700 (0.600--0.750; lower in COVID)"
+    assert found.values["quality.border.tells"] == "1"
+    assert "0.700 (0.600--0.750)" in found.tables["quality"]
+    change(copy, "image_quality.csv", where, AUC=0.7, low=0.6, high=0.75)
+    assert collect(copy).values["quality.best.AUC"] == "0.700 (0.600--0.750; higher in COVID)"
+
+
+@pytest.mark.parametrize(
+    ("loss", "val_loss", "overfits"),
+    [
+        ([0.5, 0.3, 0.2], [0.6, 0.4, 0.3], "0"),  # lowest at the end, however far above
+        ([0.5, 0.3, 0.2], [0.6, 0.4, 0.41], "0"),  # a rise within the noise
+        ([0.5, 0.3, 0.2], [0.6, 0.4, 0.5], "1"),
+        ([0.5, 0.3, 0.4], [0.6, 0.4, 0.5], "0"),  # the training loss rose as well
+    ],
+)
+def test_overfitting_is_a_validation_loss_that_rises_again(copy, loss, val_loss, overfits):
+    for row in range(3):
+        where = f"epoch == {row + 1}"
+        change(copy, "history_baseline_initial.csv", where, loss=loss[row], val_loss=val_loss[row])
+    assert collect(copy).values["initial.overfits"] == overfits
+
+
 def test_a_second_look_is_said(copy):
     assert collect(copy).values["looks.once"] == "1"
     change(copy, "test_ledger.csv", "stage == 'baseline'", look=2)

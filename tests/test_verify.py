@@ -100,7 +100,8 @@ def test_the_kept_layers_and_the_backbones_own_are_the_same_model(tmp_path, rng)
     top = verify.keep_top(results)
     assert top.stat().st_size < whole.stat().st_size
     whole.unlink()
-    joined, identity = verify.load_kept(results, "fine_tuned")
+    joined = verify.open_model(top)  # as `explain` opens it
+    identity = verify.load_kept(results, "fine_tuned")[1]
     assert identity == model_fingerprint(model)
     images = rng.integers(0, 256, (4, 64, 64, 1), dtype=np.uint8)
     np.testing.assert_array_equal(logits(joined, images), logits(model, images))

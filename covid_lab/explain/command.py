@@ -13,7 +13,6 @@ import pandas as pd
 from PIL import Image
 
 from covid_lab import figures
-from covid_lab.checkpoints import load_model
 from covid_lab.datasets import UnreadableImage, decode_file
 from covid_lab.explain.class_score import PREDICTED
 from covid_lab.explain.feature_maps import feature_maps
@@ -21,6 +20,7 @@ from covid_lab.explain.gradcam import last_spatial_layer, remove_final_activatio
 from covid_lab.explain.heatmaps import Heatmaps, on_one_scale
 from covid_lab.explain.methods import LAYERED, METHODS, method_named
 from covid_lab.lungs import implausible, segment_lungs
+from covid_lab.verify import open_model
 from covid_project.data import CLASSES, IMAGE_SUFFIXES, DataError, resize
 from covid_project.figures import image_grid
 from covid_project.files import append_rows, read_csv, whole_file
@@ -126,7 +126,7 @@ def explain_files(
         raise DataError(f"{table} is there already: name another folder with --out, or delete it")
     files = image_files(paths)
     methods = tuple(dict.fromkeys(method_named(name) for name in request.methods))
-    model = load_model(model_path)
+    model = open_model(model_path)
     _check_inputs(model, model_path)
     model = remove_final_activation(model)
     classes = max(model.outputs[0].shape[-1], 2)

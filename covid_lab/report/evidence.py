@@ -30,7 +30,7 @@ FROM_EXTRAS = {  # tables of the notebook that follows the four of the course
 OUTCOMES = {"no difference": "0", "better": "1", "worse": "2"}
 RUN_FIRST = "run all four notebooks first (python -m covid_lab run)"
 HEAT = ["central_heat", "low", "high"]  # columns of gradcam_groups.csv
-FALLS = 1.1  # validation loss over training loss from which the gap is called overfitting
+RISE = 1.1  # last validation loss over the lowest, from which the rise is called overfitting
 
 
 class EvidenceMissing(RuntimeError):
@@ -201,11 +201,11 @@ def _quality(quality: pd.DataFrame, values: dict, tables: dict) -> None:
     values |= {
         "chance.AUC": number(0.5, 1),
         "quality.best.name": escape(best.name),
-        "quality.best.AUC": interval(best),
+        "quality.best.AUC": _directed(best),
         "quality.best.covid": number(best["median_COVID"], 1),
         "quality.best.normal": number(best["median_NORMAL"], 1),
         "quality.differs": yes(_tells(best)),
-        "quality.border.AUC": interval(border),
+        "quality.border.AUC": _directed(border),
         "quality.border.tells": yes(_tells(border)),
     }
     tables["quality"] = tabular(
@@ -216,11 +216,24 @@ def _quality(quality: pd.DataFrame, values: dict, tables: dict) -> None:
                 escape(name),
                 number(row["median_NORMAL"], 1),
                 number(row["median_COVID"], 1),
-                interval(row),
+                interval(_upwards(row)),
             ]
             for name, row in quality.iterrows()
         ],
     )
+
+
+def _directed(row: pd.Series) -> str:
+    """An AUC from 0.5 on, with its interval and the class in which the number is higher."""
+    text = interval(_upwards(row))
+    return f"{text.removesuffix(')')}; {'lower' if row['value'] < 0.5 else 'higher'} in COVID)"
+
+
+def _upwards(row: pd.Series) -> pd.Series:
+    """An AUC below 0.5 turned into that of the opposite direction."""
+    if row["value"] >= 0.5:
+        return row
+    return pd.Series({"value": 1 - row["value"], "low": 1 - row["high"], "high": 1 - row["low"]})
 
 
 def _tells(row: pd.Series) -> bool:
@@ -261,6 +274,8 @@ def _task2(run: _Run, values: dict, tables: dict) -> None:
     best = _best(trials)
     at_best = tuned[tuned["epoch"] == best["best_epoch"]].iloc[0]
     rises = initial["val_loss"].diff() > 0
+    lowest, last = initial.loc[initial["val_loss"].idxmin()], initial.iloc[-1]
+    overfits = last["val_loss"] > RISE * lowest["val_loss"] and last["loss"] < lowest["loss"]
     values |= {
         "threshold": number(0.5, 1),
         "initial.epochs": str(len(initial)),
@@ -272,8 +287,8 @@ def _task2(run: _Run, values: dict, tables: dict) -> None:
         "initial.val.last": number(initial["val_loss"].iloc[-1], 3),
         "initial.val.rises": str(int(rises.sum())),
         "initial.val.rises.early": str(int(rises[: len(rises) // 2].sum())),
-        "initial.best": str(int(initial.loc[initial["val_loss"].idxmin(), "epoch"])),
-        "initial.overfits": yes(initial["val_loss"].iloc[-1] > FALLS * initial["loss"].iloc[-1]),
+        "initial.best": str(int(lowest["epoch"])),
+        "initial.overfits": yes(overfits),
         "tuned.best": str(int(best["best_epoch"])),
         "tuned.loss": number(at_best["loss"], 3),
         "tuned.val.loss": number(at_best["val_loss"], 3),
@@ -353,6 +368,8 @@ def _variants(variants: pd.DataFrame, values: dict, tables: dict) -> None:
     }.items():
         values[f"variants.{key}.AUC"] = _difference(others.loc[case], "AUC_")
         values[f"variants.{key}.outcome"] = OUTCOMES[others.loc[case, "outcome"]]
+    values["variants.tuned.loss"] = number(variants.loc["as tuned", "val_loss"], 3)
+    values["variants.plain.loss"] = number(others.loc["no augmentation", "val_loss"], 3)
     values["variants.half.seconds"] = duration(others.loc[half, "epoch_seconds"])
     values["variants.tuned.seconds"] = duration(variants.loc["as tuned", "epoch_seconds"])
     strategies = others[others.index.str.startswith("normalization: ")]
@@ -436,6 +453,7 @@ def _task3(run: _Run, values: dict, tables: dict) -> None:
         "transfer.loss.last": number(history["loss"].iloc[-1], 3),
         "transfer.seconds": duration(history["seconds"].sum()),
         "transfer.epoch.seconds": duration(history["seconds"].median()),
+        "fine.limit": percent(settings["fine_tuning"]["sudden_drop"]),
         "fine.cut": escape(rehearsals["frozen_up_to"].iloc[0]),
         "fine.ran": yes(helps),
         "fine.frozen.loss": number(best["val_loss"], 3),
@@ -446,11 +464,19 @@ def _task3(run: _Run, values: dict, tables: dict) -> None:
         "fine.rehearsed.loss": number(kept["val_loss"].min(), 3) if helps else "none",
     }
     values |= {"fine.kept": yes(False), "fine.rate": "none", "fine.attempts": "none"}
+    values |= {f"fine.{name}": "--" for name in ("accuracy.lowest", "accuracy.lowest.epoch",
+                                                 "accuracy.last", "loss.last")}  # fmt: skip
     if helps:
         attempts = run.table("fine_tuning_attempts.csv")
         values["fine.kept"] = yes(attempts["outcome"].iloc[-1] == "kept")
         values["fine.rate"] = f"{attempts['learning_rate'].iloc[-1]:.2g}"
         values["fine.attempts"] = str(len(attempts))
+        tuned = run.table("history_fine_tuned.csv")
+        lowest = tuned.loc[tuned["accuracy"].idxmin()]
+        values["fine.accuracy.lowest"] = number(lowest["accuracy"], 3)
+        values["fine.accuracy.lowest.epoch"] = str(int(lowest["epoch"]))
+        values["fine.accuracy.last"] = number(tuned["accuracy"].iloc[-1], 3)
+        values["fine.loss.last"] = number(tuned["loss"].iloc[-1], 4)
     tables["rehearsals"] = tabular(
         "rrrr",
         ["learning rate", "loss", "accuracy", "AUC"],
