@@ -10,11 +10,13 @@ trials and epochs of the finished run ``--like``.
 """
 
 import argparse
+import os
 import platform
 import time
 from dataclasses import replace
 from pathlib import Path
 
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as in the notebooks
 import keras
 import numpy as np
 import pandas as pd
