@@ -93,7 +93,8 @@ def image_grid(
     """
     rows, side = -(-len(images) // columns), PAGE / columns
     columns = min(columns, max(len(images), 1))
-    size = (columns * side + (0.6 if bar else 0), rows * (side + 0.4))
+    lines = max((title.count("\n") + 1 for title in titles), default=1)
+    size = (columns * side + (0.6 if bar else 0), rows * (side + 0.25 + 0.15 * lines))  # inches
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     colours = {"cmap": colour_map, "vmin": scale[0], "vmax": scale[1], "interpolation": "nearest"}
     for axis in axes.flat:

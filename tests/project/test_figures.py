@@ -155,3 +155,11 @@ def test_one_image_is_no_larger_than_its_like_among_four():
         overlays = np.zeros((count, 8, 8, 3), np.uint8)
         figure = figures.heatmap_panel(images, overlays, ["x"] * count)
         assert figure.get_size_inches()[0] == figures.PAGE
+
+
+def test_a_second_line_of_the_titles_gets_its_own_space():
+    heights = [
+        figures.image_grid(np.zeros((8, 9, 9)), [title] * 8, bar="heat").get_figheight()
+        for title in ("one", "one\ntwo")
+    ]
+    assert heights[1] - heights[0] >= 2 * 8 * 1.2 / 72  # two rows; 8 points, in inches
