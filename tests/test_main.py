@@ -53,7 +53,7 @@ def test_a_run_writes_every_table_figure_and_page(small_run):
     assert len(list((made / "figures").glob("*.pdf"))) > 15
     assert "RANDOM" in (made / "notebooks" / "transfer_learning.html").read_text()
     assert "finished 4 notebooks" in output
-    assert "left in all" in output
+    assert "done after" in output
 
 
 def test_every_stage_looked_at_the_test_set_once(small_run):

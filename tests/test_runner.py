@@ -46,7 +46,8 @@ def test_without_expected_seconds_no_time_left_is_invented(project, tmp_path, ca
     project("first")
     project("second")
     for expected in (None, {"first": 20}):
-        runner.run_notebooks(["first", "second"], {}, tmp_path / "results", expected=expected)
+        names, values = ["first", "second"], {"DATA": "x"}
+        runner.run_notebooks(names, values, tmp_path / "results", expected=expected)
         output = capsys.readouterr().out
         assert "[2/2 second] cell 1 of 1 done" in output
         assert "left" not in output

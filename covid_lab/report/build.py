@@ -16,10 +16,11 @@ from covid_project.settings import PROJECT
 SOURCE = PROJECT / "Report.tex"
 RECORD = "built.json"  # what the PDF was made from
 ENGINES = {
-    "latexmk": ["latexmk", "-pdf", "-f", "-interaction=nonstopmode", "-file-line-error",
+    "latexmk": ["latexmk", "-pdf", "-g", "-f", "-interaction=nonstopmode", "-file-line-error",
                 "Report.tex"],
     "tectonic": ["tectonic", "--keep-logs", "Report.tex"],
 }  # fmt: skip
+RUNS = 3  # after an error latexmk ends before the references are resolved
 INSTALL = (
     "no LaTeX: install latexmk (Debian: apt install latexmk texlive-latex-extra "
     "texlive-fonts-recommended; macOS: MacTeX; Windows: MiKTeX) or tectonic "
@@ -100,17 +101,20 @@ def build(results: Path, source: Path = SOURCE) -> Path:
         for name, path in inputs(results, source).items():
             shutil.copy(path, place / name)
         environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}  # the same text is the same file
-        done = subprocess.run(
-            ENGINES[chosen],
-            cwd=place,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
-        path = place / "Report.log"
-        log = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else done.stderr
-        errors = checks.latex_errors(log)
+        for _ in range(RUNS):
+            done = subprocess.run(
+                ENGINES[chosen],
+                cwd=place,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+            )
+            path = place / "Report.log"
+            log = path.read_text("utf-8", errors="replace") if path.is_file() else done.stderr
+            errors = checks.latex_errors(log)
+            if not errors:
+                break
         if not (place / "Report.pdf").is_file():
             write_text(folder / "Report.log", log)
             reason = "; ".join(errors) or done.stderr[-500:]
