@@ -208,9 +208,14 @@ def _handin(options: argparse.Namespace) -> int:
 
 
 def _keep(options: argparse.Namespace) -> int:
+    from covid_lab.checkpoints import ModelRefused
     from covid_lab.verify import keep_top
 
-    print(f"written: {keep_top(options.results)}")
+    try:
+        print(f"written: {keep_top(options.results)}")
+    except ModelRefused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

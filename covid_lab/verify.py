@@ -1,4 +1,4 @@
-"""Keep a run's models in little space, and check the run's tables against them.
+"""Keep a run's models without the weights of others, and check the run's tables against them.
 
 The baseline is kept whole. Of the fine-tuned model only the layers above the cut are kept; those
 below it are the backbone's own, which Keras has.
@@ -37,7 +37,7 @@ class NotKept(ValueError):
 
 
 def keep_top(results: Path) -> Path:
-    """Write the layers of the fine-tuned model above the cut, and what they stand on.
+    """Write the layers of the fine-tuned model above the cut, and what they belong to.
 
     Parameters
     ----------
@@ -146,6 +146,8 @@ def verify(results: Path, data: Path) -> list[str]:
     if dataset.fingerprint != record["data"]:
         return [f"{data} is not the run's data: {dataset.fingerprint}, the run's {record['data']}"]
     ledger, metrics = read_csv(results / "test_ledger.csv"), read_csv(results / "metrics.csv")
+    if ledger.empty or metrics.empty:
+        return [f"{results} holds no test evaluation: run the notebooks first"]
     explained = read_csv(results / "gradcam.csv")
     rows = dataset.rows("test")
     table = dataset.table.iloc[rows]

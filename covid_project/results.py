@@ -341,12 +341,13 @@ class Run:
             Tables of the results folder that the figure shows, such as "metrics.csv"; their
             fingerprints are stored in the file, so that an outdated figure can be detected.
         note : str
-            A warning that is printed above the figure, such as that weights are random.
+            A warning that is printed below the figure, such as that weights are random.
         """
         drawn = "drawn images (phantoms), a test of the software" if self.dataset.is_phantom else ""
         notes = [text for text in (drawn, note) if text]
         if notes:
-            figure.text(0.5, 1.05, "\n".join(notes), ha="center", va="bottom", fontsize=8)
+            # Below: a legend outside the axes moves up with whatever is above the figure.
+            figure.text(0.5, -0.03, "\n".join(notes), ha="center", va="top", fontsize=8)
         stamp = figure_stamp(self.folder, self.dataset.fingerprint, tables)
         metadata = {"CreationDate": None, "Keywords": stamp}  # the same figure is the same file
         path = self.folder / "figures" / f"{name}.pdf"

@@ -87,7 +87,7 @@ def test_the_notebooks_keep_their_outputs_but_no_path_and_no_chatter(results, tm
         text = archive.read("gradcam.ipynb").decode()
         cells = nbformat.reads(text, as_version=4).cells
     assert "my-folder" not in text
-    assert "cuda" not in text
+    assert noise.text not in text  # the word alone may occur in a picture's base64
     assert any("heatmap" in str(cell.get("outputs")) for cell in cells)
     assert re.search(r"^DATA = None", next(c.source for c in cells if "DATA" in c.source))
 

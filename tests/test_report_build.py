@@ -98,7 +98,7 @@ def test_of_an_empty_folder_a_pdf_is_set_that_says_what_is_missing(tmp_path, cap
     assert main(["report", "--results", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert "run all four notebooks first" in output
-    assert "uses a value that this run has not: " in output
+    assert "uses a value that this run has not made: " in output
     assert (tmp_path / "report" / "Report.pdf").is_file()
 
 

@@ -73,8 +73,8 @@ def test_values_and_tables_must_be_made_but_not_used():
     evidence = Evidence({"made": "1", "spare": "2"}, {"made": "", "spare": ""}, {})
     text = document("\\val{made}\\ifyes{lost}{x}{y}\\runtable{made}\\runtable{lost}")
     assert checks.undefined(text, evidence) == [
-        "Report.tex uses a value that this run has not: lost",
-        "Report.tex uses a table that this run has not: lost",
+        "Report.tex uses a value that this run has not made: lost",
+        "Report.tex uses a table that this run has not made: lost",
     ]
     many = document("".join(f"\\val{{key{k}}}" for k in range(8)))
     (complaint,) = checks.undefined(many, evidence)

@@ -95,9 +95,8 @@ def _numbers(latex: str) -> list[tuple[float, int]]:
 
 
 def _same(typed: tuple[float, int], made: tuple[float, int]) -> bool:
-    """Whether two numbers agree to the decimals that both have, at least two."""
-    decimals = min(typed[1], made[1])
-    return decimals >= 2 and abs(typed[0] - made[0]) < 0.5001 * 10.0**-decimals
+    """Whether a number of the run, rounded to the decimals that are typed, is the typed one."""
+    return made[1] >= typed[1] and abs(typed[0] - made[0]) < 0.5001 * 10.0 ** -typed[1]
 
 
 def loose_ends(source: str) -> list[str]:
@@ -128,7 +127,7 @@ def undefined(source: str, evidence: Evidence) -> list[str]:
         more = f" and {len(lost) - LISTED} more" if len(lost) > LISTED else ""
         if lost:
             names = ", ".join(lost[:LISTED])
-            complaints.append(f"Report.tex uses a {kind} that this run has not: {names}{more}")
+            complaints.append(f"Report.tex uses a {kind} that this run has not made: {names}{more}")
     return complaints
 
 

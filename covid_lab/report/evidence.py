@@ -102,16 +102,12 @@ def collect(results: Path) -> Evidence:
 def _introduction(run: _Run, values: dict, tables: dict) -> None:
     settings, record = run.settings(), run.record()
     drawn, transfer = record.get("phantoms", False), settings["transfer"]
+    values |= _origin(transfer["backbone"], transfer["weights"], record["versions"])
     values |= {
         "run.source": "drawn images (phantoms)" if drawn else texttt(settings["data"]),
         "run.seed": str(settings["seed"]),
         "run.fingerprint": escape(record["data"]),
-        "run.versions": escape(str(record["versions"]).replace(";", ",")),
-        "run.backbone": escape(transfer["backbone"]),
-        "run.weights": escape(transfer["weights"]),
         "run.phantoms": yes(drawn),
-        "run.resnet": yes(transfer["backbone"] == "ResNet50V2"),
-        "run.imagenet": yes(transfer["weights"] == "imagenet"),
         "level": percent(LEVEL),
         "significance": percent(SIGNIFICANCE),
     }
@@ -120,6 +116,9 @@ def _introduction(run: _Run, values: dict, tables: dict) -> None:
     untested = [name for stage, name in NAMES.items() if stage not in rows.index]
     if untested:
         raise EvidenceMissing(f"no test result of {', '.join(untested)}: {RUN_FIRST}")
+    # What made the figures; settings and record are of whoever opened the folder last.
+    tuned = metrics[metrics["stage"] == "fine_tuned"].iloc[0]
+    values |= _origin(tuned["backbone"], tuned["weights"], tuned["versions"])
     ledger = run.table("test_ledger.csv")
     looks = ledger[ledger["data"] == record["data"]].groupby("stage")["look"].max()[list(STAGES)]
     values |= {
@@ -144,6 +143,16 @@ def _introduction(run: _Run, values: dict, tables: dict) -> None:
             for name in names
         ],
     )
+
+
+def _origin(backbone: str, weights: str, versions: str) -> dict[str, str]:
+    return {
+        "run.backbone": escape(backbone),
+        "run.weights": escape(weights),
+        "run.versions": escape(versions.replace(";", ",")),
+        "run.resnet": yes(backbone == "ResNet50V2"),
+        "run.imagenet": yes(weights == "imagenet"),
+    }
 
 
 def _task1(run: _Run, values: dict, tables: dict) -> None:
@@ -226,7 +235,8 @@ def _quality(quality: pd.DataFrame, values: dict, tables: dict) -> None:
 def _directed(row: pd.Series) -> str:
     """An AUC from 0.5 on, with its interval and the class in which the number is higher."""
     text = interval(_upwards(row))
-    return f"{text.removesuffix(')')}; {'lower' if row['value'] < 0.5 else 'higher'} in COVID)"
+    start = f"{text[:-1]}; " if text.endswith(")") else f"{text} ("
+    return f"{start}{'lower' if row['value'] < 0.5 else 'higher'} in COVID)"
 
 
 def _upwards(row: pd.Series) -> pd.Series:
@@ -453,7 +463,7 @@ def _task3(run: _Run, values: dict, tables: dict) -> None:
         "transfer.loss.last": number(history["loss"].iloc[-1], 3),
         "transfer.seconds": duration(history["seconds"].sum()),
         "transfer.epoch.seconds": duration(history["seconds"].median()),
-        "fine.limit": percent(settings["fine_tuning"]["sudden_drop"]),
+        "fine.limit": number(settings["fine_tuning"]["sudden_drop"], 2),
         "fine.cut": escape(rehearsals["frozen_up_to"].iloc[0]),
         "fine.ran": yes(helps),
         "fine.frozen.loss": number(best["val_loss"], 3),

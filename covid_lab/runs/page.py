@@ -110,7 +110,7 @@ def _tables(results: Path) -> list[str]:
     tested = metrics[metrics["split"] == "test"] if len(metrics) else metrics
     if len(tested):
         text = [
-            f"{row.value:.3f} ({row.low:.3f}–{row.high:.3f})" if row.low == row.low
+            f"{row.value:.3f} ({row.low:.3f}–{row.high:.3f})" if pd.notna(row.low)
             else f"{row.value:.3f}"
             for row in tested.itertuples()
         ]  # fmt: skip
@@ -119,12 +119,8 @@ def _tables(results: Path) -> list[str]:
         )
         shown.columns.name = shown.index.name = None
         title = f"Test set, {int(tested['n'].max())} images, with 95 % intervals"
-        parts += [f"<h2>{title}</h2>", _html(shown)]
+        parts += [f"<h2>{title}</h2>", shown.to_html(border=0)]
     if len(ledger):
-        evaluations = ledger[["stage", "look", "model"]]
-        parts += ["<h2>Test evaluations</h2>", _html(evaluations.set_index("stage"))]
+        evaluations = ledger[["stage", "look", "model"]].to_html(border=0, index=False)
+        parts += ["<h2>Test evaluations</h2>", evaluations]
     return parts
-
-
-def _html(table: pd.DataFrame) -> str:
-    return table.to_html(border=0, escape=True)

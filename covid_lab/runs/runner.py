@@ -54,8 +54,8 @@ def run_notebooks(
     results : Path
         Folder of the results.
     expected : mapping, optional
-        Seconds that each notebook is expected to take. Without them for every notebook, the time
-        that is left is not told.
+        Seconds that each notebook is expected to take. The time left is shown only where all are
+        known.
     workers, backend
         With more than one worker, the trials of a search are spread over them (see ``workers``).
 
