@@ -173,7 +173,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from covid_lab.report import build, checks
+    from covid_lab.report import build
 
     results, source = options.results, build.SOURCE
     evidence = build.write_evidence(results)
@@ -183,14 +183,13 @@ def _report(options: argparse.Namespace) -> int:
     except build.ReportFault as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    text = source.read_text(encoding="utf-8")
-    for warning in build.source_warnings(source, evidence):
+    for warning in build.source_warnings(results, source, evidence):
         print(f"warning: {warning}")
     for fault in [
         *build.source_faults(results, source, evidence),
-        *checks.missing_figures(text, results),
+        *build.missing_figures(results, source, evidence),
         *build.pdf_faults(results),
-        *checks.marked_places(text),
+        *build.unfilled_places(results, source),
     ]:
         print(f"before you hand in: {fault}")
     return 0
@@ -209,11 +208,13 @@ def _handin(options: argparse.Namespace) -> int:
 
 def _keep(options: argparse.Namespace) -> int:
     from covid_lab.checkpoints import ModelRefused
+    from covid_lab.notebooks import OutputsRefused, keep_outputs
     from covid_lab.verify import keep_top
 
     try:
-        print(f"written: {keep_top(options.results)}")
-    except ModelRefused as error:
+        for path in (keep_top(options.results), *keep_outputs(options.results)):
+            print(f"written: {path}")
+    except (ModelRefused, OutputsRefused) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -350,7 +351,10 @@ def _parser() -> argparse.ArgumentParser:
     hand_in.add_argument(
         "--draft", action="store_true", help="for reading: marked places are warnings"
     )
-    keep = commands.add_parser("keep", help="keep the trained layers of the fine-tuned model")
+    keep = commands.add_parser(
+        "keep",
+        help="keep what may be published of a run: its trained layers, and outputs of notebooks",
+    )
     keep.set_defaults(command=_keep)
     check = commands.add_parser("verify", help="score a run's models again, compare every figure")
     check.set_defaults(command=_verify)

@@ -14,7 +14,8 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from covid_lab.report import build, checks
+from covid_lab.notebooks import code_cells, is_kept, is_parameters, sources, without_chatter
+from covid_lab.report import build
 from covid_lab.report.evidence import collect
 from covid_lab.runs.runner import EXECUTED
 from covid_lab.runs.settings import NOTEBOOKS
@@ -82,7 +83,7 @@ def submit(
     Refused
         Naming each reason. Nothing is written then.
     """
-    places = [*unfilled_places(results), *checks.marked_places(source.read_text(encoding="utf-8"))]
+    places = [*unfilled_places(results), *build.unfilled_places(results, source)]
     reasons = [*code_faults(results), *report_faults(results, source)]
     if reasons or (places and not draft):
         raise Refused([*reasons, *([] if draft else places)])
@@ -113,9 +114,10 @@ def code_faults(results: Path) -> list[str]:
 
 def report_faults(results: Path, source: Path) -> list[str]:
     """Return every reason not to hand in the report, except the places the team must fill."""
+    evidence = collect(results)
     return [
-        *build.source_faults(results, source, collect(results)),
-        *checks.missing_figures(source.read_text(encoding="utf-8"), results),
+        *build.source_faults(results, source, evidence),
+        *build.missing_figures(results, source, evidence),
         *build.pdf_faults(results, source),
     ]
 
@@ -142,8 +144,10 @@ def notebook_faults(results: Path) -> list[str]:
         if path is None:
             faults.append(f"{name}.ipynb was not executed: run it from top to bottom and save it")
             continue
-        cells = _code(path)
-        if path != ours and _sources(cells) != _sources(_code(ours)):
+        cells = code_cells(path)
+        if is_kept(cells):
+            faults.append(f"{name}.ipynb holds the outputs of the project's own run: run it")
+        if path != ours and sources(cells) != sources(code_cells(ours)):
             faults.append(f"{name}.ipynb changed after it was executed: run it again")
         counts = [cell.execution_count for cell in cells if cell.source.strip()]
         if counts != list(range(1, len(counts) + 1)):
@@ -160,7 +164,7 @@ def executed_path(results: Path, name: str) -> Path | None:
     if by_command.is_file():
         return by_command
     ours = PROJECT / f"{name}.ipynb"
-    return ours if any(cell.execution_count for cell in _code(ours)) else None
+    return ours if any(cell.execution_count for cell in code_cells(ours)) else None
 
 
 def unfilled_places(results: Path) -> list[str]:
@@ -198,26 +202,12 @@ def _as_handed_in(path: Path, name: str) -> str:
     """Return an executed notebook without paths of this machine and messages of TensorFlow."""
     notebook = nbformat.read(path, as_version=4)
     committed = nbformat.read(PROJECT / f"{name}.ipynb", as_version=4)
-    defaults = [cell.source for cell in committed.cells if _is_parameters(cell)]
+    defaults = [cell.source for cell in committed.cells if is_parameters(cell)]
     defaults = [re.sub(r"^(\w+) = .*?(?=  #|$)", r"\1 = None", s, flags=re.M) for s in defaults]
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
-        if _is_parameters(cell) and defaults:
+        if is_parameters(cell) and defaults:
             cell.source = defaults[0]
-        cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+        cell.outputs = without_chatter(cell)
     return nbformat.writes(notebook)
-
-
-def _is_parameters(cell: nbformat.NotebookNode) -> bool:
-    return "parameters" in cell.metadata.get("tags", [])
-
-
-def _code(path: Path) -> list[nbformat.NotebookNode]:
-    cells = nbformat.read(path, as_version=4).cells
-    return [cell for cell in cells if cell.cell_type == "code"]
-
-
-def _sources(cells: list[nbformat.NotebookNode]) -> list[str]:
-    """Return the code of a notebook, except its settings cell, which every user changes."""
-    return [cell.source for cell in cells if not _is_parameters(cell)]

@@ -140,17 +140,19 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
         drawn = Path(part) / "phantoms"
-        rows = pd.DataFrame(_rows(counts, seed), columns=_COLUMNS)
+        rows = list(_rows(counts, seed))
         for split in SPLITS:
             for label_name in CLASSES:
                 for kind in ("", "masks/lungs", "masks/lesions"):
                     (drawn / kind / split / label_name).mkdir(parents=True)
-        for row in rows.itertuples():
-            radiograph = draw_radiograph(np.random.default_rng(row.seed), size, row.severity)
-            _write_png(drawn / row.path, radiograph.image)
-            _write_png(drawn / "masks/lungs" / row.path, radiograph.lungs)
-            _write_png(drawn / "masks/lesions" / row.path, radiograph.lesions)
-        rows.to_csv(drawn / "phantoms.csv", index=False)
+        for row in rows:
+            rng = np.random.default_rng(row["seed"])
+            radiograph = draw_radiograph(rng, size, row["severity"])
+            _write_png(drawn / row["path"], radiograph.image)
+            _write_png(drawn / "masks/lungs" / row["path"], radiograph.lungs)
+            _write_png(drawn / "masks/lesions" / row["path"], radiograph.lesions)
+        table = pd.DataFrame(rows, columns=_COLUMNS)
+        table.to_csv(drawn / "phantoms.csv", index=False)
         (drawn / PHANTOM_MARK).write_text(json.dumps(arguments, indent=2) + "\n", "utf-8")
         if _holds_set(folder, arguments):  # another run has drawn it meanwhile
             return folder

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from scipy.special import expit
 
 from covid_project.settings import Axis
 from covid_project.tuning import OBJECTIVE
@@ -238,13 +239,15 @@ def intervals(metrics: pd.DataFrame) -> plt.Figure:
 
 
 def verdict(label: int, score: float, classes: Sequence[str]) -> str:
-    """Return the title of a tested image: label, prediction and its predicted probability."""
+    """Return the title of a tested image: label, prediction, and probability of the second class.
+
+    ``score`` is the logit of the second class, which is the positive one.
+    """
     predicted = int(score > 0)
-    probability = 1 / (1 + np.exp(-abs(score)))
     mark = "correct" if predicted == label else "WRONG"
     names = f"{classes[label]}; predicted {classes[predicted]}"
     names = names.replace("; ", ";\n") if len(names) > 26 else names
-    return f"{names}\nprobability {probability:.2f}: {mark}"
+    return f"{names}\np({classes[1]}) = {expit(score):.2f}: {mark}"
 
 
 @styled

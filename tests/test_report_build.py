@@ -1,5 +1,6 @@
 """The report is set from a finished run; what is planted wrong is found."""
 
+import json
 import shutil
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 from report_runs import complete_run
 
 from covid_lab.__main__ import main
-from covid_lab.report import build, checks
+from covid_lab.report import build
 from covid_lab.report.evidence import collect
 
 needs_latex = pytest.mark.skipif(build.engine() is None, reason="neither latexmk nor tectonic here")
@@ -32,8 +33,8 @@ def plant(source, old, new):
 def test_the_committed_text_has_no_fault_on_a_fresh_run(results):
     evidence = build.write_evidence(results)
     assert build.source_faults(results, build.SOURCE, evidence) == []
-    assert checks.missing_figures(build.SOURCE.read_text(encoding="utf-8"), results) == []
-    assert build.source_warnings(build.SOURCE, evidence) == []
+    assert build.missing_figures(results, build.SOURCE, evidence) == []
+    assert build.source_warnings(results, build.SOURCE, evidence) == []
 
 
 PARAGRAPH = """\\section{Conclusions}
@@ -48,7 +49,9 @@ def test_a_team_writes_deletes_and_adds_without_a_fault(results, source):
     plant(source, "\\section{Conclusions}", PARAGRAPH)
     plant(source, "Table~\\ref{tab:exploration} the statistics of their grey values", "no table")
     assert build.source_faults(results, source, evidence) == []
-    assert build.source_warnings(source, evidence) == ["tab:exploration is never referred to"]
+    assert build.source_warnings(results, source, evidence) == [
+        "tab:exploration is never referred to"
+    ]
 
 
 def test_a_typed_result_is_a_warning_and_a_lost_reference_a_fault(results, source):
@@ -56,7 +59,7 @@ def test_a_typed_result_is_a_warning_and_a_lost_reference_a_fault(results, sourc
     accuracy = evidence.values["test.baseline.accuracy.value"]
     more = f"\\section{{Conclusions}}\nThe accuracy is {accuracy}. See \\ref{{fig:nowhere}}."
     plant(source, "\\section{Conclusions}", more)
-    (warning,) = build.source_warnings(source, evidence)
+    (warning,) = build.source_warnings(results, source, evidence)
     assert f"{accuracy} is typed; it is a value of the run" in warning
     faults = build.source_faults(results, source, evidence)
     assert faults == ["\\ref to fig:nowhere, which is nowhere"]
@@ -103,12 +106,42 @@ def test_of_an_empty_folder_a_pdf_is_set_that_says_what_is_missing(tmp_path, cap
 
 
 @needs_latex
-def test_a_run_without_its_extras_is_told_how_to_make_them(small_run, tmp_path, capsys):
+def test_a_run_without_its_extras_has_a_report_without_them(small_run, tmp_path, capsys):
     results = shutil.copytree(small_run[0] / "made", tmp_path / "results")
+    evidence = build.write_evidence(results)
+    assert build.source_faults(results, build.SOURCE, evidence) == []
+    assert build.missing_figures(results, build.SOURCE, evidence) == []
     assert main(["report", "--results", str(results)]) == 0
     output = capsys.readouterr().out
     assert "run studies/course_extras.ipynb after the four notebooks" in output
     assert "python -m covid_lab run --study course_extras" in output
+    # Short it may be, without figures that need more; but nothing is unresolved.
+    record = json.loads((results / "report" / "built.json").read_text())
+    assert record["errors"] == record["unresolved"] == []
+
+
+def test_observations_fill_their_places_until_the_models_change(results, source):
+    evidence = build.write_evidence(results)
+    ledger = pd.read_csv(results / "test_ledger.csv").query("model != 'none'")
+    about = ", ".join(f"{row.stage} {row.model}" for row in ledger.itertuples())
+    path = results / "report" / "observations.tex"
+    text = "\\observation{q8}{It falls from \\val{initial.loss.first} to {\\em very} little.}\n"
+    path.write_text(f"% about {about}\n{text}")
+    places = build.unfilled_places(results, build.SOURCE)
+    assert not [
+        place for place in places if "history_baseline_initial}" in place and "noisy" in place
+    ]
+    assert any("Fig.~\\ref{fig:history_fine_tuned}" in place for place in places)
+    assert build.source_faults(results, build.SOURCE, evidence) == []
+    assert "{\\em very} little." in build.report_text(results, build.SOURCE, evidence)
+
+    path.write_text(f"% about {about}\n{text}\\observation{{q9}}{{\\val{{lost}}}}\n")
+    (fault,) = build.source_faults(results, build.SOURCE, evidence)
+    assert "a value that this run has not made: lost" in fault
+
+    path.write_text(f"% about baseline 12, fine_tuned 34\n{text}")
+    (fault,) = build.source_faults(results, build.SOURCE, evidence)
+    assert "not about the models of this run" in fault
 
 
 @needs_latex

@@ -111,6 +111,22 @@ def test_errors_of_latex_are_read_with_their_lines():
     ]
 
 
+def test_what_needs_a_value_that_was_not_made_is_left_out():
+    text = r"""a \ifmade{x}{one {b} \val{x}
+}\ifmade{y}{two \ifmade{z}{three
+} \} {c}} d"""
+    found = checks.applicable(text, Evidence({"x": "1"}, {}, {}))
+    assert found.split() == ["a", r"\ifmade{x}{one", "{b}", r"\val{x}", "}", "d"]
+    assert found.count("\n") == text.count("\n")
+    found = checks.applicable(text, Evidence({"x": "1", "y": "2"}, {}, {}))
+    assert found.split()[4:] == [r"}\ifmade{y}{two", r"\}", "{c}}", "d"]
+
+
+def test_observations_are_read_with_their_braces():
+    text = "% about m 1\n\\observation{a}{The {\\em dip} in\nepoch 2.}\n\\observation{b}{None.}"
+    assert checks.observations(text) == {"a": "The {\\em dip} in epoch 2.", "b": "None."}
+
+
 def test_places_of_the_team_are_found_in_the_head_too():
     text = "\\newcommand{\\teamplace}[1]{#1}\\author{\\teamplace{names}}" + document(
         "\\teamplace{who did what}"

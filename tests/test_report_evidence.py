@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from report_runs import complete_run
 
-from covid_lab.report import evidence
+from covid_lab.report import evidence, latex, reading
 from covid_lab.report.evidence import collect
 
 
@@ -55,7 +55,7 @@ def test_every_source_is_recorded(made):
 def test_a_missing_table_is_named_and_the_rest_collected(copy):
     (copy / "comparisons.csv").unlink()
     found = collect(copy)
-    assert found.missing == (f"{copy / 'comparisons.csv'} is missing: {evidence.RUN_FIRST}",)
+    assert found.missing == (f"{copy / 'comparisons.csv'} is missing: {reading.RUN_FIRST}",)
     assert "test.baseline.accuracy" in found.values
     assert "cam.layer" in found.values
 
@@ -64,7 +64,7 @@ def test_a_run_that_ended_before_the_test_is_described_as_far_as_it_came(copy):
     metrics = pd.read_csv(copy / "metrics.csv")
     metrics[metrics["stage"] == "baseline"].to_csv(copy / "metrics.csv", index=False)
     found = collect(copy)
-    assert f"no test result of fine-tuned: {evidence.RUN_FIRST}" in found.missing
+    assert f"no test result of fine-tuned: {reading.RUN_FIRST}" in found.missing
     assert "final.epochs" in found.values
     assert "test.baseline.accuracy" not in found.values
 
@@ -75,11 +75,14 @@ def test_an_empty_folder_has_no_values(tmp_path):
     assert any("settings.yaml is missing" in line for line in found.missing)
 
 
-@pytest.mark.parametrize("name", sorted(evidence.FROM_EXTRAS))
+@pytest.mark.parametrize("name", sorted(reading.FROM_EXTRAS))
 def test_a_missing_table_of_the_extras_is_named_with_its_notebook(copy, name):
     (copy / name).unlink()
-    (missing,) = collect(copy).missing
+    found = collect(copy)
+    assert found.missing == ()
+    (missing,) = found.extras_missing
     assert f"{name} is missing: run studies/course_extras" in missing
+    assert "cam.layer" in found.values
 
 
 @pytest.mark.parametrize(
@@ -176,21 +179,36 @@ def test_the_spread_of_a_hyperparameter_is_over_trials_that_differ_in_it_alone(c
     assert evidence._spread(trials, best, "b", ["a", "b"]) == 0
 
 
+def test_groups_of_a_few_images_are_not_tested(copy):
+    change(copy, "gradcam_groups.csv", "verdict == 'misclassified'", n=1, p_value=0.001)
+    values = collect(copy).values
+    assert (values["cam.wrong.enough"], values["cam.wrong.differs"]) == ("0", "0")
+    change(copy, "gradcam_groups.csv", "verdict == 'misclassified'", n=9)
+    values = collect(copy).values
+    assert (values["cam.wrong.enough"], values["cam.wrong.differs"]) == ("1", "1")
+
+
+def test_unbalanced_classes_are_said_to_be(copy):
+    assert collect(copy).values["classes.balanced"] == "1"
+    change(copy, "exploration.csv", "split == 'train' and `class` == 'COVID'", images=10)
+    assert collect(copy).values["classes.balanced"] == "0"
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: evidence.number(-0.1234, 2), "$-$0.12"),
-        (lambda: evidence.number(np.nan, 2), "--"),
-        (lambda: evidence.bounds(0.5, 0.4, 0.6), "0.500 (0.400--0.600)"),
-        (lambda: evidence.p_value(0.0004), "$p<0.001$"),
-        (lambda: evidence.p_value(0.0312), "$p=0.031$"),
-        (lambda: evidence.p_value(0.25, bare=True), "0.25"),
-        (lambda: evidence.percent(0.95), "95\\,\\%"),
-        (lambda: evidence.duration(61), "61\\,s"),
-        (lambda: evidence.duration(600), "10\\,min"),
-        (lambda: evidence.thousands(1234567), "1\\,234\\,567"),
-        (lambda: evidence.escape("a_b & 5% {x}"), "a\\_b \\& 5\\% \\{x\\}"),
-        (lambda: evidence.escape("é 胸"), "é [U+80F8]"),
+        (lambda: latex.number(-0.1234, 2), "$-$0.12"),
+        (lambda: latex.number(np.nan, 2), "--"),
+        (lambda: latex.bounds(0.5, 0.4, 0.6), "0.500 (0.400--0.600)"),
+        (lambda: latex.p_value(0.0004), "$p<0.001$"),
+        (lambda: latex.p_value(0.0312), "$p=0.031$"),
+        (lambda: latex.p_value(0.25, bare=True), "0.25"),
+        (lambda: latex.percent(0.95), "95\\,\\%"),
+        (lambda: latex.duration(61), "61\\,s"),
+        (lambda: latex.duration(600), "10\\,min"),
+        (lambda: latex.thousands(1234567), "1\\,234\\,567"),
+        (lambda: latex.escape("a_b & 5% {x}"), "a\\_b \\& 5\\% \\{x\\}"),
+        (lambda: latex.escape("é 胸"), "é [U+80F8]"),
     ],
 )
 def test_how_numbers_are_written(call, text):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from covid_lab.report import checks
 from covid_lab.report.evidence import Evidence, collect
-from covid_project.files import fingerprint, whole_file, write_text
+from covid_project.files import fingerprint, read_csv, whole_file, write_text
 from covid_project.settings import PROJECT
 
 SOURCE = PROJECT / "Report.tex"
+OBSERVATIONS = "observations.tex"  # what people saw in this run, in the report/ of its results
 RECORD = "built.json"  # what the PDF was made from
 ENGINES = {
     "latexmk": ["latexmk", "-pdf", "-g", "-f", "-interaction=nonstopmode", "-file-line-error",
@@ -55,25 +56,58 @@ def write_evidence(results: Path) -> Evidence:
     return evidence
 
 
+def report_text(results: Path, source: Path, evidence: Evidence) -> str:
+    """Return the report's source as it is set for this run.
+
+    With the observations that belong to the run, and without what needs values it has not.
+    """
+    text = checks.filled(source.read_text(encoding="utf-8"), _observations(results))
+    return checks.applicable(text, evidence)
+
+
+def unfilled_places(results: Path, source: Path) -> list[str]:
+    """Return the places of the report that the team has not filled."""
+    text = source.read_text(encoding="utf-8")
+    return checks.marked_places(checks.filled(text, _observations(results)))
+
+
+def _observations(results: Path) -> dict[str, str]:
+    path = results / "report" / OBSERVATIONS
+    return checks.observations(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def source_faults(results: Path, source: Path, evidence: Evidence) -> list[str]:
     """Return what stops the hand-in, judged by the text, the evidence and the figures only.
 
     Figures that show images of the data set may be missing: they are not distributed.
     """
-    text = source.read_text(encoding="utf-8")
+    text = report_text(results, source, evidence)
+    seen = results / "report" / OBSERVATIONS
+    ledger = read_csv(results / "test_ledger.csv").itertuples()
+    models = {row.stage: row.model for row in ledger if row.model != "none"}
     return [
         *evidence.missing,
         *checks.undefined(text, evidence),
         *checks.references(text),
         *checks.stale_files(files_of(evidence), results / "report"),
         *checks.stale_figures(text, results),
+        *(checks.stale_observations(seen.read_text("utf-8"), models) if seen.is_file() else []),
     ]
 
 
-def source_warnings(source: Path, evidence: Evidence) -> list[str]:
+def source_warnings(results: Path, source: Path, evidence: Evidence) -> list[str]:
     """Return what is worth a look in the text, and stops nothing."""
-    text = source.read_text(encoding="utf-8")
-    return [*checks.typed_results(text, evidence), *checks.loose_ends(text)]
+    text = report_text(results, source, evidence)
+    return [
+        *(f"what the report says of it is left out: {line}" for line in evidence.extras_missing),
+        *checks.typed_results(text, evidence),
+        *checks.loose_ends(text),
+    ]
+
+
+def missing_figures(results: Path, source: Path, evidence: Evidence) -> list[str]:
+    """Return the figures that the report shows and the run has not made."""
+    return checks.missing_figures(report_text(results, source, evidence), results)
 
 
 def engine() -> str | None:

@@ -22,10 +22,12 @@ LISTED = 5  # undefined keys in a complaint
 
 # Commands whose digits are keys or page layout.
 _KEYS = (
-    r"\\(?:val|choice|ifyes|label|ref|eqref|cite|input|runtable|made|narrowfigure|widefigure)\{[^}]*\}",
+    r"\\(?:val|choice|ifyes|ifmade|label|ref|eqref|cite|input|runtable|made|narrowfigure|widefigure)\{[^}]*\}",
     r"\\begin\{minipage\}(?:\[\w\])?\{[^}]*\}",
     r"\\(?:setlength|includegraphics|vspace|hspace)\*?(?:\[[^]]*\])?(?:\{[^}]*\})+",
 )
+_HINT = r"(?:[^{}#]|\{[^{}]*\})+"  # text with commands that take an argument
+_IFMADE = re.compile(r"\\ifmade\{([^}#]+)\}\{")
 # A number with decimals that is no length, or a percentage.
 _NUMBER = re.compile(
     r"(?<![\w.])\d+\.\d+(?!\d|\s*\\\w*(?:width|height)|(?:[cm]m|em|pt|in)\b)(?P<percent>\s*%)?"
@@ -36,6 +38,61 @@ _NUMBER = re.compile(
 def text_of(source: str) -> str:
     """Source of the report without its comments."""
     return re.sub(r"(?<!\\)%.*", "", source)
+
+
+def applicable(source: str, evidence: Evidence) -> str:
+    r"""Return the source without what this run cannot say: ``\ifmade{key}{...}`` of unmade values.
+
+    The lines keep their numbers.
+    """
+    text, start = text_of(source), 0
+    while match := _IFMADE.search(text, start):
+        end = _closing_brace(text, match.end())
+        if match.group(1) not in evidence.values:
+            text = text[: match.start()] + _blank(text[match.start() : end]) + text[end:]
+        start = match.end()
+    return text
+
+
+def observations(text: str) -> dict[str, str]:
+    r"""Return the text of each ``\observation{key}{text}`` of ``observations.tex``."""
+    text = text_of(text)
+    return {
+        match.group(1): " ".join(text[match.end() : _closing_brace(text, match.end()) - 1].split())
+        for match in re.finditer(r"\\observation\{([^}#]+)\}\{", text)
+    }
+
+
+def filled(source: str, seen: Mapping[str, str]) -> str:
+    r"""Return the source with the observations in place of each ``\observe{key}{hint}``."""
+
+    def put(match: re.Match) -> str:
+        if match.group(1) not in seen:
+            return match.group()
+        return seen[match.group(1)] + "\n" * match.group().count("\n")  # lines keep their numbers
+
+    return re.sub(rf"\\observe\{{([^}}#]+)\}}\{{{_HINT}\}}", put, text_of(source))
+
+
+def stale_observations(text: str, models: Mapping[str, str]) -> list[str]:
+    """Whether observations were written about other models: the first line names theirs."""
+    about = "% about " + ", ".join(f"{stage} {model}" for stage, model in models.items())
+    if not text or text.splitlines()[0].strip() == about:
+        return []
+    return [
+        "observations.tex is not about the models of this run: look at its figures and tables, "
+        f"write what you see, and begin the file with the line {about!r}"
+    ]
+
+
+def _closing_brace(text: str, start: int) -> int:
+    """Return the place after the brace that closes the one before ``start``."""
+    depth = 1
+    for match in re.finditer(r"\\.|[{}]", text[start:], flags=re.S):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth == 0:
+            return start + match.end()
+    return len(text)
 
 
 # ---- what only warns ----------------------------------------------------------------------------
@@ -51,7 +108,7 @@ def typed_results(source: str, evidence: Evidence) -> list[str]:
     head, _, text = text_of(source).partition(r"\begin{document}")
     text = text.partition(r"\begin{thebibliography}")[0]
     for pattern in _KEYS:
-        text = re.sub(pattern, _blank, text)
+        text = re.sub(pattern, lambda match: _blank(match.group()), text)
     text = _plain(text)
     made = {key: _numbers(value) for key, value in evidence.values.items()}
     tables = [number for table in evidence.tables.values() for number in _numbers(table)]
@@ -75,8 +132,8 @@ def typed_results(source: str, evidence: Evidence) -> list[str]:
     return warnings
 
 
-def _blank(match: re.Match) -> str:
-    return re.sub(r"[^\n]", " ", match.group())  # the lines keep their numbers
+def _blank(text: str) -> str:
+    return re.sub(r"[^\n]", " ", text)
 
 
 def _plain(latex: str) -> str:
@@ -166,8 +223,8 @@ def _items(text: str) -> set[str]:
 
 def marked_places(source: str) -> list[str]:
     """Places that only the team can fill, and has not."""
-    text = text_of(source).partition(r"\begin{document}")
-    found = re.findall(r"\\teamplace\{([^}#]+)\}", text[0] + text[2])
+    place = rf"\\(?:teamplace|observe\{{[^}}#]+\}})\{{({_HINT})\}}"
+    found = re.findall(place, text_of(source))
     return [f"to be written by the team: {what}" for what in found]
 
 

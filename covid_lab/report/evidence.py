@@ -7,99 +7,89 @@ or 2 (worse), ``\ifyes`` takes 0 or 1.
 
 import json
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from covid_lab.comparison import verdict
-from covid_lab.runs.settings import EXTRAS
-from covid_project.evaluation import LEVEL, SIGNIFICANCE, auc_difference, holm
-from covid_project.files import fingerprint, read_csv
+from covid_lab.report import extras
+from covid_lab.report.latex import (
+    difference,
+    duration,
+    escape,
+    interval,
+    number,
+    p_value,
+    percent,
+    percent_bounds,
+    plus_minus,
+    sentence,
+    tabular,
+    texttt,
+    thousands,
+    yes,
+)
+from covid_lab.report.reading import (
+    NAMES,
+    OUTCOMES,
+    RUN_FIRST,
+    STAGES,
+    EvidenceMissing,
+    RunTables,
+)
+from covid_project.evaluation import LEVEL, SIGNIFICANCE, auc_difference
 
-STAGES = {"baseline": "baseline", "fine_tuned": "finetuned"}  # tested stage → its part of a key
-NAMES = {"baseline": "baseline", "fine_tuned": "fine-tuned"}  # in the text
-FROM_EXTRAS = {  # tables of the notebook that follows the four of the course
-    f"{name}.csv"
-    for name in ("seeds_baseline", "seeds_transfer", "variants_baseline", "calibration",
-                 "explanations", "gradcam_groups")
-}  # fmt: skip
-OUTCOMES = {"no difference": "0", "better": "1", "worse": "2"}
-RUN_FIRST = "run all four notebooks first (python -m covid_lab run)"
-HEAT = ["central_heat", "low", "high"]  # columns of gradcam_groups.csv
+BALANCED = 0.4, 0.6  # fraction of COVID images in a split
 RISE = 1.1  # last validation loss over the lowest, from which the rise is called overfitting
-
-
-class EvidenceMissing(RuntimeError):
-    """The results folder lacks a file; the message names it and the command that makes it."""
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Values by key and tables by name (LaTeX both), the fingerprints of their sources, and gaps.
 
-    ``missing`` has one line for each part of the run that is not finished, with what to run.
+    ``missing`` has one line for each part of the run that is not finished, with what to run;
+    ``extras_missing`` for each table of the extras, which a report can do without.
     """
 
     values: dict[str, str]
     tables: dict[str, str]
     sources: dict[str, str]
     missing: tuple[str, ...] = ()
-
-
-class _Run:
-    """Reads files of the results folder and remembers which."""
-
-    def __init__(self, results: Path):
-        self.results = Path(results)
-        self.sources: dict[str, str] = {}
-
-    def table(self, name: str) -> pd.DataFrame:
-        self._remember(name)
-        return read_csv(self.results / name)
-
-    def record(self) -> dict:
-        self._remember("run.json")
-        return json.loads((self.results / "run.json").read_text(encoding="utf-8"))
-
-    def settings(self) -> dict:
-        self._remember("settings.yaml")
-        return yaml.safe_load((self.results / "settings.yaml").read_text(encoding="utf-8"))
-
-    def _remember(self, name: str) -> None:
-        path = self.results / name
-        if not path.is_file():
-            extras_first = (
-                f"run studies/{EXTRAS}.ipynb after the four notebooks "
-                f"(python -m covid_lab run --study {EXTRAS})"
-            )
-            first = extras_first if name in FROM_EXTRAS else RUN_FIRST
-            raise EvidenceMissing(f"{path} is missing: {first}")
-        self.sources[name] = fingerprint(path.read_bytes())
+    extras_missing: tuple[str, ...] = ()
 
 
 def collect(results: Path) -> Evidence:
     """Collect the evidence of a run, as far as the run has come."""
-    run = _Run(results)
+    run = RunTables(results)
     values: dict[str, str] = {}
     tables: dict[str, str] = {}
     missing = []
-    for task in (_introduction, _task1, _task2, _task3, _task4, _explanations, _audit):
-        try:
-            task(run, values, tables)
-        except EvidenceMissing as error:
-            missing.append(str(error))
-        except (KeyError, IndexError) as error:  # rows that a later notebook writes
-            part = task.__name__.strip("_")
-            missing.append(f"the tables for the part {part} are not whole ({error}): {RUN_FIRST}")
+    for part in (_introduction, _task1, _task2, _task3, _task4, _audit):
+        _add(part, run, values, tables, missing)
+    extras_missing = []
+    for part in extras.PARTS if not missing else ():  # they follow a finished run
+        _add(part, run, values, tables, extras_missing)
     sources = dict(sorted(run.sources.items()))
-    return Evidence(values, tables, sources, tuple(dict.fromkeys(missing)))
+    unique = (tuple(dict.fromkeys(lines)) for lines in (missing, extras_missing))
+    return Evidence(values, tables, sources, *unique)
 
 
-def _introduction(run: _Run, values: dict, tables: dict) -> None:
+def _add(part: Callable, run: RunTables, values: dict, tables: dict, missing: list[str]) -> None:
+    """Add a part's values and tables, or to ``missing`` why there are none of it."""
+    try:
+        part(run, values, tables)
+    except EvidenceMissing as error:
+        missing.append(str(error))
+    except (KeyError, IndexError) as error:  # rows that a later notebook writes
+        name = part.__name__.strip("_")
+        missing.append(f"the tables for the part {name} are not whole ({error}): {RUN_FIRST}")
+
+
+def _introduction(run: RunTables, values: dict, tables: dict) -> None:
     settings, record = run.settings(), run.record()
     drawn, transfer = record.get("phantoms", False), settings["transfer"]
     values |= _origin(transfer["backbone"], transfer["weights"], record["versions"])
@@ -155,7 +145,7 @@ def _origin(backbone: str, weights: str, versions: str) -> dict[str, str]:
     }
 
 
-def _task1(run: _Run, values: dict, tables: dict) -> None:
+def _task1(run: RunTables, values: dict, tables: dict) -> None:
     settings = run.settings()
     grey = run.table("exploration.csv").set_index(["split", "class"])
     sizes, tests = run.table("image_sizes.csv"), run.table("split_tests.csv")
@@ -163,6 +153,7 @@ def _task1(run: _Run, values: dict, tables: dict) -> None:
         values[f"n.{split}"] = str(grey.loc[(split, "both"), "images"])
         share = grey.loc[(split, "COVID"), "images"] / grey.loc[(split, "both"), "images"]
         values[f"covid.share.{split}"] = number(share, 3)
+    shares = grey.xs("COVID", level="class")["images"] / grey.xs("both", level="class")["images"]
     equal = (sizes[["widest", "highest"]].to_numpy() == sizes[["narrowest", "lowest"]]).all(None)
     equal = equal and len(sizes[["narrowest", "lowest"]].drop_duplicates()) == 1
     p = tests.set_index("compared")["p_value"]
@@ -171,6 +162,7 @@ def _task1(run: _Run, values: dict, tables: dict) -> None:
     )
     spread = grey.loc[("train", "both"), "image_mean_std"]
     values |= {
+        "classes.balanced": yes(shares.between(*BALANCED).all()),
         "sizes.equal": yes(equal),
         "sizes.width": str(sizes["narrowest"].min()),
         "sizes.height": str(sizes["lowest"].min()),
@@ -251,7 +243,7 @@ def _tells(row: pd.Series) -> bool:
     return bool(row["low"] > 0.5 or row["high"] < 0.5)
 
 
-def _pre_processing(run: _Run, settings: dict, values: dict) -> None:
+def _pre_processing(run: RunTables, settings: dict, values: dict) -> None:
     from covid_project.normalization import STRATEGIES  # Keras, which takes seconds to load
 
     size, amounts = settings["image_size"], settings["augmentation"]
@@ -263,7 +255,7 @@ def _pre_processing(run: _Run, settings: dict, values: dict) -> None:
         "resizing.half.size": str(size // 2),
         "resizing.half.lost": number(resizing.loc[size // 2, "lost_grey_levels"], 1),
         "transfer.size": str(settings["transfer"]["image_size"]),
-        "normalization.description": _sentence(
+        "normalization.description": sentence(
             STRATEGIES[settings["normalization"]].__doc__.rstrip(".")
         ),
         "normalization.sample": yes(settings["normalization"] == "sample"),
@@ -276,7 +268,7 @@ def _pre_processing(run: _Run, settings: dict, values: dict) -> None:
     }
 
 
-def _task2(run: _Run, values: dict, tables: dict) -> None:
+def _task2(run: RunTables, values: dict, tables: dict) -> None:
     initial = run.table("history_baseline_initial.csv")
     tuned = run.table("history_baseline_tuned.csv")
     final = run.table("history_baseline.csv")
@@ -312,7 +304,6 @@ def _task2(run: _Run, values: dict, tables: dict) -> None:
         "baseline.first.accuracy": number(final["accuracy"].iloc[0], 3),
     }
     _baseline_search(run, trials, best, values)
-    _variants(run.table("variants_baseline.csv"), values, tables)
     _architecture(run.table("layers_baseline.csv"), values, tables)
     metrics = run.table("metrics.csv").set_index(["stage", "split", "metric"])
     val, test = (metrics.loc[("baseline", split, "accuracy")] for split in ("val", "test"))
@@ -322,13 +313,11 @@ def _task2(run: _Run, values: dict, tables: dict) -> None:
     }
 
 
-def _baseline_search(run: _Run, trials: pd.DataFrame, best: pd.Series, values: dict) -> None:
+def _baseline_search(run: RunTables, trials: pd.DataFrame, best: pd.Series, values: dict) -> None:
     search = run.settings()["baseline"]["search"]
-    seeds = run.table("seeds_baseline.csv")
     finite = trials[np.isfinite(trials["val_loss"])]
     spreads = {name: _spread(finite, best, name, search) for name in search}
     most, least = max(spreads, key=spreads.get), min(spreads, key=spreads.get)
-    close = finite["val_loss"] <= best["val_loss"] + 2 * seeds["val_loss"].std()
     values |= {
         "tuning.baseline.trials": str(len(trials)),
         "tuning.baseline.extensions": str(int(trials["extension"].sum())),
@@ -338,18 +327,10 @@ def _baseline_search(run: _Run, trials: pd.DataFrame, best: pd.Series, values: d
         "tuning.baseline.most.spread": number(spreads[most], 3),
         "tuning.baseline.least": escape(least.replace("_", " ")),
         "tuning.baseline.least.spread": number(spreads[least], 3),
-        "tuning.baseline.close": str(int(close.sum()) - 1),
         "best.baseline.rate": f"{best['learning_rate']:g}",
         "best.baseline.dropout": f"{best['dropout']:g}",
         "best.baseline.filters": str(int(best["filters"])),
         "best.baseline.batch": str(int(best["batch_size"])),
-        "seeds.n": str(len(seeds)),
-        **{
-            f"seeds.baseline.{metric.removeprefix('val_')}": plus_minus(
-                seeds[metric].mean(), seeds[metric].std(), 3
-            )
-            for metric in ("val_loss", "val_accuracy", "val_AUC")
-        },
     }
 
 
@@ -360,49 +341,6 @@ def _spread(trials: pd.DataFrame, best: pd.Series, name: str, search: Iterable[s
         same &= (trials[other] == best[other]).to_numpy() | (other == name)
     losses = trials["val_loss"][same]
     return float(losses.max() - losses.min())
-
-
-def _variants(variants: pd.DataFrame, values: dict, tables: dict) -> None:
-    variants = variants.set_index("case")
-    others = variants.drop("as tuned").copy()
-    others["p_adjusted"] = holm(others["AUC_p_value"].to_numpy())
-    others["outcome"] = [
-        verdict(*row) for row in zip(others["AUC_difference"], others["p_adjusted"], strict=True)
-    ]
-    (half,) = (name for name in others.index if name.endswith(" px"))
-    for key, case in {
-        "half": half,
-        "plain": "no augmentation",
-        "sgd": "SGD with momentum",
-        "focal": "focal loss",
-    }.items():
-        values[f"variants.{key}.AUC"] = _difference(others.loc[case], "AUC_")
-        values[f"variants.{key}.outcome"] = OUTCOMES[others.loc[case, "outcome"]]
-    values["variants.tuned.loss"] = number(variants.loc["as tuned", "val_loss"], 3)
-    values["variants.plain.loss"] = number(others.loc["no augmentation", "val_loss"], 3)
-    values["variants.half.seconds"] = duration(others.loc[half, "epoch_seconds"])
-    values["variants.tuned.seconds"] = duration(variants.loc["as tuned", "epoch_seconds"])
-    strategies = others[others.index.str.startswith("normalization: ")]
-    for outcome in ("better", "worse"):
-        names = strategies.index[strategies["outcome"] == outcome]
-        listed = ", ".join(name.removeprefix("normalization: ") for name in names)
-        values[f"variants.normalization.{outcome}"] = escape(listed) or "none"
-    tables["variants"] = tabular(
-        "lrll",
-        ["variant", "accuracy", "difference of AUC", "$p$"],
-        [
-            ["as tuned", number(variants.loc["as tuned", "val_accuracy"], 3), "", ""],
-            *(
-                [
-                    escape(case),
-                    number(row["val_accuracy"], 3),
-                    _difference(row, "AUC_"),
-                    p_value(row["p_adjusted"], bare=True),
-                ]
-                for case, row in others.iterrows()
-            ),
-        ],
-    )
 
 
 def _architecture(layers: pd.DataFrame, values: dict, tables: dict) -> None:
@@ -429,10 +367,10 @@ def _architecture(layers: pd.DataFrame, values: dict, tables: dict) -> None:
     )
 
 
-def _task3(run: _Run, values: dict, tables: dict) -> None:
+def _task3(run: RunTables, values: dict, tables: dict) -> None:
     settings = run.settings()["transfer"]
     trials, rehearsals = run.table("tuning_transfer.csv"), run.table("tuning_fine_tuning.csv")
-    history, seeds = run.table("history_transfer.csv"), run.table("seeds_transfer.csv")
+    history = run.table("history_transfer.csv")
     baseline, best = run.table("history_baseline.csv"), _best(trials)
     metrics = run.table("metrics.csv")
     model = metrics[metrics["stage"] == "transfer"].iloc[-1]
@@ -450,11 +388,6 @@ def _task3(run: _Run, values: dict, tables: dict) -> None:
         "best.transfer.rate": f"{best['learning_rate']:g}",
         "best.transfer.dropout": f"{best['dropout']:g}",
         "best.transfer.batch": str(int(best["batch_size"])),
-        "seeds.transfer.loss": plus_minus(seeds["val_loss"].mean(), seeds["val_loss"].std(), 3),
-        "seeds.transfer.accuracy": plus_minus(
-            seeds["val_accuracy"].mean(), seeds["val_accuracy"].std(), 3
-        ),
-        "seeds.transfer.spread": number(np.ptp(seeds["val_accuracy"]), 3),
         "transfer.epochs": str(len(history)),
         "transfer.steps": str(len(history) - 1),
         "transfer.falls": str(int((history["loss"].diff() < 0).sum())),
@@ -498,17 +431,16 @@ def _task3(run: _Run, values: dict, tables: dict) -> None:
     )
     _validation(run, metrics, values)
     _comparisons(run.table("comparisons.csv"), values, tables)
-    _calibration(run.table("calibration.csv"), values, tables)
 
 
-def _validation(run: _Run, metrics: pd.DataFrame, values: dict) -> None:
+def _validation(run: RunTables, metrics: pd.DataFrame, values: dict) -> None:
     """Compare the frozen model, which is not tested, with the tuned baseline on validation."""
     rows = metrics.set_index(["stage", "split", "metric"])
     for metric in ("accuracy", "AUC"):
         values[f"val.transfer.{metric}"] = interval(rows.loc[("transfer", "val", metric)])
     baseline, frozen = (run.table(f"scores_{stage}_val.csv") for stage in ("baseline", "transfer"))
     found = auc_difference(baseline["label"], baseline["score"], frozen["score"])
-    described = f"{_difference(pd.Series(vars(found)))}, {p_value(found.p_value)}"
+    described = f"{difference(pd.Series(vars(found)))}, {p_value(found.p_value)}"
     values["compare.val.baseline.transfer.AUC"] = described
     outcome = OUTCOMES[verdict(found.difference, found.p_value)]
     values["outcome.val.baseline.transfer.AUC"] = outcome
@@ -519,7 +451,7 @@ def _comparisons(comparisons: pd.DataFrame, values: dict, tables: dict) -> None:
     comparisons = comparisons[pair]
     for _, row in comparisons.iterrows():
         key = f"baseline.finetuned.{row['metric']}"
-        values[f"compare.{key}"] = f"{_difference(row)}, {p_value(row['p_adjusted'])}"
+        values[f"compare.{key}"] = f"{difference(row)}, {p_value(row['p_adjusted'])}"
         values[f"outcome.{key}"] = OUTCOMES[verdict(row["difference"], row["p_adjusted"])]
     tables["comparisons"] = tabular(
         "llll",
@@ -528,7 +460,7 @@ def _comparisons(comparisons: pd.DataFrame, values: dict, tables: dict) -> None:
             [
                 row["metric"],
                 escape(row["test"]),
-                _difference(row),
+                difference(row),
                 p_value(row["p_adjusted"], bare=True),
             ]
             for _, row in comparisons.iterrows()
@@ -536,114 +468,23 @@ def _comparisons(comparisons: pd.DataFrame, values: dict, tables: dict) -> None:
     )
 
 
-def _calibration(calibration: pd.DataFrame, values: dict, tables: dict) -> None:
-    calibration = calibration[calibration["stage"].isin(STAGES)]
-    bad = calibration.loc[calibration["p_value"] < SIGNIFICANCE, "stage"].tolist()
-    phrases = {0: "neither model is", len(STAGES): "both models are"}
-    values["calibration.bad"] = phrases.get(len(bad)) or f"only the {NAMES[bad[0]]} model is"
-    tables["calibration"] = tabular(
-        "lllll",
-        ["model", "ECE", "calibrated", "$p$", "Brier score"],
-        [
-            [
-                NAMES[row["stage"]],
-                bounds(row["ece"], row["ece_low"], row["ece_high"]),
-                number(row["expected"], 3),
-                p_value(row["p_value"], bare=True),
-                bounds(row["brier"], row["brier_low"], row["brier_high"]),
-            ]
-            for _, row in calibration.iterrows()
-        ],
-    )
+def _task4(run: RunTables, values: dict, tables: dict) -> None:
+    from covid_project.gradcam import OVERLAY_WEIGHT  # TensorFlow, which takes seconds to load
 
-
-def _task4(run: _Run, values: dict, tables: dict) -> None:
-    maps, groups = run.table("gradcam.csv"), run.table("gradcam_groups.csv")
-    by_group = groups.set_index(["label", "verdict"])
-    covid, normal = (by_group.loc[(name, "correct")] for name in ("COVID", "NORMAL"))
-    wrong = groups[groups["verdict"] == "misclassified"]
+    maps = run.table("gradcam.csv")
+    wrong = maps["label"] != maps["predicted"]
     values |= {
         "cam.stage": NAMES[maps["stage"].iloc[0]],
         "cam.layer": escape(maps["layer"].iloc[0]),
-        "cam.side": str(groups["map_side"].iloc[0]),
-        "overlay.weight": f"{groups['overlay_weight'].iloc[0]:g}",
+        "cam.side": str(maps["map_side"].iloc[0]),
+        "overlay.weight": f"{OVERLAY_WEIGHT:g}",
         "cam.blank": str(int((maps["status"] != "ok").sum())),
-        "cam.area": percent(groups["area"].iloc[0]),
-        "cam.covid.correct": percent_bounds(*covid[HEAT]),
-        "cam.normal.correct": percent_bounds(*normal[HEAT]),
-        "cam.covid.centred": yes(covid["low"] > covid["area"]),
-        "cam.covid.border": percent(1 - covid["central_heat"]),
-        "cam.normal.border": percent(1 - normal["central_heat"]),
-        "cam.wrong.any": yes(wrong["n"].sum() > 0),
-        "n.wrong": str(int(wrong["n"].sum())),
-        "cam.wrong.differs": yes(np.nanmin([*holm(wrong["p_value"]), 1.0]) < SIGNIFICANCE),
-    }
-    tables["gradcam"] = tabular(
-        "llrll",
-        ["label", "verdict", "images", "heat in the middle", "$p$"],
-        [
-            [
-                row["label"],
-                row["verdict"],
-                str(row["n"]),
-                percent_bounds(*row[HEAT]),
-                p_value(row["p_value"], bare=True),
-            ]
-            for _, row in groups.iterrows()
-        ],
-    )
-
-
-def _explanations(run: _Run, values: dict, tables: dict) -> None:
-    """What the tests of the explanations say of Grad-CAM."""
-    tested = run.table("explanations.csv")
-    own = tested[tested["method"] == "grad-cam"]
-    final = own[own["stage"] != "baseline_tuned"]
-    lungs = _tested(own, "energy inside", "lungs")
-    deletion = _tested(own, "deletion", "to the mean")
-    road = _tested(own, "ROAD", "least less most")
-    cascade = final[final["setting"].str.startswith("cascading") & (final["measure"] == "SSIM")]
-    random, noise = cascade.iloc[-1], _tested(own, "SSIM", "noise", starts=True)
-    twins = _tested(own, "SSIM", "another seed")
-    centred = tested[(tested["method"] == "centred Gaussian") & tested["versus"].isna()]
-    centred = centred[(centred["measure"] == "energy inside") & (centred["setting"] == "lungs")]
-    values |= {
-        "explain.n": str(int(deletion["n"])),
-        "explain.methods": str(
-            tested["method"].nunique() - len(tested["versus"].dropna().unique())
-        ),
-        "explain.lungs.known": yes((tested["lungs"] == "known").all()),
-        "explain.lungs.share": percent_bounds(*lungs[["value", "low", "high"]]),
-        "explain.lungs.centred": percent(centred["value"].iloc[0]),
-        "explain.lungs.n": str(int(lungs["n"])),
-        "explain.lungs.outcome": _against(own, "energy inside", "lungs", "centred Gaussian"),
-        "explain.deletion": number(deletion["value"], 2),
-        "explain.deletion.outcome": _against(own, "deletion", "to the mean", "random"),
-        "explain.road": bounds(road["value"], road["low"], road["high"], digits=2),
-        "explain.road.outcome": _against(own, "ROAD", "least less most", "centred Gaussian"),
-        "explain.random": number(random["value"], 2),
-        "explain.pairs": number(random["reference"], 2),
-        "explain.random.passes": yes(random["verdict"] == "pass"),
-        "explain.noise": number(noise["value"], 2),
-        "explain.noise.passes": yes(noise["verdict"] == "pass"),
-        "explain.twins": bounds(twins["value"], twins["low"], twins["high"], digits=2),
-        "explain.twins.pairs": number(twins["reference"], 2),
-        "explain.twins.passes": yes(twins["verdict"] == "pass"),
+        "cam.wrong.any": yes(wrong.any()),
+        "n.wrong": str(int(wrong.sum())),
     }
 
 
-def _tested(own: pd.DataFrame, measure: str, setting: str, starts: bool = False) -> pd.Series:
-    """The mean of one measure over the images, as a row."""
-    settings = own["setting"].str.startswith(setting) if starts else own["setting"] == setting
-    return own[(own["measure"] == measure) & settings & own["versus"].isna()].iloc[0]
-
-
-def _against(own: pd.DataFrame, measure: str, setting: str, baseline: str) -> str:
-    here = (own["measure"] == measure) & (own["setting"] == setting) & (own["versus"] == baseline)
-    return OUTCOMES.get(own.loc[here, "verdict"].iloc[0], OUTCOMES["no difference"])
-
-
-def _audit(run: _Run, values: dict, tables: dict) -> None:
+def _audit(run: RunTables, values: dict, tables: dict) -> None:
     """What the audit of the data found, where one was made of this run's data."""
     folder = _audit_of(run)
     values["audit.there"] = yes(folder)
@@ -653,12 +494,33 @@ def _audit(run: _Run, values: dict, tables: dict) -> None:
         views = views.set_index("view")
         pairs = run.table(f"{folder}/duplicates.csv")
         values["audit.copies"] = str(int((pairs["split_first"] != pairs["split_second"]).sum()))
+        _audit_of_the_model(run.table(f"{folder}/audit.csv"), run.table("gradcam.csv"), values)
     for view in ("border", "lungs removed", "whole image", "file metadata"):
         shown = interval(views.loc[view]) if folder and view in views.index else "--"
         values[f"audit.{view.replace(' ', '.')}.AUC"] = shown
 
 
-def _audit_of(run: _Run) -> str | None:
+def _audit_of_the_model(audit: pd.DataFrame, maps: pd.DataFrame, values: dict) -> None:
+    """What the explained model scores where parts of the images are hidden, and its heat."""
+    audit, stage = audit.set_index("check"), maps["stage"].iloc[0]
+    views = {
+        "border": "border",
+        "outside": "image without lungs",
+        "lungs": "lungs",
+    }
+    for key, view in views.items():
+        check = f"{stage}: the model on the {view} alone"
+        if check in audit.index:
+            values[f"audit.model.{key}"] = interval(audit.loc[check])
+    heat = f"{stage}: share of Grad-CAM inside the lungs"
+    if heat in audit.index and np.isfinite(audit.loc[heat, "value"]):
+        row = audit.loc[heat]
+        values["audit.heat"] = percent_bounds(*row[["value", "low", "high"]])
+        values["audit.heat.concentrated"] = yes(row["verdict"] == "pass")
+        values["audit.lungs.area"] = escape(re.search(r"take ([\d.]+%)", row["found"]).group(1))
+
+
+def _audit_of(run: RunTables) -> str | None:
     """Folder in the results with an audit of the run's data; None where there is none."""
     data = run.record()["data"]
     for record in sorted(run.results.glob("audit/**/audit.json")):
@@ -670,121 +532,3 @@ def _audit_of(run: _Run) -> str | None:
 
 def _best(trials: pd.DataFrame) -> pd.Series:
     return trials.loc[trials["val_loss"].idxmin()]
-
-
-# How numbers are written.
-
-
-def escape(text: object) -> str:
-    """Text for LaTeX: the characters that it takes for commands are made harmless.
-
-    Characters that its fonts lack, such as Chinese ones, become their code: 胸 is [U+80F8].
-    """
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    special |= {character: "\\" + character for character in "&%$#_{}"}
-    special |= {"–": "--", "−": "$-$", "×": "$\\times$"}
-    return "".join(
-        special.get(character)
-        or (character if ord(character) < 384 else f"[U+{ord(character):04X}]")
-        for character in str(text)
-    )
-
-
-def texttt(text: object) -> str:
-    """Name of a file."""
-    return rf"\texttt{{{escape(text)}}}"
-
-
-def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals; a dash where there is none."""
-    if value is None or not np.isfinite(value):
-        return "--"
-    return f"{value:.{digits}f}".replace("-", "$-$")
-
-
-def bounds(value: float, low: float, high: float, digits: int = 3) -> str:
-    """A value with its interval."""
-    if not np.isfinite(low):
-        return number(value, digits)
-    return f"{number(value, digits)} ({number(low, digits)}--{number(high, digits)})"
-
-
-def interval(row: pd.Series) -> str:
-    """The columns value, low and high of a row."""
-    return bounds(row["value"], row["low"], row["high"])
-
-
-def _difference(row: pd.Series, prefix: str = "") -> str:
-    """A difference with its sign and interval: +0.020 [−0.010, +0.050]."""
-    value, low, high = (row[f"{prefix}{name}"] for name in ("difference", "low", "high"))
-    return f"{_signed(value)} [{_signed(low)}, {_signed(high)}]"
-
-
-def _signed(value: float) -> str:
-    return "--" if not np.isfinite(value) else f"${value:+.3f}$"
-
-
-def plus_minus(value: float, spread: float, digits: int) -> str:
-    """Mean and standard deviation."""
-    return f"{number(value, digits)}\\,$\\pm$\\,{number(spread, digits)}"
-
-
-def percent(share: float) -> str:
-    """A share in percent, without decimals."""
-    return f"{100 * share:.0f}\\,\\%"
-
-
-def percent_bounds(value: float, low: float, high: float) -> str:
-    """A share with its interval, in percent."""
-    if not np.isfinite(value):
-        return "--"
-    if not np.isfinite(low):
-        return percent(value)
-    return f"{percent(value)} ({100 * low:.0f}--{100 * high:.0f})"
-
-
-def p_value(p: float, *, bare: bool = False) -> str:
-    """``$p=0.03$``; below 0.001 only that; bare without the letter."""
-    if not np.isfinite(p):
-        return "--"
-    relation, text = ("<", "0.001") if p < 0.001 else ("=", f"{p:.2f}" if p >= 0.1 else f"{p:.3f}")
-    if bare:
-        return f"$<{text}$" if relation == "<" else text
-    return f"$p{relation}{text}$"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, from two minutes on minutes."""
-    if seconds >= 120:
-        return f"{seconds / 60:.0f}\\,min"
-    return f"{seconds:.0f}\\,s" if seconds >= 10 else f"{seconds:.1f}\\,s"
-
-
-def thousands(count: float) -> str:
-    """A whole number in groups of three digits."""
-    return f"{int(count):,}".replace(",", "\\,")
-
-
-def yes(condition: object) -> str:
-    r"""1 or 0, for ``\ifyes``."""
-    return "1" if condition else "0"
-
-
-def _sentence(text: str) -> str:
-    return escape(text[0].upper() + text[1:])
-
-
-def tabular(columns: str, head: list[str], rows: list[list[str]]) -> str:
-    """A table between rules; ``columns`` as LaTeX takes them."""
-    lines = [" & ".join(row) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
-            r"\toprule",
-            " & ".join(head) + r" \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )

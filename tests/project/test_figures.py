@@ -114,12 +114,12 @@ def test_intervals_are_drawn_from_bound_to_bound():
 @pytest.mark.parametrize(
     ("label", "score", "expected"),
     [
-        (1, 2.0, "COVID; predicted COVID\nprobability 0.88: correct"),
-        (1, -2.0, "COVID; predicted NORMAL\nprobability 0.88: WRONG"),
-        (0, -2.0, "NORMAL; predicted NORMAL\nprobability 0.88: correct"),
+        (1, 2.0, "COVID; predicted COVID\np(COVID) = 0.88: correct"),
+        (1, -2.0, "COVID; predicted NORMAL\np(COVID) = 0.12: WRONG"),
+        (0, -2.0, "NORMAL; predicted NORMAL\np(COVID) = 0.12: correct"),
     ],
 )
-def test_the_verdict_gives_label_prediction_and_its_probability(label, score, expected):
+def test_the_verdict_gives_label_prediction_and_the_probability_of_covid(label, score, expected):
     assert figures.verdict(label, score, CLASSES) == expected
 
 
