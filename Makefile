@@ -7,6 +7,7 @@
 # make faults              the long form of tests/faults; writes results/faults.csv
 # make report [RESULTS=folder]
 # make verify DATA=path [RESULTS=folder]   scores the run's models again, compares every figure
+# make figures DATA=path [RESULTS=folder]  draws the figures that show images again, from the models
 # make submission GROUP=number [RESULTS=folder] [DRAFT=1]
 
 VENV := .venv
@@ -17,7 +18,7 @@ STUDIES := $(filter-out course_extras,$(basename $(notdir $(wildcard studies/*.i
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
 	$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
 
-.PHONY: run extras studies test floor newest faults lint report verify submission clean
+.PHONY: run extras studies test floor newest faults lint report verify figures submission clean
 
 # The run, the report and the hand-in share one results folder.
 run: $(VENV)/ready
@@ -35,6 +36,9 @@ report: $(VENV)/ready
 
 verify: $(VENV)/ready
 	$(PYTHON) -m covid_lab verify --data "$(DATA)" $(if $(RESULTS),--results "$(RESULTS)")
+
+figures: $(VENV)/ready
+	$(PYTHON) -m covid_lab figures --data "$(DATA)" $(if $(RESULTS),--results "$(RESULTS)")
 
 submission: $(VENV)/ready
 	$(PYTHON) -m covid_lab handin $(if $(GROUP),--group $(GROUP)) \

@@ -234,6 +234,24 @@ def _verify(options: argparse.Namespace) -> int:
     return _refused("the run's figures differ", faults) if faults else 0
 
 
+def _figures(options: argparse.Namespace) -> int:
+    from covid_lab.checkpoints import ModelRefused
+    from covid_lab.report.redraw import draw_images
+    from covid_lab.runs.runner import NotebookFailed
+    from covid_lab.verify import NotKept
+    from covid_project.data import DataError
+    from covid_project.models import WeightsUnavailable
+
+    refused = (DataError, ModelRefused, NotebookFailed, NotKept, OSError, WeightsUnavailable)
+    try:
+        for path in draw_images(options.results, options.data):
+            print(f"written: {path}")
+    except refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def _refused(what: str, reasons: list[str]) -> int:
     print(f"error: {what}:", *(f"  - {reason}" for reason in reasons), sep="\n", file=sys.stderr)
     return 1
@@ -358,8 +376,13 @@ def _parser() -> argparse.ArgumentParser:
     keep.set_defaults(command=_keep)
     check = commands.add_parser("verify", help="score a run's models again, compare every figure")
     check.set_defaults(command=_verify)
-    check.add_argument("--data", type=Path, required=True, help="the run's images")
-    for command in (report, hand_in, keep, check):
+    redraw = commands.add_parser(
+        "figures", help="draw the figures that show images again, from a run's models"
+    )
+    redraw.set_defaults(command=_figures)
+    for command in (check, redraw):
+        command.add_argument("--data", type=Path, required=True, help="the run's images")
+    for command in (report, hand_in, keep, check, redraw):
         command.add_argument(
             "--results", type=Path, default=Path("results"), help="folder of the finished run"
         )

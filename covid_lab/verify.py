@@ -59,9 +59,9 @@ def keep_top(results: Path) -> Path:
         "width": transfer.width,
         "weights": transfer.weights,
         "image_size": transfer.image_size,
+        "dropout": model.get_layer("dropout").rate,
         "cut": cut,
         "below_the_cut": fingerprint(*lower.get_weights()),
-        "all_weights": fingerprint(*model.get_weights()),
         "model": model_fingerprint(model),
     }
     path = _top(results)
@@ -88,7 +88,7 @@ def load_kept(results: Path, stage: str) -> tuple[keras.Model, str]:
     record = json.loads(top.with_suffix(".json").read_text(encoding="utf-8"))
     name, size = record["backbone"], record["image_size"]
     backbone = build_backbone(name, size, width=record["width"], weights=record["weights"])
-    model = transfer_model(backbone, dropout=0.0)  # without effect on a finished model
+    model = transfer_model(backbone, dropout=record["dropout"])
     lower, upper = split_at(model, record["cut"])
     found = fingerprint(*lower.get_weights())
     if found != record["below_the_cut"]:
@@ -98,7 +98,7 @@ def load_kept(results: Path, stage: str) -> tuple[keras.Model, str]:
             "into the folder models of your Keras cache, or run the notebooks"
         )
     upper.set_weights(load_model(top).get_weights())
-    if fingerprint(*model.get_weights()) != record["all_weights"]:
+    if model_fingerprint(model) != record["model"]:
         raise NotKept(f"{top} does not fit its record {top.with_suffix('.json').name}")
     return model, record["model"]
 

@@ -43,7 +43,7 @@ class MissingInput(RuntimeError):
 def open_run(settings: Settings) -> "Run":
     """Open the data and the results folder of a run, and print both.
 
-    Where the results folder holds the tables of a finished run without its models, as a hand-in
+    Where the results folder holds the tables of a finished run without all its models, as a hand-in
     does, the run takes the folder of the same name with ``_rerun``: the tables stay as they are.
 
     Raises
@@ -55,7 +55,7 @@ def open_run(settings: Settings) -> "Run":
         print(f"WARNING: this is Python {platform.python_version()}; the task sheet asks for 3.12.")
     folder = Path(settings.results)
     if _is_handed_in(folder):
-        print(f"{folder.name} holds the tables of a finished run without its models; kept.")
+        print(f"{folder.name} holds the tables of a finished run without all its models; kept.")
         folder = folder.with_name(f"{folder.name}_rerun")
     dataset = open_dataset(
         settings.data,
@@ -67,7 +67,8 @@ def open_run(settings: Settings) -> "Run":
 
 
 def _is_handed_in(folder: Path) -> bool:
-    return (folder / "metrics.csv").is_file() and not any(folder.glob("models/*.keras"))
+    # The models of the searches are neither handed in nor kept.
+    return (folder / "metrics.csv").is_file() and not any(folder.glob("models/*_tuned.keras"))
 
 
 class Run:

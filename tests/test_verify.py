@@ -10,6 +10,7 @@ import pytest
 
 from covid_lab import verify
 from covid_lab.__main__ import main
+from covid_lab.report import build, checks
 from covid_project.models import build_backbone, logits, model_fingerprint, transfer_model
 from covid_project.settings import as_yaml, load_settings
 
@@ -73,6 +74,26 @@ def test_other_data_and_a_missing_model_are_named(run, image_folder, capsys):
     assert "baseline.keras is missing: run the notebooks" in capsys.readouterr().err
 
 
+def test_image_figures_are_drawn_again_and_nothing_else_changes(run):
+    results, data = run
+    figures = sorted((results / "figures").glob("images_*.pdf"))
+    assert len(figures) > 12
+    for path in figures:
+        path.unlink()
+    shutil.rmtree(results / "cache")
+    before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    assert main(["figures", "--results", str(results), "--data", str(data)]) == 0
+    assert sorted((results / "figures").glob("images_*.pdf")) == figures
+    after = {
+        path: path.read_bytes()
+        for path in results.rglob("*")
+        if path not in figures and path.is_file()
+    }
+    assert after == before
+    report = build.SOURCE.read_text(encoding="utf-8")
+    assert checks.stale_figures(report, results) == []
+
+
 def random_model(results, weights):
     """A results folder with a model that is joined from a weights file and a random head."""
     network = keras.applications.MobileNet(
@@ -102,7 +123,7 @@ def test_the_kept_layers_and_the_backbones_own_are_the_same_model(tmp_path, rng)
     whole.unlink()
     joined = verify.open_model(top)  # as `explain` opens it
     identity = verify.load_kept(results, "fine_tuned")[1]
-    assert identity == model_fingerprint(model)
+    assert identity == model_fingerprint(model) == model_fingerprint(joined)
     images = rng.integers(0, 256, (4, 64, 64, 1), dtype=np.uint8)
     np.testing.assert_array_equal(logits(joined, images), logits(model, images))
     assert not any(isinstance(layer, keras.Model) for layer in joined.layers)  # flat, for Grad-CAM
@@ -123,6 +144,6 @@ def test_a_kept_part_that_was_exchanged_is_refused(tmp_path):
     random_model(results, tmp_path / "own.weights.h5")
     record = verify.keep_top(results).with_suffix(".json")
     (results / "models" / "fine_tuned.keras").unlink()
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"all_weights": "another"}))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"model": "another"}))
     with pytest.raises(verify.NotKept, match="does not fit its record"):
         verify.load_kept(results, "fine_tuned")

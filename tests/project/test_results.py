@@ -9,7 +9,7 @@ import pytest
 from conftest import write_images
 
 from covid_project.data import DataError, decode, resize
-from covid_project.files import fingerprint, read_csv, write_csv
+from covid_project.files import fingerprint, read_csv, write_csv, write_text
 from covid_project.models import baseline_cnn, logits, model_fingerprint
 from covid_project.normalization import normalization_layer
 from covid_project.results import MissingInput, open_run
@@ -163,20 +163,23 @@ def test_a_record_that_says_nothing_of_its_data_is_refused(run, settings, record
         open_run(settings)
 
 
-def test_handed_in_tables_are_not_overwritten(settings, image_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kept", [(), ("baseline.keras", "fine_tuned_top.keras")])
+def test_handed_in_tables_are_not_overwritten(settings, image_folder, tmp_path, monkeypatch, kept):
     handed_in = tmp_path / "project" / "results"
     write_csv(handed_in / "metrics.csv", pd.DataFrame({"stage": ["baseline"]}))
+    for name in kept:
+        write_text(handed_in / "models" / name, "a model")
     monkeypatch.setattr("covid_project.settings.PROJECT", handed_in.parent)
     first = open_run(load_settings(data=image_folder))
     assert first.folder == handed_in.with_name("results_rerun")
     assert open_run(load_settings(data=image_folder)).folder == first.folder
-    assert sorted(path.name for path in handed_in.iterdir()) == ["metrics.csv"]
+    assert {path.name for path in handed_in.iterdir()} <= {"metrics.csv", "models"}
 
 
 def test_a_run_of_ones_own_continues_in_its_folder(image_folder, tmp_path, monkeypatch, model):
     monkeypatch.setattr("covid_project.settings.PROJECT", tmp_path)
     run = open_run(load_settings(data=image_folder))
-    run.save_model("baseline", model, pd.DataFrame({"epoch": [1]}), {})
+    run.save_model("baseline_tuned", model, pd.DataFrame({"epoch": [1]}), {})
     write_csv(run.folder / "metrics.csv", pd.DataFrame({"stage": ["baseline"]}))
     assert open_run(load_settings(data=image_folder)).folder == run.folder == tmp_path / "results"
 
