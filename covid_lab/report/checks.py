@@ -225,7 +225,7 @@ def marked_places(source: str) -> list[str]:
     """Places that only the team can fill, and has not."""
     place = rf"\\(?:teamplace|observe\{{[^}}#]+\}})\{{({_HINT})\}}"
     found = re.findall(place, text_of(source))
-    return [f"to be written by the team: {what}" for what in found]
+    return [f"to be written by the team: {' '.join(what.split())}" for what in found]
 
 
 def figure_names(source: str) -> list[str]:
