@@ -83,8 +83,8 @@ def _run_course(settings: Settings, lab: LabOptions, options: argparse.Namespace
     from covid_project.results import open_run
 
     open_root(settings.data)  # refuses unsafe archives, which the course package never unpacks
-    if lab.without_weights == "random":
-        settings = _with_available_weights(settings)
+    if lab.without_weights != "stop":
+        settings = _with_available_weights(settings, lab.without_weights)
     run = open_run(settings)  # data that cannot be used are refused before a notebook is opened
     names = (f"studies/{EXTRAS}",) if options.study else tuple(options.only or NOTEBOOKS)
     _run_notebooks(names, run.settings, lab.expected_seconds, options)
@@ -115,16 +115,24 @@ def _run_notebooks(
     )
 
 
-def _with_available_weights(settings: Settings) -> Settings:
-    """Return the same settings, with random weights where the backbone's are unavailable."""
+def _with_available_weights(settings: Settings, otherwise: str) -> Settings:
+    """Return the same settings, with other weights where the backbone's are unavailable.
+
+    ``otherwise`` is "random", or "drawn": those that were pretrained on drawings, which fit one
+    backbone only.
+    """
+    from covid_lab import pretraining
     from covid_project.models import WeightsUnavailable, build_backbone
 
     how = settings.transfer
     try:
         build_backbone(how.backbone, how.image_size, width=how.width, weights=how.weights)
     except WeightsUnavailable:
-        print(f"WARNING: no {how.weights} weights for {how.backbone}: continuing with RANDOM ones.")
-        how = dataclasses.replace(how, weights="random")
+        fits = (how.backbone, how.width) == (pretraining.BACKBONE, pretraining.WIDTH)
+        drawn = otherwise == "drawn" and fits
+        kind = "weights that were pretrained on drawn images" if drawn else "RANDOM weights"
+        print(f"WARNING: no {how.weights} weights for {how.backbone}: continuing with {kind}.")
+        how = dataclasses.replace(how, weights=pretraining.WEIGHTS if drawn else "random")
     return dataclasses.replace(settings, transfer=how)
 
 

@@ -94,6 +94,46 @@ def draw_radiograph(
     return Radiograph(_expose(scanner, opacity), lungs.any(axis=0), lesions, severity)
 
 
+QUESTIONS = ("letter", "tag", "wire", "nodules", "fluid", "mirrored", "dark")
+
+
+def draw_examination(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a chest without COVID, and say what is in the picture (see `covid_lab.pretraining`).
+
+    Parameters
+    ----------
+    rng
+        As for `draw_radiograph`.
+    size
+        Pixels along each side, at least 32.
+
+    Returns
+    -------
+    image : np.ndarray, uint8 (size, size)
+    answers : np.ndarray, bool (len(QUESTIONS),)
+        Whether there is a letter, a tag, a wire, nodules, fluid in a lung; whether the image is
+        mirrored, and displayed too dark.
+    """
+    _check_size(size)
+    patient, chance, scanner = rng.spawn(3)
+    answers = chance.random(len(QUESTIONS)) < 0.5
+    present = dict(zip(QUESTIONS, answers, strict=True))
+    opacity, air = _draw_thorax(patient, size)
+    for name, add in (("letter", _add_letter), ("tag", _add_tag), ("wire", _add_wire)):
+        if present[name]:
+            add(chance, opacity)
+    if present["nodules"]:
+        _add_nodules(chance, opacity, (air > 0.5).any(axis=0))
+    if present["fluid"]:
+        _add_fluid(chance, opacity, air)
+    image = _expose(scanner, opacity)
+    if present["mirrored"]:
+        image = image[:, ::-1]
+    if present["dark"]:
+        image = np.uint8(255 * (image / 255) ** chance.uniform(1.5, 2.5))
+    return image, answers
+
+
 def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int) -> Path:
     """Draw a data set into ``folder``, laid out like the course's, and return the folder.
 
@@ -435,27 +475,58 @@ def _draw_lesions(
 def _draw_markers(rng: np.random.Generator, size: int) -> np.ndarray:
     """Opacity of a letter, a tag and a wire, each present at times."""
     opacity = np.zeros((size, size), np.float32)
-    if rng.random() < 0.6:
-        name = rng.choice(["L", "R"])
-        letter = np.array([[int(dot) for dot in line] for line in _LETTERS[name]])
-        letter = ndimage.zoom(letter, rng.uniform(0.07, 0.1) * size / 7, order=1)
-        row = int(rng.uniform(0.03, 0.12) * size)
-        column = int(rng.uniform(0.03, 0.12) * size)
-        if name == "L":  # the patient's left is on the right
-            column = size - column - letter.shape[1]
-        opacity[row : row + letter.shape[0], column : column + letter.shape[1]] += letter
-    if rng.random() < 0.2:
-        row, column = rng.choice([0.02, 0.9]) * size, rng.uniform(0.02, 0.78) * size
-        height, width = rng.uniform(0.03, 0.06) * size, rng.uniform(0.1, 0.2) * size
-        opacity[int(row) : int(row + height), int(column) : int(column + width)] += 0.6
-    if rng.random() < 0.25:
-        path = np.linspace(0, 1, 3 * size)
-        row = rng.uniform(-0.1, 0.4) + path * rng.uniform(0.3, 0.9)
-        column = rng.uniform(0.1, 0.9) + 0.15 * np.sin(rng.uniform(2, 6) * path + rng.uniform(0, 6))
-        row, column = (row * size).astype(int), (column * size).astype(int)
-        seen = (row >= 0) & (row < size) & (column >= 0) & (column < size)
-        opacity[row[seen], column[seen]] += 0.35
+    for chance, add in ((0.6, _add_letter), (0.2, _add_tag), (0.25, _add_wire)):
+        if rng.random() < chance:
+            add(rng, opacity)
     return opacity
+
+
+def _add_letter(rng: np.random.Generator, opacity: np.ndarray) -> None:
+    size = len(opacity)
+    name = rng.choice(["L", "R"])
+    letter = np.array([[int(dot) for dot in line] for line in _LETTERS[name]])
+    letter = ndimage.zoom(letter, rng.uniform(0.07, 0.1) * size / 7, order=1)
+    row = int(rng.uniform(0.03, 0.12) * size)
+    column = int(rng.uniform(0.03, 0.12) * size)
+    if name == "L":  # the patient's left is on the right
+        column = size - column - letter.shape[1]
+    opacity[row : row + letter.shape[0], column : column + letter.shape[1]] += letter
+
+
+def _add_tag(rng: np.random.Generator, opacity: np.ndarray) -> None:
+    size = len(opacity)
+    row, column = rng.choice([0.02, 0.9]) * size, rng.uniform(0.02, 0.78) * size
+    height, width = rng.uniform(0.03, 0.06) * size, rng.uniform(0.1, 0.2) * size
+    opacity[int(row) : int(row + height), int(column) : int(column + width)] += 0.6
+
+
+def _add_wire(rng: np.random.Generator, opacity: np.ndarray) -> None:
+    size = len(opacity)
+    path = np.linspace(0, 1, 3 * size)
+    row = rng.uniform(-0.1, 0.4) + path * rng.uniform(0.3, 0.9)
+    column = rng.uniform(0.1, 0.9) + 0.15 * np.sin(rng.uniform(2, 6) * path + rng.uniform(0, 6))
+    row, column = (row * size).astype(int), (column * size).astype(int)
+    seen = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+    opacity[row[seen], column[seen]] += 0.35
+
+
+def _add_nodules(rng: np.random.Generator, opacity: np.ndarray, lungs: np.ndarray) -> None:
+    """Add a few small, round, sharp nodules to the lungs (size, size) bool."""
+    size = len(opacity)
+    rows, columns = np.nonzero(lungs)
+    pixels = np.arange(size)
+    for place in rng.choice(len(rows), rng.integers(2, 6)):
+        distance = np.hypot(pixels[:, None] - rows[place], pixels - columns[place])
+        opacity += rng.uniform(0.15, 0.4) * _soft((rng.uniform(0.02, 0.04) * size - distance) / 1.0)
+
+
+def _add_fluid(rng: np.random.Generator, opacity: np.ndarray, air: np.ndarray) -> None:
+    """Fill one lung, of the air (2, size, size), with fluid up to a level."""
+    lung = air[rng.integers(2)]
+    rows = np.nonzero((lung > 0.5).any(axis=1))[0]
+    level = rows[0] + rng.uniform(0.6, 0.85) * (rows[-1] - rows[0])
+    below = _soft((np.arange(len(opacity)) - level) / 2.0)[:, None]
+    opacity += rng.uniform(0.2, 0.4) * below * lung
 
 
 def _expose(rng: np.random.Generator, opacity: np.ndarray) -> np.ndarray:

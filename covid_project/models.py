@@ -18,7 +18,7 @@ from keras import layers
 
 from covid_project.augmentation import augment
 from covid_project.files import cached_array, fingerprint
-from covid_project.settings import Augmentation
+from covid_project.settings import PROJECT, Augmentation
 
 BATCH = 64  # images per call where nothing is learned
 
@@ -155,7 +155,8 @@ def build_backbone(
     width : float
         Multiplier of the number of filters (``alpha``), for the MobileNets.
     weights : str
-        "imagenet" (the Keras cache, else a download), "random", or the path of a weights file.
+        "imagenet" (the Keras cache, else a download), "random", or the path of a weights file,
+        as it is or from the folder of the notebooks.
 
     Raises
     ------
@@ -165,6 +166,8 @@ def build_backbone(
     backbone = BACKBONES[name]
     if width != 1 and not backbone.has_width:
         raise ValueError(f"{name} has no width multiplier: width is {width}, allowed: 1")
+    if weights not in ("imagenet", "random") and not Path(weights).is_file():
+        weights = str(PROJECT / weights)
     images = keras.Input((image_size, image_size, 1), name="images")
     colours = layers.Concatenate(name="rgb")([images] * 3)  # the grey image in all three channels
     scaling = layers.Rescaling(backbone.scale, offset=backbone.offset, name="scaling")

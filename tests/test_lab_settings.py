@@ -72,7 +72,7 @@ def test_what_is_changed_for_one_run_takes_the_place_of_the_profile(tmp_path, mo
         ({"seeed": 1}, "unknown setting seeed"),
         ({"phantoms.size": 8}, "phantoms.size is 8; allowed: 32 to 1024"),
         ({"expected_seconds.baseline": -1}, "expected_seconds.baseline is -1"),
-        ({"without_weights": "maybe"}, "allowed: stop, random"),
+        ({"without_weights": "maybe"}, "allowed: stop, random, drawn"),
         ({"nowhere.at_all": 1}, "unknown setting nowhere"),
     ],
 )

@@ -199,6 +199,12 @@ def test_unbalanced_classes_are_said_to_be(copy):
     [
         (lambda: latex.number(-0.1234, 2), "$-$0.12"),
         (lambda: latex.number(np.nan, 2), "--"),
+        (lambda: latex.number(-0.0004, 3), "0.000"),
+        (lambda: latex.signed(-0.0004), "$0.000$"),
+        (lambda: latex.signed(0.0104), "$+0.010$"),
+        (lambda: latex.rate(0.004), "0.004"),
+        (lambda: latex.rate(1e-4 / 3), "$3.3\\times10^{-5}$"),
+        (lambda: latex.rate(3e-4), "$3\\times10^{-4}$"),
         (lambda: latex.bounds(0.5, 0.4, 0.6), "0.500 (0.400--0.600)"),
         (lambda: latex.p_value(0.0004), "$p<0.001$"),
         (lambda: latex.p_value(0.0312), "$p=0.031$"),

@@ -27,6 +27,7 @@ from covid_lab.report.latex import (
     percent,
     percent_bounds,
     plus_minus,
+    rate,
     sentence,
     tabular,
     texttt,
@@ -327,7 +328,7 @@ def _baseline_search(run: RunTables, trials: pd.DataFrame, best: pd.Series, valu
         "tuning.baseline.most.spread": number(spreads[most], 3),
         "tuning.baseline.least": escape(least.replace("_", " ")),
         "tuning.baseline.least.spread": number(spreads[least], 3),
-        "best.baseline.rate": f"{best['learning_rate']:g}",
+        "best.baseline.rate": rate(best["learning_rate"]),
         "best.baseline.dropout": f"{best['dropout']:g}",
         "best.baseline.filters": str(int(best["filters"])),
         "best.baseline.batch": str(int(best["batch_size"])),
@@ -351,6 +352,7 @@ def _architecture(layers: pd.DataFrame, values: dict, tables: dict) -> None:
         "dense.units": str(layers.loc["dense", "output"]),
         "baseline.parameters": thousands(layers["parameters"].sum()),
     }
+    norms = layers[layers["kind"] == "BatchNormalization"]
     shown = layers[~layers["kind"].isin(["BatchNormalization", "ReLU"])]
     tables["layers"] = tabular(
         "llrr",
@@ -363,6 +365,10 @@ def _architecture(layers: pd.DataFrame, values: dict, tables: dict) -> None:
                 thousands(row["parameters"]),
             ]
             for name, row in shown.iterrows()
+        ]
+        + [
+            ["BatchNorm, all together", "", "", thousands(norms["parameters"].sum())],
+            ["sum", "", "", thousands(layers["parameters"].sum())],
         ],
     )
 
@@ -385,7 +391,7 @@ def _task3(run: RunTables, values: dict, tables: dict) -> None:
         "tuning.transfer.trials": str(len(trials)),
         "tuning.transfer.extensions": str(int(trials["extension"].sum())),
         "tuning.transfer.seconds": duration(trials["seconds"].sum()),
-        "best.transfer.rate": f"{best['learning_rate']:g}",
+        "best.transfer.rate": rate(best["learning_rate"]),
         "best.transfer.dropout": f"{best['dropout']:g}",
         "best.transfer.batch": str(int(best["batch_size"])),
         "transfer.epochs": str(len(history)),
@@ -403,7 +409,7 @@ def _task3(run: RunTables, values: dict, tables: dict) -> None:
         "fine.rehearsals": str(len(rehearsals)),
         "fine.drops": str(len(rehearsals) - len(kept)),
         "fine.dropped": yes(len(kept) < len(rehearsals)),
-        "fine.rehearsed.rate": f"{_best(kept)['learning_rate']:.2g}" if helps else "none",
+        "fine.rehearsed.rate": rate(_best(kept)["learning_rate"]) if helps else "none",
         "fine.rehearsed.loss": number(kept["val_loss"].min(), 3) if helps else "none",
     }
     values |= {"fine.kept": yes(False), "fine.rate": "none", "fine.attempts": "none"}
@@ -412,7 +418,7 @@ def _task3(run: RunTables, values: dict, tables: dict) -> None:
     if helps:
         attempts = run.table("fine_tuning_attempts.csv")
         values["fine.kept"] = yes(attempts["outcome"].iloc[-1] == "kept")
-        values["fine.rate"] = f"{attempts['learning_rate'].iloc[-1]:.2g}"
+        values["fine.rate"] = rate(attempts["learning_rate"].iloc[-1])
         values["fine.attempts"] = str(len(attempts))
         tuned = run.table("history_fine_tuned.csv")
         lowest = tuned.loc[tuned["accuracy"].idxmin()]
@@ -424,7 +430,7 @@ def _task3(run: RunTables, values: dict, tables: dict) -> None:
         "rrrr",
         ["learning rate", "loss", "accuracy", "AUC"],
         [
-            [f"{row['learning_rate']:.2g}"]
+            [rate(row["learning_rate"])]
             + [number(row.get(f"val_{name}"), 3) for name in ("loss", "accuracy", "AUC")]
             for _, row in rehearsals.sort_values("learning_rate").iterrows()
         ],

@@ -28,7 +28,20 @@ def number(value: float | None, digits: int) -> str:
     """A number with so many decimals; a dash where there is none."""
     if value is None or not np.isfinite(value):
         return "--"
-    return f"{value:.{digits}f}".replace("-", "$-$")
+    return _rounded(value, f".{digits}f").replace("-", "$-$")
+
+
+def _rounded(value: float, form: str) -> str:
+    text = format(value, form)
+    return text.lstrip("+-") if float(text) == 0 else text  # no −0.000
+
+
+def rate(value: float) -> str:
+    r"""A learning rate: 0.004, or ``$3\times10^{-5}$``."""
+    if value >= 0.001:
+        return f"{value:.2g}"
+    digits, exponent = f"{value:.1e}".split("e")
+    return rf"${float(digits):g}\times10^{{{int(exponent)}}}$"
 
 
 def bounds(value: float, low: float, high: float, digits: int = 3) -> str:
@@ -51,7 +64,7 @@ def difference(row: pd.Series, prefix: str = "") -> str:
 
 def signed(value: float) -> str:
     """A number with its sign and three decimals."""
-    return "--" if not np.isfinite(value) else f"${value:+.3f}$"
+    return "--" if not np.isfinite(value) else f"${_rounded(value, '+.3f')}$"
 
 
 def plus_minus(value: float, spread: float, digits: int) -> str:

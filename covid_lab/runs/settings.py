@@ -51,7 +51,7 @@ class LabOptions:
     """What a profile of the course run says beyond the settings of the course."""
 
     phantoms: Phantoms | None = None
-    without_weights: str = one_of("stop", "random", default="stop")  # where they are unavailable
+    without_weights: str = one_of("stop", "random", "drawn", default="stop")  # if unavailable
     expected_seconds: dict[str, float] = field(
         default_factory=dict
     )  # per notebook, only for the time that is left
