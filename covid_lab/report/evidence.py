@@ -5,9 +5,7 @@ Outcomes are numbers that choose among sentences: ``\choice`` takes 0 (no differ
 or 2 (worse), ``\ifyes`` takes 0 or 1.
 """
 
-import json
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import pandas as pd
 
 from covid_lab.comparison import verdict
 from covid_lab.report import extras
+from covid_lab.report.audit import add_audit
 from covid_lab.report.latex import (
     difference,
     duration,
@@ -25,7 +24,6 @@ from covid_lab.report.latex import (
     number,
     p_value,
     percent,
-    percent_bounds,
     plus_minus,
     rate,
     sentence,
@@ -69,7 +67,7 @@ def collect(results: Path) -> Evidence:
     values: dict[str, str] = {}
     tables: dict[str, str] = {}
     missing = []
-    for part in (_introduction, _task1, _task2, _task3, _task4, _audit):
+    for part in (_introduction, _task1, _task2, _task3, _task4, add_audit):
         _add(part, run, values, tables, missing)
     extras_missing = []
     for part in extras.PARTS if not missing else ():  # they follow a finished run
@@ -488,52 +486,6 @@ def _task4(run: RunTables, values: dict, tables: dict) -> None:
         "cam.wrong.any": yes(wrong.any()),
         "n.wrong": str(int(wrong.sum())),
     }
-
-
-def _audit(run: RunTables, values: dict, tables: dict) -> None:
-    """What the audit of the data found, where one was made of this run's data."""
-    folder = _audit_of(run)
-    values["audit.there"] = yes(folder)
-    values["audit.copies"] = "--"
-    if folder:
-        views = run.table(f"{folder}/shortcuts.csv").rename(columns={"auc": "value"})
-        views = views.set_index("view")
-        pairs = run.table(f"{folder}/duplicates.csv")
-        values["audit.copies"] = str(int((pairs["split_first"] != pairs["split_second"]).sum()))
-        _audit_of_the_model(run.table(f"{folder}/audit.csv"), run.table("gradcam.csv"), values)
-    for view in ("border", "lungs removed", "whole image", "file metadata"):
-        shown = interval(views.loc[view]) if folder and view in views.index else "--"
-        values[f"audit.{view.replace(' ', '.')}.AUC"] = shown
-
-
-def _audit_of_the_model(audit: pd.DataFrame, maps: pd.DataFrame, values: dict) -> None:
-    """What the explained model scores where parts of the images are hidden, and its heat."""
-    audit, stage = audit.set_index("check"), maps["stage"].iloc[0]
-    views = {
-        "border": "border",
-        "outside": "image without lungs",
-        "lungs": "lungs",
-    }
-    for key, view in views.items():
-        check = f"{stage}: the model on the {view} alone"
-        if check in audit.index:
-            values[f"audit.model.{key}"] = interval(audit.loc[check])
-    heat = f"{stage}: share of Grad-CAM inside the lungs"
-    if heat in audit.index and np.isfinite(audit.loc[heat, "value"]):
-        row = audit.loc[heat]
-        values["audit.heat"] = percent_bounds(*row[["value", "low", "high"]])
-        values["audit.heat.concentrated"] = yes(row["verdict"] == "pass")
-        values["audit.lungs.area"] = escape(re.search(r"take ([\d.]+%)", row["found"]).group(1))
-
-
-def _audit_of(run: RunTables) -> str | None:
-    """Folder in the results with an audit of the run's data; None where there is none."""
-    data = run.record()["data"]
-    for record in sorted(run.results.glob("audit/**/audit.json")):
-        audited = json.loads(record.read_text(encoding="utf-8"))["data"]["fingerprint"]
-        if audited == data and record.with_name("shortcuts.csv").is_file():
-            return record.parent.relative_to(run.results).as_posix()
-    return None
 
 
 def _best(trials: pd.DataFrame) -> pd.Series:
