@@ -60,6 +60,7 @@ def keep_top(results: Path) -> Path:
         "weights": transfer.weights,
         "image_size": transfer.image_size,
         "dropout": model.get_layer("dropout").rate,
+        "trainable": [layer.name for layer in model.layers if layer.trainable],
         "cut": cut,
         "below_the_cut": fingerprint(*lower.get_weights()),
         "model": model_fingerprint(model),
@@ -89,6 +90,8 @@ def load_kept(results: Path, stage: str) -> tuple[keras.Model, str]:
     name, size = record["backbone"], record["image_size"]
     backbone = build_backbone(name, size, width=record["width"], weights=record["weights"])
     model = transfer_model(backbone, dropout=record["dropout"])
+    for layer in model.layers:
+        layer.trainable = layer.name in record["trainable"]
     lower, upper = split_at(model, record["cut"])
     found = fingerprint(*lower.get_weights())
     if found != record["below_the_cut"]:

@@ -71,11 +71,13 @@ def convolution(
     kernel: int = 3,
     strides: int = 1,
     activation: bool = True,
-    momentum: float = 0.95,
+    momentum: float = 0.8,
 ):
     """Apply a convolution, batch normalisation and ReLU to feature maps (N, H, W, C).
 
-    The convolution has no bias: the offset of the batch normalisation takes its place.
+    The convolution has no bias: the offset of the batch normalisation takes its place. Its moving
+    statistics follow within a few steps (``momentum``): where they lag behind the weights, the
+    validation loss jumps between epochs.
     """
     x = layers.Conv2D(
         filters,

@@ -96,6 +96,19 @@ def test_a_run_without_fault_is_accepted(results):
     assert code_faults(results) == []
 
 
+def test_notebooks_without_outputs_were_not_executed(results, project):
+    (results / "notebooks" / "gradcam.ipynb").unlink()
+
+    def clear(notebook):
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+
+    change(project / "gradcam.ipynb", clear)
+    (fault,) = code_faults(results)
+    assert fault == "gradcam.ipynb was not executed: run it from top to bottom and save it"
+
+
 def test_drawn_images_are_refused(small_run):
     assert any("drawn images" in fault for fault in code_faults(small_run[0] / "made"))
 
@@ -140,7 +153,7 @@ def test_notebooks_that_were_not_run_from_top_to_bottom_are_refused(results):
     change(folder / "baseline.ipynb", skip)
     change(folder / "gradcam.ipynb", fail)
     assert code_faults(results) == [
-        "data_exploration.ipynb was not executed: run it from top to bottom and save it",
+        "data_exploration.ipynb holds the outputs of the project's own run: run it",
         "baseline.ipynb was not executed from top to bottom: choose Run all",
         "gradcam.ipynb holds an error: ValueError",
     ]
@@ -187,7 +200,7 @@ def test_every_reason_is_named_at_once_and_nothing_is_written(results, tmp_path,
     (results / "notebooks" / "gradcam.ipynb").unlink()
     with pytest.raises(Refused) as refused:
         submit(results, 21, tmp_path / "out")
-    assert "gradcam.ipynb was not executed" in refused.value.reasons[0]
+    assert "gradcam.ipynb holds the outputs of the project's own run" in refused.value.reasons[0]
     assert "the report has 16 pages" in refused.value.reasons
     assert any("to be written by the team" in reason for reason in refused.value.reasons)
     assert not (tmp_path / "out").exists()

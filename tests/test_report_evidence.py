@@ -113,11 +113,14 @@ def test_a_record_that_says_nothing_of_phantoms_is_of_real_images(copy):
 
 def test_fine_tuning_that_always_dropped_is_said_to_be_skipped(copy):
     change(copy, "tuning_fine_tuning.csv", "trial == 1", val_loss=0.0)
-    attempts = pd.DataFrame({"learning_rate": [3e-5, 1e-5], "outcome": ["kept", "dropped"]})
+    attempts = pd.DataFrame(
+        {"learning_rate": [3e-5, 1e-5], "least_accuracy": 0.86, "outcome": ["kept", "dropped"]}
+    )
     attempts.to_csv(copy / "fine_tuning_attempts.csv", index=False)
     assert collect(copy).values["fine.kept"] == "0"
     attempts[::-1].to_csv(copy / "fine_tuning_attempts.csv", index=False)
-    assert collect(copy).values["fine.kept"] == "1"
+    values = collect(copy).values
+    assert (values["fine.kept"], values["fine.accuracy.before"]) == ("1", "0.960")
     change(copy, "tuning_fine_tuning.csv", "trial > 0", val_loss=np.nan)
     values = collect(copy).values
     assert (values["fine.ran"], values["fine.kept"]) == ("0", "0")

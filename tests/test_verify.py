@@ -106,6 +106,7 @@ def random_model(results, weights):
     (results / "models").mkdir(parents=True)
     (results / "settings.yaml").write_text(as_yaml(settings))
     backbone = build_backbone("MobileNet", 64, width=0.25, weights=str(weights))
+    backbone.trainable = False
     model = transfer_model(backbone, dropout=0.5)
     top = [layer for layer in model.layers if "13" in layer.name and layer.weights]
     for layer in top:  # as if they were trained

@@ -411,13 +411,15 @@ def _task3(run: RunTables, values: dict, tables: dict) -> None:
         "fine.rehearsed.loss": number(kept["val_loss"].min(), 3) if helps else "none",
     }
     values |= {"fine.kept": yes(False), "fine.rate": "none", "fine.attempts": "none"}
-    values |= {f"fine.{name}": "--" for name in ("accuracy.lowest", "accuracy.lowest.epoch",
-                                                 "accuracy.last", "loss.last")}  # fmt: skip
+    accuracies = ("before", "lowest", "lowest.epoch", "last")
+    values |= {f"fine.accuracy.{name}": "--" for name in accuracies} | {"fine.loss.last": "--"}
     if helps:
         attempts = run.table("fine_tuning_attempts.csv")
         values["fine.kept"] = yes(attempts["outcome"].iloc[-1] == "kept")
         values["fine.rate"] = rate(attempts["learning_rate"].iloc[-1])
         values["fine.attempts"] = str(len(attempts))
+        before = attempts["least_accuracy"].iloc[-1] + settings["fine_tuning"]["sudden_drop"]
+        values["fine.accuracy.before"] = number(before, 3)
         tuned = run.table("history_fine_tuned.csv")
         lowest = tuned.loc[tuned["accuracy"].idxmin()]
         values["fine.accuracy.lowest"] = number(lowest["accuracy"], 3)
