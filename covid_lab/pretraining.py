@@ -22,7 +22,7 @@ from joblib import Parallel, delayed
 
 from covid_lab.phantoms import QUESTIONS, draw_examination
 from covid_project.files import versions, whole_file, write_text
-from covid_project.models import build_backbone
+from covid_project.models import build_backbone, settle_batch_norm
 from covid_project.settings import PROJECT
 from covid_project.training import cosine_schedule, set_seed
 
@@ -30,6 +30,7 @@ WEIGHTS = "covid_lab/drawn_mobilenet.weights.h5"  # in the project
 BACKBONE, WIDTH, SIZE = "MobileNet", 0.25, 96  # as in profiles/demo.yaml
 SEED = 990_000  # the drawings' seeds follow it; those of the demo are spawned from 7
 IMAGES, HELD_OUT, EPOCHS, BATCH = 8000, 1000, 10, 64
+SETTLING = 512  # images that BatchNorm's statistics are taken from at the end
 
 
 def draw(count: int, first: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
@@ -56,6 +57,7 @@ def pretrain(
         metrics=[keras.metrics.BinaryAccuracy(threshold=0.0)],
     )
     model.fit(images, answers, BATCH, epochs, verbose=2)
+    settle_batch_norm(backbone, images[:SETTLING])  # MobileNet's moving statistics lag behind
     return model, backbone
 
 
