@@ -4,7 +4,7 @@ from pathlib import Path
 
 import nbformat
 
-from covid_lab.runs.runner import EXECUTED, TAG
+from covid_lab.runs.runner import CHATTER, EXECUTED, TAG
 from covid_lab.runs.settings import NOTEBOOKS
 from covid_project.files import write_text
 from covid_project.settings import PROJECT
@@ -34,7 +34,12 @@ def sources(cells: list[nbformat.NotebookNode]) -> list[str]:
 
 def without_chatter(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """Return the outputs of a code cell without TensorFlow's messages."""
-    return [output for output in cell.outputs if output.get("name") != "stderr"]
+    outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    for output in outputs:
+        if output.output_type == "stream":
+            lines = output.text.splitlines(keepends=True)
+            output.text = "".join(line for line in lines if not line.startswith(CHATTER))
+    return [output for output in outputs if output.get("text") != ""]
 
 
 def keep_outputs(results: Path, folder: Path = PROJECT) -> list[Path]:

@@ -6,7 +6,13 @@ import nbformat
 import pytest
 
 from covid_lab import handin
-from covid_lab.notebooks import NOT_SHOWN, OutputsRefused, code_cells, keep_outputs
+from covid_lab.notebooks import (
+    NOT_SHOWN,
+    OutputsRefused,
+    code_cells,
+    keep_outputs,
+    without_chatter,
+)
 from covid_lab.runs.settings import NOTEBOOKS
 from covid_project.settings import PROJECT
 
@@ -46,6 +52,17 @@ def test_curves_are_kept_and_images_of_the_data_set_are_not(results, project):
             assert (NOT_SHOWN in said) == (cell.source in shown)
         counts = [cell.execution_count for cell in code_cells(kept)]
         assert counts == list(range(1, len(counts) + 1))
+
+
+def test_what_tensorflow_says_is_no_output():
+    cell = nbformat.v4.new_code_cell("x")
+    for name, text in (
+        ("stdout", "trial 1\nWARNING:tensorflow:5 out of 6 calls\ntrial 2\n"),
+        ("stdout", "WARNING:tensorflow:6 out of 7 calls\n"),
+        ("stderr", "no cuda"),
+    ):
+        cell.outputs.append(nbformat.v4.new_output("stream", name=name, text=text))
+    assert [output.text for output in without_chatter(cell)] == ["trial 1\ntrial 2\n"]
 
 
 def test_text_may_have_changed_since_the_run_but_not_code(results, project):

@@ -18,6 +18,7 @@ from covid_project.settings import PROJECT
 
 EXECUTED = "notebooks"  # folder of the results: they show images of the data set and stay local
 LOGS = Path("cache", "logs")  # folder of the results: what the kernels write to stderr
+CHATTER = "WARNING:tensorflow:"  # begins a line of TensorFlow's own, on stdout
 TAG = "parameters"  # of the cell that names data, results and settings
 
 
@@ -194,7 +195,7 @@ class _TalkingClient(NotebookClient):
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] == "stream":
             text = msg["content"]["text"]
-            if msg["content"]["name"] == "stderr":
+            if msg["content"]["name"] == "stderr" or text.startswith(CHATTER):
                 self.kernel_log.write(text)
                 return None
             for line in text.splitlines():
