@@ -9,6 +9,7 @@ import zipfile
 import nbformat
 import pytest
 from conftest import HOUSE, SHARED
+from filelock import FileLock
 
 from covid_lab.handin import write_archive
 from covid_lab.runs.settings import NOTEBOOKS
@@ -30,12 +31,14 @@ def environment():
     requirements = (HOUSE / "requirements.txt").read_bytes()
     folder = HOUSE / ".cache" / f"grader-{fingerprint(requirements, sys.version)}"
     bin_folder = folder / ("Scripts" if os.name == "nt" else "bin")
-    if not (folder / "ready").is_file():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [bin_folder / "python", "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "-r", HOUSE / "requirements.txt", *JUPYTER], check=True)
-        (folder / "ready").touch()
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # several processes share the tests
+        if not (folder / "ready").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            pip = [bin_folder / "python", "-m", "pip", "install", "--quiet"]
+            subprocess.run([*pip, "-r", HOUSE / "requirements.txt", *JUPYTER], check=True)
+            (folder / "ready").touch()
     return bin_folder / "python"
 
 
