@@ -57,7 +57,7 @@ def pretrain(
         metrics=[keras.metrics.BinaryAccuracy(threshold=0.0)],
     )
     model.fit(images, answers, BATCH, epochs, verbose=2)
-    settle_batch_norm(backbone, images[:SETTLING])  # MobileNet's moving statistics lag behind
+    settle_batch_norm(backbone, images[:SETTLING])  # exact, not a moving average
     return model, backbone
 
 

@@ -29,11 +29,7 @@ def add_audit(run: RunTables, values: dict, tables: dict) -> None:
 def _audit_of_the_model(audit: pd.DataFrame, maps: pd.DataFrame, values: dict) -> None:
     """What the explained model scores where parts of the images are hidden, and its heat."""
     audit, stage = audit.set_index("check"), maps["stage"].iloc[0]
-    views = {
-        "border": "border",
-        "outside": "image without lungs",
-        "lungs": "lungs",
-    }
+    views = {"border": "border", "outside": "image without lungs", "lungs": "lungs"}
     for key, view in views.items():
         check = f"{stage}: the model on the {view} alone"
         if check in audit.index:
@@ -47,7 +43,7 @@ def _audit_of_the_model(audit: pd.DataFrame, maps: pd.DataFrame, values: dict) -
 
 
 def _audit_of(run: RunTables) -> str | None:
-    """Folder in the results with an audit of the run's data; None where there is none."""
+    """Return the folder in the results with an audit of the run's data, or None."""
     data = run.record()["data"]
     for record in sorted(run.results.glob("audit/**/audit.json")):
         audited = json.loads(record.read_text(encoding="utf-8"))["data"]["fingerprint"]

@@ -61,10 +61,10 @@ def _variants(run: RunTables, values: dict, tables: dict) -> None:
     }.items():
         values[f"variants.{key}.AUC"] = difference(others.loc[case], "AUC_")
         values[f"variants.{key}.outcome"] = OUTCOMES[others.loc[case, "outcome"]]
-    values["variants.tuned.loss"] = number(variants.loc["as tuned", "val_loss"], 3)
     plain, tuned = others.loc["no augmentation", "val_loss"], variants.loc["as tuned", "val_loss"]
     values["variants.plain.lower"] = yes(plain < tuned)
-    values["variants.plain.loss"] = number(others.loc["no augmentation", "val_loss"], 3)
+    values["variants.plain.loss"] = number(plain, 3)
+    values["variants.tuned.loss"] = number(tuned, 3)
     values["variants.half.seconds"] = duration(others.loc[half, "epoch_seconds"])
     values["variants.tuned.seconds"] = duration(variants.loc["as tuned", "epoch_seconds"])
     strategies = others[others.index.str.startswith("normalization: ")]

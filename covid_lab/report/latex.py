@@ -25,7 +25,7 @@ def texttt(text: object) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals; a dash where there is none."""
+    """A number with so many decimals; a dash for a missing value."""
     if value is None or not np.isfinite(value):
         return "--"
     return _rounded(value, f".{digits}f").replace("-", "$-$")
