@@ -1,4 +1,4 @@
-"""Command line: ``python -m covid_lab run | audit | explain | report | handin``."""
+"""Command line: ``python -m covid_lab run | audit | explain | external | report | handin``."""
 
 import argparse
 import dataclasses
@@ -178,6 +178,23 @@ def _audit(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 1 if worst(findings) == "fail" else 0
+
+
+def _external(options: argparse.Namespace) -> int:
+    from covid_lab.checkpoints import ModelRefused
+    from covid_lab.external import command
+    from covid_lab.verify import NotKept
+    from covid_project.data import DataError
+    from covid_project.models import WeightsUnavailable
+
+    chosen = {name: getattr(options, name) for name in command.OPTIONS}
+    chosen["models"] = tuple(chosen["models"])
+    try:
+        print(f"page: {command.run(command.Request(**chosen))}")
+    except (DataError, ModelRefused, NotKept, WeightsUnavailable, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -366,6 +383,39 @@ def _parser() -> argparse.ArgumentParser:
         "--controls", action="store_true", help="try the shortcut audit on data of known answer"
     )
     audit.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
+    external = commands.add_parser(
+        "external", help="test models on images of another collection, beside their own test set"
+    )
+    external.set_defaults(command=_external)
+    external.add_argument(
+        "--models",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="the folder models of a run, such as results/models, or .keras files of one logit",
+    )
+    external.add_argument("--data", type=Path, required=True, help="zip or folder of images")
+    external.add_argument("--split", help="default: test, or all images where there are no splits")
+    external.add_argument(
+        "--classes",
+        type=_names,
+        metavar="NEGATIVE,POSITIVE",
+        default=("NORMAL", "COVID"),
+        help="what the two class folders are called; default: NORMAL,COVID",
+    )
+    external.add_argument(
+        "--own", type=Path, help="the models' training data, for the control of the border"
+    )
+    external.add_argument(
+        "--probe", type=Path, help="images without COVID-19, in folders: how often is it seen?"
+    )
+    external.add_argument(
+        "--lesions", type=Path, help="images with drawn opacities (images, masks_opacity)"
+    )
+    external.add_argument(
+        "--out", type=Path, help="folder to write; default: results/external/<name of the data>"
+    )
+    external.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
     report = commands.add_parser("report", help="check and set the report on a finished run")
     report.set_defaults(command=_report)
     hand_in = commands.add_parser(

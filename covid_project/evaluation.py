@@ -15,6 +15,7 @@ from scipy.stats import binomtest, norm, rankdata
 LEVEL = 0.95
 RESAMPLES = 2000
 SIGNIFICANCE = 0.05
+FEWEST = 5  # images of a class that resamples can say something about
 HELD = 2**21  # rows of all resamples that are in memory at once
 
 
@@ -154,10 +155,13 @@ def bootstrap(
     """Compute all `METRICS` of resampled test sets, each (resamples,).
 
     Images are drawn with replacement within each class, so that the sizes of the classes stay as
-    they were designed (Efron & Tibshirani 1993, ch. 8, two-sample problem).
+    they were designed (Efron & Tibshirani 1993, ch. 8, two-sample problem). All NaN where a class
+    has fewer than `FEWEST` images, whose resamples would all be alike.
     """
     labels, scores = checked(labels, scores)
     negatives, positives = scores[~labels], scores[labels]
+    if min(len(negatives), len(positives)) < FEWEST:
+        return {name: np.full(resamples, np.nan) for name in METRICS}
     rng = np.random.default_rng(seed)
     ordered = np.repeat([False, True], [len(negatives), len(positives)])
     values = {name: [] for name in METRICS}

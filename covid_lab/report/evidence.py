@@ -17,6 +17,7 @@ from covid_lab.comparison import verdict
 from covid_lab.report import extras
 from covid_lab.report.audit import add_audit
 from covid_lab.report.latex import (
+    compared,
     difference,
     duration,
     escape,
@@ -43,6 +44,7 @@ from covid_lab.report.reading import (
 from covid_project.evaluation import LEVEL, SIGNIFICANCE, auc_difference
 
 BALANCED = 0.4, 0.6  # fraction of COVID images in a split
+EVEN = 0.02  # largest difference between the splits' fractions that are called even
 RISE = 1.1  # last validation loss over the lowest, from which the rise is called overfitting
 
 
@@ -173,6 +175,7 @@ def _task1(run: RunTables, values: dict, tables: dict) -> None:
         "splits.classes.p": p_value(p["classes, all splits"]),
         "splits.val.p": p_value(p["brightness, train and val"]),
         "splits.test.p": p_value(p["brightness, train and test"]),
+        "splits.even": yes(shares.max() - shares.min() < EVEN),
         "splits.alike": yes(p.drop("brightness, NORMAL and COVID").min() >= SIGNIFICANCE),
         "brightness.p": p_value(p["brightness, NORMAL and COVID"]),
     }
@@ -446,7 +449,7 @@ def _validation(run: RunTables, metrics: pd.DataFrame, values: dict) -> None:
         values[f"val.transfer.{metric}"] = interval(rows.loc[("transfer", "val", metric)])
     baseline, frozen = (run.table(f"scores_{stage}_val.csv") for stage in ("baseline", "transfer"))
     found = auc_difference(baseline["label"], baseline["score"], frozen["score"])
-    described = f"{difference(pd.Series(vars(found)))}, {p_value(found.p_value)}"
+    described = compared(pd.Series(vars(found)), found.p_value)
     values["compare.val.baseline.transfer.AUC"] = described
     outcome = OUTCOMES[verdict(found.difference, found.p_value)]
     values["outcome.val.baseline.transfer.AUC"] = outcome
@@ -457,7 +460,7 @@ def _comparisons(comparisons: pd.DataFrame, values: dict, tables: dict) -> None:
     comparisons = comparisons[pair]
     for _, row in comparisons.iterrows():
         key = f"baseline.finetuned.{row['metric']}"
-        values[f"compare.{key}"] = f"{difference(row)}, {p_value(row['p_adjusted'])}"
+        values[f"compare.{key}"] = compared(row, row["p_adjusted"])
         values[f"outcome.{key}"] = OUTCOMES[verdict(row["difference"], row["p_adjusted"])]
     tables["comparisons"] = tabular(
         "llll",

@@ -62,6 +62,13 @@ def difference(row: pd.Series, prefix: str = "") -> str:
     return f"{signed(value)} [{signed(low)}, {signed(high)}]"
 
 
+def compared(row: pd.Series, p: float) -> str:
+    """A difference and the p-value of its test, or that there was nothing to test."""
+    if not np.isfinite(p):
+        return "an amount that cannot be tested, because a class has too few images"
+    return f"{difference(row)}, {p_value(p)}"
+
+
 def signed(value: float) -> str:
     """A number with its sign and three decimals."""
     return "--" if not np.isfinite(value) else f"${_rounded(value, '+.3f')}$"

@@ -1,0 +1,95 @@
+"""Figures of an external test."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from covid_project import figures
+from covid_project.data import CLASSES
+from covid_project.figures import COLOURS, PAGE, styled
+from covid_project.gradcam import grad_cam, overlay
+
+SHOWN = ("accuracy", "sensitivity", "specificity", "AUC", "balanced accuracy")
+WIDEST = 0.98  # quantile of the logits beyond which they are drawn at the edge
+
+
+def metrics(table: pd.DataFrame) -> plt.Figure:
+    """Draw the metrics of one model on its own test set and on the external images.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        From `covid_lab.external.score.external_metrics`, of one model.
+    """
+    shown = table[table["metric"].isin(SHOWN)]
+    parts = []
+    if "own_value" in shown:
+        own = shown[["metric", "own_value", "own_low", "own_high"]]
+        own.columns = ["metric", "value", "low", "high"]
+        parts.append(own.assign(stage="own test set"))
+    parts.append(shown[["metric", "value", "low", "high"]].assign(stage="external"))
+    figure = figures.intervals(pd.concat(parts, ignore_index=True))
+    figure.axes[0].set_xlim(-0.02, 1.02)
+    return figure
+
+
+@styled
+def score_distributions(sets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> plt.Figure:
+    """Draw how the logits of each class are distributed, one panel per set of images.
+
+    Parameters
+    ----------
+    sets : mapping of str to (labels (N,), logits (N,))
+        Such as "own test set" and "external".
+    """
+    height = 1.35 * len(sets) + 0.5
+    figure, axes = plt.subplots(
+        len(sets), 1, figsize=(PAGE / 2, height), sharex=True, layout="constrained", squeeze=False
+    )
+    everything = np.concatenate([np.abs(scores) for _, scores in sets.values()])
+    limit = max(float(np.quantile(everything, WIDEST)), 1.0)
+    bins = np.linspace(-limit, limit, 46)
+    for axis, (name, (labels, scores)) in zip(axes.flat, sets.items(), strict=True):
+        for label, class_name in enumerate(CLASSES):
+            here = np.clip(np.asarray(scores)[np.asarray(labels) == label], -limit, limit)
+            weights = np.full(len(here), 100 / max(len(here), 1))
+            style = {"color": COLOURS[label], "linestyle": ("-", "--")[label], "linewidth": 1.3}
+            axis.hist(here, bins, weights=weights, histtype="step", label=class_name, **style)
+        axis.axvline(0, color="0.4", linestyle=":", linewidth=1)
+        axis.set(title=name, ylabel="images (%)")
+    axes[-1, 0].set_xlabel("logit of COVID (threshold at 0)")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2)
+    return figure
+
+
+def errors(model, images: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> plt.Figure | None:
+    """Draw the most confident errors of each class with their Grad-CAM; None without errors.
+
+    Parameters
+    ----------
+    model : keras.Model
+        One logit.
+    images : np.ndarray, uint8 (N, S, S, 1 or 3)
+        The errors to draw, as the model takes them.
+    labels, scores : np.ndarray, (N,)
+    """
+    if not len(images):
+        return None
+    maps = grad_cam(model, images).maps
+    titles = [
+        figures.verdict(label, score, CLASSES) for label, score in zip(labels, scores, strict=True)
+    ]
+    return figures.heatmap_panel(images[..., :1], overlay(images, maps), titles)
+
+
+def worst_errors(labels: np.ndarray, scores: np.ndarray, each: int = 4) -> np.ndarray:
+    """Return the rows of the most confident errors: false alarms first, then missed ones."""
+    labels = np.asarray(labels)
+    false = np.flatnonzero((labels == 0) & (scores > 0))
+    missed = np.flatnonzero((labels == 1) & (scores <= 0))
+    false = false[np.argsort(-scores[false], kind="stable")][:each]
+    missed = missed[np.argsort(scores[missed], kind="stable")][:each]
+    return np.concatenate([false, missed])

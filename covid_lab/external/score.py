@@ -1,0 +1,166 @@
+"""How well a model does on another collection, beside its own test set, from labels and logits."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from covid_lab.calibration import calibration
+from covid_project.evaluation import (
+    area_under_roc,
+    bootstrap,
+    checked,
+    metrics_table,
+    percentile_interval,
+    wilson_interval,
+)
+
+BALANCED = "balanced accuracy"
+COLUMNS = ("value", "low", "high", "n")
+
+
+def external_metrics(
+    labels: np.ndarray, scores: np.ndarray, own: pd.DataFrame | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Compute all metrics of external images, and how far they are below the model's own test set.
+
+    Parameters
+    ----------
+    labels : np.ndarray, (N,)
+        0 or 1, of the external images.
+    scores : np.ndarray, (N,)
+        Logits; the threshold is 0, the one of the model's own test set.
+    own : pd.DataFrame, optional
+        Columns label and score of the model's own test set.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per metric: metric, value, low, high, n of the external images; with ``own`` also
+        own_value, own_low, own_high, own_n, and drop (own minus external) with drop_low and
+        drop_high. The two sets hold different patients and are resampled independently. Intervals
+        are 95 %: Wilson's for proportions, else percentiles of the bootstrap.
+    """
+    external, resampled = _with_balanced(labels, scores, seed)
+    if own is None:
+        return external
+    inside, own_resampled = _with_balanced(own["label"], own["score"], seed + 1)
+    table = external.merge(inside.add_prefix("own_"), left_on="metric", right_on="own_metric")
+    table = table.drop(columns="own_metric")
+    table["drop"] = table["own_value"] - table["value"]
+    bounds = [percentile_interval(own_resampled[name] - resampled[name]) for name in table.metric]
+    table[["drop_low", "drop_high"]] = bounds
+    return table
+
+
+def _with_balanced(labels, scores, seed: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """All metrics and the balanced accuracy, with their resamples by name."""
+    labels, scores = checked(labels, scores)
+    resampled = bootstrap(labels, scores, seed=seed)
+    resampled[BALANCED] = (resampled["sensitivity"] + resampled["specificity"]) / 2
+    table = metrics_table(labels, scores, seed=seed)[["metric", *COLUMNS]]
+    both = table.set_index("metric").loc[["sensitivity", "specificity"], "value"].mean()
+    low, high = percentile_interval(resampled[BALANCED])
+    table.loc[len(table)] = (BALANCED, both, low, high, len(labels))
+    return table, resampled
+
+
+def external_calibration(
+    labels: np.ndarray, scores: np.ndarray, own: pd.DataFrame | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Calibration of a model on external images and on its own test set, see `calibration`.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per set ("external", "own"), with the columns of `calibration`.
+    """
+    sets = {"external": (labels, scores)}
+    if own is not None:
+        sets["own"] = own["label"], own["score"]
+    rows = [{"set": name, **calibration(*pair, seed=seed)} for name, pair in sets.items()]
+    return pd.DataFrame(rows)
+
+
+def called_positive(groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Fraction of images that are called COVID, in groups of images without the disease.
+
+    Parameters
+    ----------
+    groups : mapping of str to np.ndarray, (N,)
+        Logits by the name of the group.
+
+    Returns
+    -------
+    pd.DataFrame
+        group, value, low, high (Wilson, 95 %), n.
+    """
+    rows = []
+    for name, scores in groups.items():
+        called = int((np.asarray(scores) > 0).sum())
+        rows.append(
+            (name, called / len(scores), *wilson_interval(called, len(scores)), len(scores))
+        )
+    return pd.DataFrame(rows, columns=["group", *COLUMNS])
+
+
+def halves_control(own: pd.DataFrame, repeats: int = 100, seed: int = 0) -> dict[str, float]:
+    """Control: one collection split in two must show no drop.
+
+    The model's own test set is divided at random into two halves of equal class sizes, again and
+    again; the difference in AUC between the halves is tested as a drop would be.
+
+    Parameters
+    ----------
+    own : pd.DataFrame
+        Columns label and score.
+    repeats, seed : int
+
+    Returns
+    -------
+    dict
+        drop (mean difference in AUC), flagged (fraction of the divisions whose 95 % interval
+        excludes 0; at most about 0.05 is expected), repeats.
+    """
+    labels, scores = checked(own["label"], own["score"])
+    rng = np.random.default_rng(seed)
+    drops, flagged = [], 0
+    for _ in range(repeats):
+        first = np.zeros(len(labels), bool)
+        for label in (False, True):
+            rows = rng.permutation(np.flatnonzero(labels == label))
+            first[rows[: len(rows) // 2]] = True
+        sides = [(labels[side], scores[side]) for side in (first, ~first)]
+        drops.append(area_under_roc(*sides[0]) - area_under_roc(*sides[1]))
+        variance = sum(_auc_variance(*side) for side in sides)
+        flagged += abs(drops[-1]) > 1.96 * math.sqrt(variance)
+    return {"drop": float(np.mean(drops)), "flagged": flagged / repeats, "repeats": repeats}
+
+
+def _auc_variance(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Variance of an AUC from the images' own parts in it (DeLong et al. 1988, eq. 4 to 6)."""
+    positives, negatives = scores[labels], scores[~labels]
+    wins = (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
+    return wins.mean(1).var(ddof=1) / len(positives) + wins.mean(0).var(ddof=1) / len(negatives)
+
+
+def score_quantiles(labels: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """Quantiles of the logits of each class, which show how far a collection shifts them.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per class: label, n, and the logits at 5, 25, 50, 75 and 95 %.
+    """
+    labels, scores = checked(labels, scores)
+    levels = (0.05, 0.25, 0.5, 0.75, 0.95)
+    rows = []
+    for label in (0, 1):
+        here = scores[labels == bool(label)]
+        found = np.quantile(here, levels) if len(here) else np.full(len(levels), np.nan)
+        rows.append((label, len(here), *found))
+    names = [f"logit_{level:.0%}".replace("%", "") for level in levels]
+    return pd.DataFrame(rows, columns=["label", "n", *names])

@@ -1,0 +1,295 @@
+"""Final models on another collection: two drawn hospitals whose images differ in known ways."""
+
+import json
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import HOUSE
+from keras import layers
+from PIL import Image
+from scipy.stats import norm
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from covid_lab.audit.controls import draw_phantoms, plant_border, write_phantoms
+from covid_lab.external import command
+from covid_lab.external.controls import border_control
+from covid_lab.external.figures import worst_errors
+from covid_lab.external.models import LEDGER, FinalModel, enter, load_models
+from covid_lab.external.score import (
+    BALANCED,
+    called_positive,
+    external_metrics,
+    halves_control,
+    score_quantiles,
+)
+from covid_lab.external.use import (
+    heat_on_lesions,
+    marked_by_boxes,
+    marked_by_masks,
+    mean_interval,
+    read_boxes,
+)
+from covid_lab.phantoms import draw_radiograph
+from covid_project.data import PHANTOM_MARK, DataError
+from covid_project.files import read_csv
+
+SIDE = 48
+
+
+def drawn_scores(rng, shift=0.0, n=200):
+    labels = np.arange(n) % 2
+    return labels, rng.normal(size=n) + 2 * labels - 1 + shift
+
+
+def border_model(gain=0.2):
+    """One logit: how bright the left edge is. A model that knows nothing but a shortcut."""
+    images = keras.Input((SIDE, SIDE, 1), name="images")
+    weights = np.zeros((SIDE, SIDE, 1, 1), np.float32)
+    weights[:, 0] = gain / SIDE
+    maps = layers.Conv2D(1, 3, padding="same", use_bias=False, activation="relu", name="features")(
+        images
+    )
+    logit = layers.Dense(1, name="logit")(layers.Flatten()(maps))
+    model = keras.Model(images, logit, name="border")
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[1, 1] = 1
+    model.get_layer("features").set_weights([kernel])
+    model.get_layer("logit").set_weights([weights.reshape(-1, 1), np.array([-gain * 60])])
+    return model
+
+
+# ---- scores -------------------------------------------------------------------------------------
+
+
+def test_metrics_and_drop_agree_with_scikit_learn(rng):
+    own = pd.DataFrame(dict(zip(("label", "score"), drawn_scores(rng), strict=True)))
+    labels, scores = drawn_scores(rng, shift=1.5)
+    table = external_metrics(labels, scores, own).set_index("metric")
+    expected = balanced_accuracy_score(labels, scores > 0)
+    assert table.loc[BALANCED, "value"] == pytest.approx(expected)
+    here, there = roc_auc_score(own["label"], own["score"]), roc_auc_score(labels, scores)
+    assert table.loc["AUC", "drop"] == pytest.approx(here - there)
+    assert (table["drop_low"] <= table["drop"]).all()
+    assert (table["drop"] <= table["drop_high"]).all()
+    assert table.loc["specificity", "drop_low"] > 0  # what a shift of all scores costs
+    assert table.loc["AUC", "drop_low"] < 0 < table.loc["AUC", "drop_high"]  # and does not cost
+
+
+def test_interval_of_a_drop_is_as_wide_as_of_two_independent_proportions(rng):
+    own = pd.DataFrame(dict(zip(("label", "score"), drawn_scores(rng, n=400), strict=True)))
+    labels, scores = drawn_scores(rng, n=600)
+    row = external_metrics(labels, scores, own).set_index("metric").loc["sensitivity"]
+    p, q = row["own_value"], row["value"]
+    expected = 2 * norm.ppf(0.975) * np.sqrt(p * (1 - p) / 200 + q * (1 - q) / 300)
+    assert row["drop_high"] - row["drop_low"] == pytest.approx(expected, rel=0.1)
+
+
+def test_without_an_own_test_set_there_is_no_drop(rng):
+    table = external_metrics(*drawn_scores(rng))
+    assert "drop" not in table
+    assert BALANCED in set(table["metric"])
+
+
+def test_two_halves_of_one_test_set_show_no_drop(rng):
+    labels, scores = drawn_scores(rng)
+    found = halves_control(pd.DataFrame({"label": labels, "score": scores}))
+    assert abs(found["drop"]) < 0.02
+    assert found["flagged"] <= 0.1
+
+
+def test_called_positive_and_quantiles(rng):
+    found = called_positive({"others": np.array([-1.0, 2.0, 3.0, -0.5])})
+    assert found.loc[0, ["value", "n"]].tolist() == [0.5, 4]
+    labels, scores = drawn_scores(rng)
+    table = score_quantiles(labels, scores).set_index("label")
+    assert table.loc[1, "logit_50"] == pytest.approx(np.median(scores[labels == 1]))
+
+
+def test_worst_errors_are_the_most_confident_of_each_kind():
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    scores = np.array([1.0, 5.0, -1.0, -0.5, -3.0, 2.0])
+    assert worst_errors(labels, scores, each=2).tolist() == [1, 0, 4, 3]
+
+
+# ---- marked opacities ---------------------------------------------------------------------------
+
+
+def test_heat_of_a_model_that_sees_the_opacity_and_of_one_that_sees_the_border():
+    rng = np.random.default_rng(5)
+    images, boxes = [], []
+    for _ in range(12):
+        image = np.full((SIDE, SIDE), 60, np.uint8)
+        top, left = rng.integers(12, 30, 2)
+        image[top : top + 8, left : left + 8] = 220
+        image[:, :4] = 90
+        images.append(image)
+        boxes.append(np.array([[left, top, left + 8, top + 8]]) / SIDE)
+    marked = marked_by_boxes("drawn", np.stack(images)[..., None], boxes)
+    area = 64 / SIDE**2
+    seeing = heat_on_lesions(load(bright_model()), marked)
+    blind = heat_on_lesions(load(border_model()), marked)
+    assert seeing["area"] == pytest.approx(area, rel=0.3)
+    assert seeing["gain_low"] > 0.1
+    assert blind["gain_high"] < seeing["gain_low"]
+
+
+def bright_model():
+    """One logit: the sum of what is brighter than 180."""
+    images = keras.Input((SIDE, SIDE, 1))
+    maps = layers.Conv2D(1, 3, padding="same", activation="relu", name="features")(images)
+    logit = layers.Dense(1)(layers.GlobalAveragePooling2D()(maps))
+    model = keras.Model(images, logit)
+    kernel = np.zeros((3, 3, 1, 1), np.float32)
+    kernel[1, 1] = 1
+    model.get_layer("features").set_weights([kernel, np.array([-180.0])])
+    model.layers[-1].set_weights([np.ones((1, 1)), np.array([-0.5])])
+    return model
+
+
+def load(model):
+    return FinalModel("drawn", model, "fingerprint")
+
+
+def test_boxes_and_masks_are_read_from_archives(tmp_path):
+    folder = tmp_path / "lesions"
+    for name in ("images", "masks_opacity"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    image = draw_radiograph(rng, 64).image
+    Image.fromarray(image).save(folder / "images" / "a.png")
+    Image.fromarray(image).save(folder / "images" / "b.png")  # without a mask: left out
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:32, 16:32] = 1
+    Image.fromarray(mask).save(folder / "masks_opacity" / "a.png")
+    marked = marked_by_masks(folder, 32)
+    assert marked.images.shape == (1, 32, 32, 1)
+    assert marked.lesions[0, 9:15, 9:15].all()
+    assert marked.lesions.mean() == pytest.approx(1 / 16)
+    table = pd.DataFrame({"img": ["a", "b"], "boxes_fraction": ["[[0.1, 0.2, 0.3, 0.4]]", None]})
+    table.to_csv(folder / "labels.csv", index=False)
+    assert read_boxes(folder)["a"].tolist() == [[0.1, 0.2, 0.3, 0.4]]
+    assert list(read_boxes(folder)) == ["a"]
+    with pytest.raises(DataError, match="masks_opacity"):
+        marked_by_masks(folder / "images", 32)
+
+
+def test_mean_interval_against_the_normal_one(rng):
+    values = rng.normal(3, 2, 400)
+    value, low, high = mean_interval(values)
+    assert value == pytest.approx(values.mean())
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
+    assert mean_interval(np.array([1.0]))[0] == 1.0
+    assert np.isnan(mean_interval(np.array([])))[0]
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory):
+    """Two drawn hospitals: only in the first does the border differ between the classes."""
+    phantoms = draw_phantoms(60, SIDE, seed=3)
+    first = tmp_path_factory.mktemp("first")
+    write_phantoms(first, plant_border(phantoms, 90, np.random.default_rng(0)), phantoms)
+    others = draw_phantoms(40, SIDE, seed=4)
+    second = tmp_path_factory.mktemp("second")
+    write_phantoms(second, list(others.images), others)
+    for folder in (first, second):
+        (folder / PHANTOM_MARK).write_text("{}")
+    return first, second
+
+
+def test_a_model_of_the_border_fails_in_the_other_hospital(hospitals, tmp_path, capsys):
+    first, second = hospitals
+    path = tmp_path / "border.keras"
+    border_model().save(path)
+    out = tmp_path / "external" / "second"
+    page = command.run(command.Request(models=(path,), data=second, split=None, out=out))
+    metrics = read_csv(out / "metrics.csv").set_index("metric")
+    assert metrics.loc["AUC", "low"] < 0.5 < metrics.loc["AUC", "high"]
+    scores = read_csv(out / "scores_border.csv")
+    assert metrics.loc["AUC", "value"] == pytest.approx(
+        roc_auc_score(scores["label"], scores["score"])
+    )
+    assert "drawn, not of patients" in page.read_text("utf-8")
+    record = json.loads((out / "external.json").read_text("utf-8"))
+    assert record["phantoms"]
+    assert list(record["models"]) == ["border"]
+    at_home = tmp_path / "external" / "first"
+    command.run(command.Request(models=(path,), data=first, out=at_home))
+    assert read_csv(at_home / "metrics.csv").set_index("metric").loc["AUC", "low"] > 0.8
+    ledger = read_csv(tmp_path / "external" / LEDGER)
+    assert ledger["look"].tolist() == [1, 1]
+    assert ledger["images"].nunique() == 2
+
+
+def test_the_same_model_counts_once_and_another_of_its_name_twice(tmp_path, capsys):
+    first = load(border_model())
+    for _ in range(2):
+        assert enter(tmp_path, first, "data", "images", "versions") == 1
+    other = replace(first, fingerprint="another")
+    assert enter(tmp_path, other, "data", "images", "versions") == 2
+    assert "evaluation number 2" in capsys.readouterr().out
+    assert len(read_csv(tmp_path / LEDGER)) == 2
+
+
+def test_border_control_on_two_hospitals(tmp_path):
+    phantoms = draw_phantoms(80, SIDE, seed=6)
+    images = plant_border(phantoms, 90, np.random.default_rng(0))
+    for split, rows in (
+        ("train", slice(0, 100)),
+        ("val", slice(100, 130)),
+        ("test", slice(130, 160)),
+    ):
+        order = np.random.default_rng(1).permutation(160)[rows]
+        for k in order:
+            folder = tmp_path / "own" / split / ("NORMAL", "COVID")[phantoms.labels[k]]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[k]).save(folder / f"{k}.png")
+    others = draw_phantoms(60, SIDE, seed=7)
+    external = write_phantoms(tmp_path / "elsewhere", list(others.images), others)
+    found = border_control(tmp_path / "own", external).set_index("set")
+    assert found.loc["own validation split", "AUC"] > 0.9
+    assert found.loc["external", "low"] < 0.5 < found.loc["external", "high"]
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+def test_models_that_cannot_be_tested_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such model"):
+        load_models([tmp_path / "none.keras"])
+    images = keras.Input((SIDE, SIDE, 1))
+    keras.Model(images, layers.Dense(3)(layers.Flatten()(images))).save(tmp_path / "three.keras")
+    with pytest.raises(DataError, match="one logit"):
+        load_models([tmp_path / "three.keras"])
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        border_model().save(tmp_path / folder / "same.keras")
+    with pytest.raises(DataError, match="another name"):
+        load_models([tmp_path / "a" / "same.keras", tmp_path / "b" / "same.keras"])
+
+
+def test_a_split_that_is_not_there_is_named(hospitals, tmp_path):
+    path = tmp_path / "border.keras"
+    border_model().save(path)
+    with pytest.raises(DataError, match="no split 'val'"):
+        command.run(command.Request(models=(path,), data=hospitals[1], split="val", out=tmp_path))
+
+
+# ---- the committed results ----------------------------------------------------------------------
+
+
+def test_committed_external_metrics_follow_from_the_committed_scores():
+    found = sorted((HOUSE / "results" / "external").glob("*/metrics.csv"))
+    if not found:
+        pytest.skip("no external test is committed")
+    for path in found:
+        table = read_csv(path).set_index(["model", "metric"])
+        for model in table.index.get_level_values(0).unique():
+            scores = read_csv(path.with_name(f"scores_{model}.csv"))
+            again = roc_auc_score(scores["label"], scores["score"])
+            assert table.loc[(model, "AUC"), "value"] == pytest.approx(again)
