@@ -413,7 +413,9 @@ def _parser() -> argparse.ArgumentParser:
         "--lesions", type=Path, help="images with drawn opacities (images, masks_opacity)"
     )
     external.add_argument(
-        "--out", type=Path, help="folder to write; default: results/external/<name of the data>"
+        "--out",
+        type=Path,
+        help="folder to write; default: external/<name of the data> in the results of the run",
     )
     external.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
     report = commands.add_parser("report", help="check and set the report on a finished run")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from report_runs import complete_run
 
+from covid_lab.external.score import external_metrics
 from covid_lab.report import evidence, latex, reading
 from covid_lab.report.evidence import collect
 
@@ -224,3 +225,34 @@ def test_unbalanced_classes_are_said_to_be(copy):
 )
 def test_how_numbers_are_written(call, text):
     assert call() == text
+
+
+def write_external(run, models):
+    """Write an external test, of the run's own test scores with a shift, beside the run."""
+    folder = run / "external" / "elsewhere"
+    folder.mkdir(parents=True)
+    scores = pd.read_csv(run / "scores_fine_tuned_test.csv")
+    table = external_metrics(scores["label"], scores["score"] + 20, scores)
+    table.assign(model="fine_tuned").to_csv(folder / "metrics.csv", index=False)
+    record = {"data": "elsewhere.zip, test", "split": "test", "models": models, "images": 9}
+    (folder / "external.json").write_text(json.dumps(record))
+    return table.set_index("metric")
+
+
+def test_an_external_test_of_the_runs_models_is_reported(copy):
+    assert "external.n" not in collect(copy).values
+    ledger = pd.read_csv(copy / "test_ledger.csv").set_index("stage")
+    table = write_external(copy, {"fine_tuned": ledger.loc["fine_tuned", "model"]})
+    values = collect(copy).values
+    assert values["external.n"] == "9"
+    assert values["external.name"] == r"\texttt{elsewhere.zip}"
+    assert values["external.finetuned.specificity"].startswith("0.000")
+    drop = table.loc["specificity", "drop"]
+    assert values["external.finetuned.specificity.change"].startswith(f"$-{drop:.3f}$")
+    assert values["external.finetuned.specificity.drops"] == "1"
+    assert "external.baseline.AUC" not in values
+
+
+def test_an_external_test_of_other_models_is_not(copy):
+    write_external(copy, {"fine_tuned": "another"})
+    assert "external.n" not in collect(copy).values

@@ -28,7 +28,7 @@ from covid_project.data import CLASSES, DataError, Dataset, ImageFiles
 from covid_project.files import read_csv, versions, whole_file, write_csv, write_text
 
 TEST = "test"
-FOLDER = Path("results", "external")  # of all external tests; has the ledger
+FOLDER = "external"  # of all external tests of a run, in its results; has the ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def run(request: Request) -> Path:
     dataset, split = _opened(request)
     models = load_models(list(request.models))
     stem = request.data.name.removesuffix(".zip")
-    out = request.out or FOLDER / (stem if split in (TEST, "") else f"{stem}_{split}")
+    out = request.out or _folder(request) / (stem if split in (TEST, "") else f"{stem}_{split}")
     rows = np.arange(len(dataset.table))
     labels = dataset.table["label"].to_numpy()
     counts = ", ".join(f"{(labels == k).sum()} {name}" for k, name in enumerate(CLASSES))
@@ -124,6 +124,12 @@ def run(request: Request) -> Path:
     }
     write_text(out / "external.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return write_page(out)
+
+
+def _folder(request: Request) -> Path:
+    """Folder of all external tests: in the results of the first run, or else in ``results``."""
+    results = (path.parent for path in request.models if path.is_dir())
+    return next(results, Path("results")) / FOLDER
 
 
 def _opened(request: Request) -> tuple[Dataset, str]:

@@ -16,6 +16,7 @@ import pandas as pd
 from covid_lab.comparison import verdict
 from covid_lab.report import extras
 from covid_lab.report.audit import add_audit
+from covid_lab.report.external import add_external
 from covid_lab.report.latex import (
     compared,
     difference,
@@ -69,7 +70,7 @@ def collect(results: Path) -> Evidence:
     values: dict[str, str] = {}
     tables: dict[str, str] = {}
     missing = []
-    for part in (_introduction, _task1, _task2, _task3, _task4, add_audit):
+    for part in (_introduction, _task1, _task2, _task3, _task4, add_audit, add_external):
         _add(part, run, values, tables, missing)
     extras_missing = []
     for part in extras.PARTS if not missing else ():  # they follow a finished run
