@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -143,13 +144,17 @@ def _explain(options: argparse.Namespace) -> int:
 
     request = Request(
         methods=tuple(options.method or ["grad-cam"]),
-        target=options.target,
-        classes=tuple(options.classes.split(",")),
+        targets=tuple(options.target or ["predicted"]),
+        classes=options.classes,
         layer=options.layer,
         one_scale=options.one_scale,
         colour_map=options.colour_map,
         masks=options.masks,
         feature_maps=options.feature_maps,
+        input_range=options.input_range,
+        size=options.size,
+        output=options.output,
+        trust=options.trust,
     )
     try:
         found = explain_files(options.model, options.images, options.out, request)
@@ -325,15 +330,44 @@ def _parser() -> argparse.ArgumentParser:
     )
     explain.add_argument(
         "--target",
-        default="predicted",
-        help="predicted, true (the class that the image's folder is named after), or a class",
+        action="append",
+        type=str.strip,
+        help="predicted (the default), true (the class folder that the image is in), or a class; "
+        "may be repeated: a map for each",
     )
     explain.add_argument(
         "--classes",
-        default="NORMAL,COVID",
+        type=_names,
+        default=("NORMAL", "COVID"),
+        metavar="A,B",
         help="names in the order of the outputs; for one output the second is the positive class",
     )
-    explain.add_argument("--layer", help="for the methods that look at features; default: the last")
+    explain.add_argument(
+        "--input-range",
+        choices=("0..255", "0..1", "-1..1", "imagenet", "caffe"),
+        help="values that the model was trained on, where it does not convert them itself: "
+        "imagenet is 0..1 standardised by ImageNet's colours, caffe is BGR less its mean; default: "
+        "found, or an error",
+    )
+    # argparse takes "-1..1" for an option, except where it looks like a negative number to it.
+    explain._negative_number_matcher = re.compile(r"-1\.\.1$")
+    explain.add_argument(
+        "--size",
+        type=_size,
+        metavar="N or HxW",
+        help="size of the images for a model that takes any, such as 224 or 256x192",
+    )
+    explain.add_argument("--output", help="name or number of the output, for a model with several")
+    explain.add_argument(
+        "--trust",
+        action="store_true",
+        help="for a file of your own: run the code in it (Lambda layers, .h5 files, Keras 2)",
+    )
+    explain.add_argument(
+        "--layer",
+        help="for the methods that look at features, outer/inner in a model inside; default: the "
+        "last",
+    )
     explain.add_argument(
         "--one-scale", action="store_true", help="heat that can be compared between images"
     )
@@ -346,7 +380,8 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--masks",
         type=Path,
-        help="folder of lung masks named as the images are; else lungs are segmented, roughly",
+        help="folder or zip of lung masks named as the images are; default: masks beside images, "
+        "or lungs are segmented, roughly",
     )
     explain.add_argument(
         "--feature-maps", action="store_true", help="draw the layer's strongest feature maps too"
@@ -459,6 +494,13 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"give a number from 1, found {text!r}")
     return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.strip().isdigit() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"give a size such as 224 or 256x192, found {text!r}")
+    return int(sides[0]), int(sides[-1])
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,6 +1,10 @@
 """Models on disk: trained once and then loaded, kept while in training, and loaded safely."""
 
+import importlib
 import json
+import re
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,52 +114,107 @@ KERAS_MODULES = {
                  "dtype_policies", "models", "src.models.functional", "src.models.sequential")
 }  # fmt: skip
 KERAS_CLASSES = {"DTypePolicy", "FloatDTypePolicy", "Functional", "Model", "Sequential"}
+APPLICATION_LAYERS = {  # layers of keras.applications that keras.layers does not have
+    ("keras.src.applications.convnext", "LayerScale"),
+    ("keras.src.applications.convnext", "StochasticDepth"),
+    ("keras.src.applications.inception_resnet_v2", "CustomScaleLayer"),
+}
+# Arithmetic in a graph: each operation of these modules takes tensors and plain values.
+OPERATION_MODULES = {f"keras.src.ops.{name}" for name in ("image", "linalg", "math", "nn", "numpy")}
+CORE_OPERATIONS = {  # the others of this module take functions
+    "Cast", "ConvertToTensor", "SaturateCast", "Scatter", "ScatterUpdate", "Slice", "SliceUpdate",
+    "StopGradient", "Unstack",
+}  # fmt: skip
 OUR_MODULES = {"covid_project.normalization"}
 RUN_CODE = {"Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"}
-PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__"}  # how Keras writes shapes and arrays
-MAX_CONFIGURATION = 64 * 2**20  # bytes
+PLAIN = {"__keras_tensor__", "__tensor__", "__numpy__", "__slice__", "__ellipsis__"}  # values
+MAX_CONFIGURATION, MAX_RATIO = 64 * 2**20, 200  # bytes; unpacked to packed bytes of a member
+KERAS_2_MODULE = re.compile(r"(tf_keras|keras)(\.src)?\.engine(\.\w+)?")
+CONVERT = "keras.saving.load_model({path!r}, compile=False).save('converted.keras')"
 
 
 class ModelRefused(ValueError):
     """A model's file is damaged, or could run code; the message says which and why."""
 
 
-def load_model(path: Path) -> keras.Model:
-    """Load a ``.keras`` file; nothing that it asks for can run code.
+def load_model(path: Path, *, trust: bool = False) -> keras.Model:
+    """Load a ``.keras`` file; by default, nothing that it asks for can run code.
 
-    Its weights are read by the HDF5 library, and the newest one that TensorFlow 2.21 allows (1.14)
-    has known faults of memory that a file made for it can reach: load what comes from people you
-    trust.
+    Losses and optimizers are never loaded, those of models inside the model included. The HDF5
+    library reads the weights, and the newest one that TensorFlow 2.21 allows (1.14) has known
+    memory faults that a crafted file can reach: load only files from people you trust.
+
+    Parameters
+    ----------
+    path : Path
+    trust : bool
+        For files of one's own: load whatever the file contains, its code included. Lambda layers,
+        ``.h5`` files and files of Keras 2 need this.
+
+    Returns
+    -------
+    keras.Model
 
     Raises
     ------
     ModelRefused
-        No such file; another kind of file (the older ``.h5`` and SavedModel can hold code); layers
-        or functions that are neither Keras' own nor the project's; damage.
+        No such file; damage; without ``trust`` also another kind of file, a file of Keras 2, or
+        layers or functions that are neither Keras' own nor the project's.
     """
     path = Path(path)
-    strange = sorted(set(_strangers(_configuration(path))))
+    if not path.is_file():
+        folder = " (a folder: a SavedModel? save the model as .keras)" if path.is_dir() else ""
+        raise ModelRefused(f"no such file: {path}{folder}; give a model saved as .keras")
+    if path.suffix in (".h5", ".hdf5") and trust:
+        return _loaded(path, path, safe_mode=False)
+    if path.suffix != ".keras":
+        if path.suffix in (".h5", ".hdf5"):
+            raise ModelRefused(
+                f"{path} is refused: an .h5 file can hold code. If it is your own, give --trust, "
+                f"or convert it once in Python: {CONVERT.format(path=path.name)}"
+            )
+        raise ModelRefused(
+            f"{path} is refused: only .keras files are read, as other kinds can hold code; load it "
+            "where you trust it, and save it as .keras"
+        )
+    stated = _configuration(path)
+    configuration = _without_compilation(stated)
+    version = _keras_version(path)
+    if version.startswith("2."):
+        if not trust:
+            raise ModelRefused(
+                f"{path} was saved by Keras 2 (version {version}), which Keras 3 cannot read as "
+                "it is. If it is your own, give --trust, which translates it. Or save it again: "
+                "model.save('model.h5') in the environment that made it, then here "
+                f"{CONVERT.format(path='model.h5')}"
+            )
+        configuration = _translated(configuration)
+    strange = [] if trust else sorted(set(_strangers(configuration)))
     if strange:
         raise ModelRefused(
-            f"{path} is refused: it asks for {', '.join(strange[:5])}. Allowed are layers of Keras "
-            "that hold no code, and the project's own"
+            f"{path} is refused: it asks for {', '.join(strange[:5])}. Allowed are layers and "
+            "operations of Keras that hold no code, and the project's own layers. If the file is "
+            "your own, give --trust, which runs the code in it"
         )
+    if configuration == stated:
+        return _loaded(path, path, safe_mode=not trust)
+    with tempfile.TemporaryDirectory() as folder:  # Keras must see what was examined
+        examined = Path(folder) / "model.keras"
+        _copy(path, examined, configuration)
+        return _loaded(path, examined, safe_mode=not trust)
+
+
+def _loaded(path: Path, file: Path, safe_mode: bool) -> keras.Model:
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return keras.saving.load_model(file, compile=False, safe_mode=safe_mode)
     except Exception as error:  # of many kinds, by what is damaged
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelRefused(f"{path} cannot be loaded: {reason[0][:300]}") from error
+        hint = "" if safe_mode else " (layers of your own must be imported before they are loaded)"
+        raise ModelRefused(f"{path} cannot be loaded: {reason[0][:300]}{hint}") from error
 
 
 def _configuration(path: Path) -> dict:
     """The architecture as a ``.keras`` file states it."""
-    if not path.is_file():
-        raise ModelRefused(f"no such file: {path}; give a model saved as .keras")
-    if path.suffix != ".keras":
-        raise ModelRefused(
-            f"{path} is refused: only .keras files are read, as older kinds can hold code; load it "
-            "where you trust it, and save it as .keras"
-        )
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.getinfo("config.json").file_size > MAX_CONFIGURATION:
@@ -169,15 +228,55 @@ def _configuration(path: Path) -> dict:
         ) from None
     if not isinstance(found, dict):
         raise ModelRefused(f"{path} is no .keras file: its configuration is no mapping")
-    # Losses and optimizers are not loaded, whatever they are.
+    # Keras itself drops the loss and the optimizer of the outer model, with ``compile=False``.
     return {key: value for key, value in found.items() if key != "compile_config"}
+
+
+def _without_compilation(value):
+    """Leave out what compiled models add: Keras would load that of inner models."""
+    if isinstance(value, dict):
+        return {k: _without_compilation(v) for k, v in value.items() if k != "compile_config"}
+    return [_without_compilation(item) for item in value] if isinstance(value, list) else value
+
+
+def _keras_version(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return str(json.loads(archive.read("metadata.json"))["keras_version"])
+    except Exception:  # missing or damaged: not needed for loading
+        return ""
+
+
+def _translated(value):
+    """The same configuration with Keras 3's names for the models of Keras 2."""
+    if isinstance(value, dict):
+        module = value.get("module")
+        functional = value.get("class_name") == "Functional"
+        named = {"module": "keras.src.models.functional" if functional else "keras"}
+        named["registered_name"] = None
+        renamed = isinstance(module, str) and KERAS_2_MODULE.fullmatch(module)
+        return {k: _translated(v) for k, v in value.items()} | (named if renamed else {})
+    return [_translated(item) for item in value] if isinstance(value, list) else value
+
+
+def _copy(path: Path, copy: Path, configuration: dict) -> None:
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as to:
+        for member in archive.infolist():
+            if member.file_size > MAX_RATIO * member.compress_size + MAX_CONFIGURATION:
+                raise ModelRefused(f"{path} is refused: {member.filename} is packed like a bomb")
+            if member.filename == "config.json":
+                to.writestr(member.filename, json.dumps(configuration))
+            else:
+                with archive.open(member) as source, to.open(member.filename, "w") as target:
+                    shutil.copyfileobj(source, target)
 
 
 def _strangers(value) -> Iterator[str]:
     """Names of everything that a configuration asks for and that is not to be loaded."""
     if isinstance(value, dict):
         if "class_name" in value and not _is_known(value):
-            yield f"{value.get('module')}.{value['class_name']}"
+            function = value["class_name"] == "function" and value.get("config")
+            yield f"{value.get('module')}.{function or value['class_name']}"
         for item in value.values():
             yield from _strangers(item)
     elif isinstance(value, list):
@@ -187,8 +286,25 @@ def _strangers(value) -> Iterator[str]:
 
 def _is_known(named: dict) -> bool:
     module, name = named.get("module"), str(named["class_name"])
-    if module is None:
-        return name in PLAIN
+    if not isinstance(module, str):
+        return module is None and name in PLAIN
     if name in RUN_CODE or (name == "function" and module != "keras.activations"):
         return False
+    if module in OPERATION_MODULES or module == "keras.src.ops.core":
+        return is_operation(module, name)
+    if (module, name) in APPLICATION_LAYERS:
+        return True
     return module in KERAS_MODULES | OUR_MODULES or (module == "keras" and name in KERAS_CLASSES)
+
+
+def is_operation(module: str, name: str) -> bool:
+    """Whether a name is an operation of Keras that a file may ask for."""
+    if module not in OPERATION_MODULES and name not in CORE_OPERATIONS:
+        return False
+    found = vars(importlib.import_module(module)).get(name)
+    # Not what the module itself imports: other modules, functions, the base class.
+    return (
+        isinstance(found, type)
+        and issubclass(found, keras.Operation)
+        and found.__module__ == module
+    )

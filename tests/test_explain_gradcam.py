@@ -288,7 +288,7 @@ def test_repeating_a_grey_channel_does_not_count_as_a_meeting_of_branches():
         last_spatial_layer(model)
 
 
-def test_a_backbone_in_one_piece_is_explained_at_its_output(images):
+def test_a_backbone_in_one_piece_is_opened(images):
     flat = pooled_model()
     inputs = keras.Input((SIZE, SIZE, 1))
     backbone = keras.Model(flat.inputs, flat.get_layer("features").output, name="backbone")
@@ -297,8 +297,10 @@ def test_a_backbone_in_one_piece_is_explained_at_its_output(images):
     nested = keras.Model(inputs, x)
     nested.get_layer("nested_top").set_weights(flat.get_layer("top").get_weights())
     found = grad_cam(nested, images, 1)
-    assert found.layer == "backbone"
+    assert found.layer == "backbone/features"
     np.testing.assert_allclose(found.raw, closed_form(flat, images), rtol=1e-4, atol=1e-7)
+    for name in ("backbone", "features"):  # short for it, where nothing else is meant
+        np.testing.assert_array_equal(grad_cam(nested, images, 1, layer=name).raw, found.raw)
 
 
 @pytest.mark.parametrize(

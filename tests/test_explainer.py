@@ -113,11 +113,37 @@ def test_the_share_of_heat_in_the_lungs_is_that_of_the_masks(model_path, images,
     for row in table.itertuples():
         mask = images.parent / "lungs" / Path(row.image).relative_to(images)
         assert row.lung_area == pytest.approx((np.asarray(Image.open(mask)) > 127).mean(), abs=1e-6)
-    (tmp_path / "empty").mkdir()
-    options = ["--masks", str(tmp_path / "empty")]
-    _, without = explain(model_path, images, tmp_path / "none", *options)
-    assert (without["lungs"] == "none").all()
-    assert without["lung_share"].isna().all()
+
+
+def test_an_image_without_a_mask_is_counted_and_masks_of_others_are_refused(
+    model_path, images, tmp_path, capsys
+):
+    masks = images.parent / "lungs"
+    (masks / "COVID" / "1.png").unlink()
+    _, table = explain(model_path, images, tmp_path / "out", "--masks", str(masks))
+    assert table["lungs"].tolist().count("mask") == 3
+    assert table.loc[table["lungs"] == "none", "lung_share"].isna().all()
+    assert "lung masks: for 3 of 4 images" in capsys.readouterr().out
+    for number, mask in enumerate(sorted(masks.rglob("*.png"))):
+        mask.rename(masks / f"other{number}.png")
+    status, table = explain(model_path, images, tmp_path / "none", "--masks", str(masks))
+    assert status == 1
+    assert table is None
+    assert "no mask in" in capsys.readouterr().err
+
+
+def test_each_target_has_a_map_and_the_table_says_what_is_predicted(model_path, images, tmp_path):
+    options = ["--target", "COVID", "--target", "normal", "--target", "predicted"]
+    status, table = explain(model_path, images, tmp_path / "out", *options)
+    assert status == 0
+    assert len(table) == 12
+    assert table["overlay"].is_unique
+    assert len(list((tmp_path / "out" / "sheets").glob("*.png"))) == 4
+    for _, rows in table.groupby("image"):
+        covid, normal, predicted = rows["score"]
+        assert covid == pytest.approx(-normal, rel=1e-4)
+        assert predicted == pytest.approx(max(covid, normal), rel=1e-4)
+        assert set(rows["predicted"]) == {"COVID" if covid > 0 else "NORMAL"}
 
 
 def test_without_masks_the_lungs_are_segmented_and_the_table_says_so(model_path, images, tmp_path):

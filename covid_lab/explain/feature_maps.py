@@ -6,7 +6,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from covid_lab.explain.class_score import by_batches, checked_images
-from covid_lab.explain.gradcam import features_and_logits
+from covid_lab.explain.features import features_and_logits, on_grid, token_grids
 
 
 def feature_maps(
@@ -35,10 +35,12 @@ def feature_maps(
         raise ValueError(f"count is {count}; expected 1 or more.")
     images = checked_images(model, images)
     network = features_and_logits(model, [layer])
+    (grid,) = token_grids(model, [layer])
 
     @tf.function(input_signature=[tf.TensorSpec((None, *images.shape[1:]), tf.float32)])
     def strongest(images):
-        features = tf.transpose(network(images, training=False)[0], (0, 3, 1, 2))  # (N, K, h, w)
+        features = on_grid(network(images, training=False)[0], grid)
+        features = tf.transpose(features, (0, 3, 1, 2))  # (N, K, h, w)
         magnitude = tf.reduce_mean(tf.abs(features), axis=(2, 3))
         _, channels = tf.math.top_k(magnitude, min(count, features.shape[1]))
         return tf.gather(features, channels, batch_dims=1), tf.cast(channels, tf.int64)

@@ -24,7 +24,6 @@ Components", IJCNN 2020.
 from collections.abc import Callable, Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
@@ -36,113 +35,21 @@ from covid_lab.explain.class_score import (
     class_score,
     keep_compiled,
 )
-from covid_lab.explain.heatmaps import Heatmaps
-from covid_lab.explain.network import fold_normalization, graph_nodes
-
-# Layers that are an activation; all others carry theirs, if any, in an attribute `activation`.
-_ACTIVATION_LAYERS = (
-    keras.layers.ELU,
-    keras.layers.LeakyReLU,
-    keras.layers.PReLU,
-    keras.layers.ReLU,
-    keras.layers.Softmax,
+from covid_lab.explain.features import (
+    features_and_logits,
+    last_spatial_layer,
+    on_grid,
+    spatial_layers,
+    token_grids,
 )
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.network import fold_normalization
+from covid_lab.explain.outputs import remove_final_activation
 
-
-# Step: remove the final activation if present.
-
-
-def remove_final_activation(model: keras.Model) -> keras.Model:
-    """Return a classifier that ends in logits; the given one if it already does, never altered.
-
-    A sigmoid near 0 or 1 has no gradient left, and the softmax of one class also holds the
-    evidence against the others; the logit is free of both. The returned model shares its layers
-    with the given one, except a last layer with an activation of its own (`Dense(1, "sigmoid")`):
-    that one becomes a linear layer with a copy of the weights. A nested model at the end is opened
-    in the same way.
-
-    Raises
-    ------
-    ValueError : for anything but one input and one output of shape (N, 1) or (N, K), and for
-        weights that are NaN or infinite, naming their layers: a fused kernel may turn NaN into 0,
-        and what is computed from it looks like a score.
-    """
-    if bad := [weight.path for weight in model.weights if not np.isfinite(weight.numpy()).all()]:
-        raise ValueError(f"Model '{model.name}' has NaN or infinite weights: {', '.join(bad)}.")
-    if len(model.inputs) != 1 or [len(output.shape) for output in model.outputs] != [2]:
-        raise ValueError(
-            f"Model '{model.name}' has inputs {[tuple(x.shape) for x in model.inputs]} and outputs "
-            f"{[tuple(x.shape) for x in model.outputs]}; expected one input of images and one "
-            "output (N, 1) or (N, K)."
-        )
-    last = graph_nodes(model)[-1]
-    layer, features = last.operation, last.input_tensors[0]
-    if isinstance(layer, keras.Model) and len(last.input_tensors) == 1:
-        logits = remove_final_activation(layer)
-        return model if logits is layer else keras.Model(model.inputs[0], logits(features))
-    if not _has_activation(layer):
-        return model
-    if isinstance(layer, (keras.layers.Activation, *_ACTIVATION_LAYERS)):
-        return keras.Model(model.inputs[0], features)
-    linear = type(layer).from_config({**layer.get_config(), "activation": "linear"})
-    logits = linear(features)
-    linear.set_weights(layer.get_weights())
-    return keras.Model(model.inputs[0], logits)
-
-
-# Step: find the last convolutional layer's output.
-
-
-def spatial_layers(model: keras.Model) -> list[str]:
-    """Names of the layers with an output (N, height, width, channels), from input to output."""
-    return list(_spatial_nodes(model))
-
-
-def last_spatial_layer(model: keras.Model) -> str:
-    """Name of the last layer whose output is a spatial feature map after its activation.
-
-    That is an activation, a convolution with an activation of its own, a place where branches
-    meet, or a nested model. Pooling, normalisation and dropout that follow are passed over: they
-    blur or rescale the same features.
-
-    Raises
-    ------
-    ValueError : when there is none; the message lists all spatial layers.
-    """
-    candidates = [
-        name
-        for name, node in _spatial_nodes(model).items()
-        if _has_activation(node.operation)
-        or isinstance(node.operation, keras.Model)
-        or len(set(node.input_tensors)) > 1
-    ]
-    if not candidates:
-        raise ValueError(
-            f"Model '{model.name}' has no spatial feature map that follows an activation. "
-            f"Choose one of its spatial layers by name: {spatial_layers(model)}."
-        )
-    return candidates[-1]
-
-
-def _spatial_nodes(model: keras.Model) -> dict:
-    """Layer name → its call, for outputs (N, height, width, channels) with height·width > 1."""
-    return {
-        node.operation.name: node
-        for node in graph_nodes(model)
-        if not node.is_input
-        and len(node.outputs) == 1
-        and len(node.outputs[0].shape) == 4
-        and node.outputs[0].shape[1:3] != (1, 1)
-    }
-
-
-def _has_activation(layer: keras.Operation) -> bool:
-    activation = getattr(layer, "activation", None)
-    return isinstance(layer, _ACTIVATION_LAYERS) or activation not in (
-        None,
-        keras.activations.linear,
-    )
-
+__all__ = [
+    "METHODS", "grad_cam", "heatmap_function", "last_spatial_layer", "remove_final_activation",
+    "spatial_layers",
+]  # fmt: skip
 
 # Steps: evaluate the image, compute the gradients of the class score with respect to the
 # features, average them into channel weights, and average the features with these weights.
@@ -160,11 +67,13 @@ def grad_cam(
 
     Parameters
     ----------
-    model : Sequential or functional classifier with one output of shape (N, 1) or (N, K).
+    model : Sequential or functional classifier with one output of shape (N, 1) or (N, K). Models
+        inside are opened; probabilities become logits or log-odds (`outputs.scored`).
     images : (N, H, W, C), uint8 or float, in 0..255, since models normalise inside. N may be 0.
     target : the class to explain: one index, N indices, or "predicted" (the largest logit; for
         one logit, class 1 if it is positive). A model with one logit has the classes 0 and 1.
-    layer : name of a spatial layer; by default `last_spatial_layer(model)`.
+    layer : name of a spatial layer, ``outer/inner`` for a layer of a model inside; by default
+        `last_spatial_layer(model)`. The tokens of a transformer lie on the grid of its patches.
     method : one of `METHODS`: "grad-cam", "grad-cam++", "hirescam", "layercam", or "eigen-cam",
         which knows no class: its map is the same for every target.
     batch_size : images computed at once; memory does not grow with N beyond the maps themselves.
@@ -210,23 +119,6 @@ def heatmap_function(
     return heatmaps
 
 
-def features_and_logits(model: keras.Model, layers: Sequence[str]) -> keras.Model:
-    """Model with the outputs of the named spatial layers (N, h, w, K), then the given one's output.
-
-    Raises
-    ------
-    ValueError : for a layer that is unknown or not spatial; the message lists the candidates.
-    """
-    spatial = _spatial_nodes(model)
-    if unknown := [layer for layer in layers if layer not in spatial]:
-        raise ValueError(
-            f"Model '{model.name}' has no spatial layer named {unknown}; it has {list(spatial)}."
-        )
-    return keras.Model(
-        model.inputs, [*(spatial[layer].outputs[0] for layer in layers), *model.outputs]
-    )
-
-
 @keep_compiled
 def _compiled(model: keras.Model, layers: tuple[str, ...], weigh: Callable) -> Callable:
     """Compile (images, target) → scores (N,), target (N,), one (raw (N, h, w), reasons) per layer.
@@ -234,6 +126,7 @@ def _compiled(model: keras.Model, layers: tuple[str, ...], weigh: Callable) -> C
     The reasons say for each image why its map may be blank; see `Heatmaps`.
     """
     network = fold_normalization(features_and_logits(model, layers))
+    grids = token_grids(model, layers)
 
     @tf.function(input_signature=batch_signature(network))
     def explain_batch(images, target):
@@ -245,11 +138,15 @@ def _compiled(model: keras.Model, layers: tuple[str, ...], weigh: Callable) -> C
             scores, target = class_score(logits, target)  # (N,)
         gradients = tape.gradient(scores, features)
         maps = []
-        for layer, activation, gradient in zip(layers, features, gradients, strict=True):
+        for layer, activation, gradient, grid in zip(
+            layers, features, gradients, grids, strict=True
+        ):
             if gradient is None:
                 raise ValueError(f"The score cannot be differentiated back to layer '{layer}'.")
-            activation = tf.cast(activation, tf.float32)  # (N, h, w, K)
-            gradient = tf.cast(gradient, tf.float32)  # (N, h, w, K)
+            activation, gradient = (
+                on_grid(activation, grid),
+                on_grid(gradient, grid),
+            )  # (N, h, w, K)
             # A sum over the channels as in the paper's equation 2; the average that the sheet
             # asks for is this divided by their number, and normalisation removes that factor.
             raw = tf.reduce_sum(weigh(activation, gradient) * activation, axis=-1)  # (N, h, w)

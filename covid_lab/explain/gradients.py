@@ -30,8 +30,8 @@ from covid_lab.explain.class_score import (
     keep_compiled,
     score_function,
 )
-from covid_lab.explain.gradcam import remove_final_activation
 from covid_lab.explain.heatmaps import PIXELS, Heatmaps
+from covid_lab.explain.outputs import remove_final_activation
 
 
 def saliency(

@@ -1,7 +1,8 @@
-"""The graph of a network, and the same network with less to compute."""
+"""The graph of a network, flat for models inside models, and with less to compute."""
 
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 
 import keras
 import tensorflow as tf
@@ -16,6 +17,93 @@ def graph_nodes(model: keras.Model) -> list:
     # or, for a nested model, lie inside it. Keras offers no public list of a model's calls.
     by_depth = keras.Function(model.inputs, model.outputs)._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
+
+
+@lru_cache(maxsize=8)  # what is compiled for a flat model is kept for it
+def flatten(
+    model: keras.Model, shape: tuple[int, int, int] | None = None, front: Callable | None = None
+) -> keras.Model:
+    """The same model without models inside; the given one where there are none.
+
+    All layers are shared. A layer `inner` of a model `outer` has the place ``outer/inner``, see
+    `place`. Layers of one name in several inner models are called through an `Alias`.
+
+    Parameters
+    ----------
+    model : functional or sequential model with one input, or several where `shape` is None.
+    shape : (height, width, channels) of the images, to fix the size of a model that takes any.
+    front : what to apply to the images first: a layer, or another function of a Keras tensor.
+    """
+    if shape is None and front is None:
+        if not any(_is_nested(node.operation) for node in graph_nodes(model)):
+            return model
+        inputs = [keras.Input(x.shape[1:], dtype=x.dtype, name=x.name) for x in model.inputs]
+    else:
+        dtype = "float32" if front else model.inputs[0].dtype
+        inputs = [keras.Input(shape or model.inputs[0].shape[1:], dtype=dtype)]
+    start = [front(tensor) for tensor in inputs] if front else inputs
+    outputs = _inlined(model, start, "", {})
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], outputs, name=model.name)
+
+
+def place(node) -> str:
+    """Where a call of a layer is in the model: its name, or ``outer/inner`` after `flatten`."""
+    return getattr(node.outputs[0], "place", operation_of(node).name)
+
+
+def operation_of(node) -> keras.Operation:
+    """The layer or operation that is called, without an `Alias`."""
+    operation = node.operation
+    return operation.operation if isinstance(operation, Alias) else operation
+
+
+class Alias(layers.Layer):
+    """Another name for a layer, since no two layers of a model may have the same."""
+
+    def __init__(self, operation: keras.Operation, name: str):
+        super().__init__(name=name)
+        self.operation = operation
+        self.built = True
+
+    def call(self, *arguments, **options):
+        """Call the layer."""
+        return self.operation(*arguments, **options)
+
+    def compute_output_spec(self, *arguments, **options):
+        """Shape and type of the layer's outputs."""
+        return self.operation.compute_output_spec(*arguments, **options)
+
+
+def _is_nested(operation: keras.Operation) -> bool:
+    """Whether an operation is a model with a graph: functional, or sequential and built."""
+    return isinstance(operation, keras.Model) and bool(getattr(operation, "outputs", None))
+
+
+def _inlined(model: keras.Model, tensors: list, prefix: str, names: dict[str, object]) -> list:
+    """Call the model's operations on tensors; return its outputs, as a list."""
+
+    def call(operation, *arguments, **options):
+        # Explanations are made without training, whatever the model was built with.
+        options = {key: value for key, value in options.items() if key != "training"}
+        if _is_nested(operation):
+            given = keras.tree.flatten([arguments, options])
+            tensors = [tensor for tensor in given if isinstance(tensor, keras.KerasTensor)]
+            return _inlined(operation, tensors, f"{prefix}{operation.name}/", names)
+        known = names.setdefault(operation.name, operation)
+        if known is not operation:
+            name = f"{prefix}{operation.name}".replace("/", "__")
+            if name not in names:
+                names[name] = Alias(operation, name)
+            outputs = names[name](*arguments, **options)
+        else:
+            outputs = operation(*arguments, **options)
+        if prefix:
+            for tensor in keras.tree.flatten(outputs):
+                tensor.place = f"{prefix}{operation.name}"
+        return outputs
+
+    graph = keras.Function(model.inputs, model.outputs)
+    return keras.tree.flatten(graph._run_through_graph(tensors, call_fn=call))
 
 
 def fold_normalization(model: keras.Model) -> keras.Model:
@@ -36,7 +124,7 @@ def fold_normalization(model: keras.Model) -> keras.Model:
         norm = node.operation
         if type(norm) is layers.BatchNormalization:
             features = node.input_tensors[0]
-            convolution = producers[features]
+            convolution = producers.get(features)
             alone = uses[features] == calls[convolution] == calls[norm] == 1
             if alone and _is_plain(convolution) and norm.axis in (-1, 3):
                 replaced[convolution] = layers.Identity()

@@ -24,9 +24,9 @@ from covid_lab.explain.class_score import (
     image_variant_pairs,
     score_change,
 )
-from covid_lab.explain.gradcam import remove_final_activation
 from covid_lab.explain.heatmaps import PIXELS, Heatmaps
 from covid_lab.explain.incremental import covered_scores_functions
+from covid_lab.explain.outputs import remove_final_activation
 
 
 def occlusion(

@@ -30,13 +30,15 @@ from covid_lab.explain.class_score import (
     score_change,
     score_function,
 )
-from covid_lab.explain.gradcam import (
+from covid_lab.explain.features import (
     features_and_logits,
     last_spatial_layer,
-    remove_final_activation,
+    on_grid,
+    token_grids,
 )
 from covid_lab.explain.heatmaps import Heatmaps
 from covid_lab.explain.network import fold_normalization
+from covid_lab.explain.outputs import remove_final_activation
 
 
 def score_cam(
@@ -78,12 +80,13 @@ def score_cam_function(
     """
     model = remove_final_activation(model)
     network = fold_normalization(features_and_logits(model, layers))
+    grids = token_grids(model, layers)
     score = score_function(model)
 
     @tf.function(input_signature=batch_signature(model))
     def look(images, target):
         *features, logits = network(images, training=False)
-        features = [tf.cast(activation, tf.float32) for activation in features]
+        features = [on_grid(*each) for each in zip(features, grids, strict=True)]
         return features, class_score(logits, target)
 
     def explain_batch(images, target, batch_size):

@@ -134,7 +134,8 @@ def check(made: dict, found: dict, record, step: str, pixels: dict | None = None
 def small_network(path: Path) -> None:
     keras.utils.set_random_seed(0)
     inputs = keras.Input((32, 32, 1))
-    x = keras.layers.Conv2D(4, 3, activation="relu", name="features")(inputs)
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="features")(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     keras.Model(inputs, keras.layers.Dense(1)(x)).save(path)
 

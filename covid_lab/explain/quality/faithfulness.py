@@ -20,7 +20,7 @@ import tensorflow as tf
 from scipy.ndimage import gaussian_filter
 
 from covid_lab.explain.class_score import batch_signature, class_score, image_variant_pairs
-from covid_lab.explain.gradcam import remove_final_activation
+from covid_lab.explain.outputs import remove_final_activation
 from covid_project.gradcam import resize_heatmaps
 
 FILLS = ("mean", "blurred")

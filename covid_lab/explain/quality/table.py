@@ -16,8 +16,8 @@ from covid_lab.explain.class_score import (
     checked_target,
     score_function,
 )
-from covid_lab.explain.gradcam import remove_final_activation
 from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.outputs import remove_final_activation
 from covid_lab.explain.quality.baselines import Method, baseline
 from covid_lab.explain.quality.faithfulness import (
     Probability,

@@ -1,0 +1,182 @@
+"""Write explanations: overlays, rows of the table, sheets, feature maps."""
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from covid_lab import figures
+from covid_lab.datasets import decode_file
+from covid_lab.explain.feature_maps import feature_maps
+from covid_lab.explain.heatmaps import Heatmaps
+from covid_lab.explain.pictures import LungMasks, grey_values, mask_beside, resized_mask
+from covid_lab.lungs import implausible, segment_lungs
+from covid_project.data import resize
+from covid_project.figures import image_grid
+from covid_project.files import whole_file
+from covid_project.gradcam import overlay, resize_heatmaps
+
+COLUMNS = (
+    "image", "method", "layer", "target", "score", "predicted", "status", "strength", "lungs",
+    "lung_share", "lung_area", "overlay",
+)  # fmt: skip
+SEGMENTED = 120  # pixels along a side, at which lungs are sought where no masks are given
+TALLEST = 1024  # pixels: larger originals are reduced to this for the overlays
+CAPTION = (
+    "Heat: where the network finds evidence for the class explained, on {scale}. It is not an "
+    "outline of disease, not a probability, and no proof that a doctor would look there."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some images that could be read, with their maps, and the reasons of those that could not.
+
+    Attributes
+    ----------
+    files : list of Path
+    names : list of str
+        What is made of each file is named after it; no two are equal.
+    originals : list of np.ndarray, uint8 (h, w) or (h, w, 3)
+        No side above `TALLEST`.
+    images : np.ndarray, uint8 (N, H, W, C)
+        As the model takes them.
+    heatmaps : dict of (str, str) to Heatmaps
+        By method and target.
+    predicted : np.ndarray, int (N,)
+    unreadable : dict of Path to str
+    """
+
+    files: list[Path]
+    names: list[str]
+    originals: list[np.ndarray]
+    images: np.ndarray
+    heatmaps: dict[tuple[str, str], Heatmaps]
+    predicted: np.ndarray
+    unreadable: dict[Path, str]
+
+
+def write_chunk(chunk: Chunk, out: Path, request, masks: LungMasks | None) -> pd.DataFrame:
+    """Write the pictures of a chunk; return its rows of the table.
+
+    Parameters
+    ----------
+    chunk : Chunk
+    out : Path
+    request : explain.command.Request
+    masks : LungMasks, optional
+        None: Kaggle's masks beside the images, or else lungs are segmented, roughly.
+    """
+    rows = [
+        {"image": str(file), "status": f"unreadable: {reason}"}
+        for file, reason in chunk.unreadable.items()
+    ]
+    several = len({target for _, target in chunk.heatmaps}) > 1
+    for number, (file, original) in enumerate(zip(chunk.files, chunk.originals, strict=True)):
+        found, lungs = _lungs(file, masks, grey_values(original))
+        shown = original if original.ndim == 3 else original[..., None]
+        blends, titles = [np.broadcast_to(shown, (*shown.shape[:2], 3))], [_shortened(file.name)]
+        for (method, wanted), heatmaps in chunk.heatmaps.items():
+            heat = heatmaps.maps[number]
+            blend = overlay(shown[None], heat[None], colour_map=request.colour_map)[0]
+            label = re.sub(r"[^\w.-]", "_", wanted) if several else ""
+            name = f"overlays/{'_'.join(filter(None, (chunk.names[number], method, label)))}.png"
+            _save_picture(out / name, blend)
+            target, score = request.classes[heatmaps.target[number]], heatmaps.scores[number]
+            status = heatmaps.status[number]
+            rows.append(
+                {
+                    "image": str(file),
+                    "method": method,
+                    "layer": heatmaps.layer,
+                    "target": target,
+                    "score": score,
+                    "predicted": request.classes[chunk.predicted[number]],
+                    "status": status,
+                    "strength": heatmaps.strength[number],
+                    "lungs": found,
+                    **_lung_share(heat, lungs),
+                    "overlay": name,
+                }
+            )
+            blends.append(blend)
+            blank = "" if status == "ok" else f"\nblank: {status}"
+            titles.append(f"{method}\n{target}, score {score:.2f}{blank}")
+        if len(chunk.heatmaps) > 1:
+            scale = "one scale for all images" if request.one_scale else "each map's own scale"
+            figure = image_grid(blends, titles)
+            _save_figure(
+                out / f"sheets/{chunk.names[number]}.png", figure, CAPTION.format(scale=scale)
+            )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def draw_feature_maps(network: keras.Model, chunk: Chunk, out: Path, layer: str) -> None:
+    """Draw the strongest feature maps of a layer for each image of a chunk."""
+    maps, channels = feature_maps(network, chunk.images, layer)
+    for name, own, numbers in zip(chunk.names, maps, channels, strict=True):
+        figure = figures.feature_maps(own, [f"channel {number}" for number in numbers])
+        caption = f"The strongest feature maps of layer {layer}, each on its own scale."
+        _save_figure(out / f"feature_maps/{name}.png", figure, caption)
+
+
+def reduced(image: np.ndarray) -> np.ndarray:
+    """Image (h, w) or (h, w, 3) with no side above `TALLEST`."""
+    sides = image.shape[:2]
+    factor = TALLEST / max(sides)
+    if factor >= 1:
+        return image
+    return resize(image, tuple(max(round(side * factor), 1) for side in sides))
+
+
+def _save_figure(path: Path, figure: plt.Figure, caption: str) -> None:
+    figure.supxlabel(caption, fontsize=8, wrap=True)
+    with warnings.catch_warnings(), whole_file(path) as part:
+        # A file's name may be in letters that the font lacks; it shows boxes for them.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(part, dpi=200, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _save_picture(path: Path, pixels: np.ndarray) -> None:
+    with whole_file(path) as part:
+        Image.fromarray(pixels).save(part)
+
+
+def _lungs(file: Path, masks: LungMasks | None, image: np.ndarray) -> tuple[str, np.ndarray]:
+    """How the lungs of a grey image (h, w) were found, and their mask, bool of its shape.
+
+    "mask": given, or beside the image; "segmented": by `lungs.segment_lungs`, which is rough;
+    "none": nothing gives anything that can be two lungs.
+    """
+    nothing = np.zeros(image.shape, bool)
+    if masks:
+        mask = masks.read(file)
+        return ("none", nothing) if mask is None else ("mask", resized_mask(mask, image.shape))
+    if beside := mask_beside(file):
+        mask = decode_file(beside)
+        return "mask", resized_mask(mask > mask.max() / 2, image.shape)
+    square = resize(image, (SEGMENTED, SEGMENTED))
+    lungs = segment_lungs(square[None])
+    if implausible(lungs)[0]:
+        return "none", nothing
+    return "segmented", resized_mask(lungs[0], image.shape)
+
+
+def _lung_share(heat: np.ndarray, lungs: np.ndarray) -> dict[str, float]:
+    """Fraction of the heat that is in the lungs, and the fraction of the image that they are."""
+    if not lungs.any() or not heat.any():
+        return {}
+    enlarged = resize_heatmaps(heat[None], lungs.shape)[0]
+    return {"lung_share": enlarged[lungs].sum() / enlarged.sum(), "lung_area": lungs.mean()}
+
+
+def _shortened(name: str, longest: int = 28) -> str:
+    name = "".join(letter if letter.isprintable() else "·" for letter in name)
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
