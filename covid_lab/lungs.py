@@ -1,67 +1,72 @@
-"""Where the lungs lie in a frontal chest radiograph, found without a trained network.
+"""Lung masks of frontal chest radiographs, from a small U-Net whose weights are shipped.
 
-Lungs hold air and are darker than what surrounds them, but no single threshold parts them from
-the air around the patient, and an opaque lung is hardly darker than the heart. So many thresholds
-are tried, on the image and on the image with its slow changes of brightness taken away, and of all
-connected dark regions the two are kept that best fill the places where lungs are expected.
-
-Measured (`tests/test_lungs.py` measures again): Dice 0.84, IoU 0.72 on the ten adults of
-`shenzhen_masks.zip` (0.78 to 0.88; mostly too large below the heart's left border), whose images
-were also looked at while this was written; 0.94 on phantoms in health, 0.89 and 0.82 with patchy
-lesions in one lung and in both, 0.76 with extensive ones, whose opaque parts are left out. That
-serves for a region common to all images and for the share of a heatmap inside the lungs; it is not
-enough to measure lungs.
+`segment_lungs` finds the lungs, opaque ones included, and `implausible` names masks that cannot be
+two lungs. `covid_lab.lung_training` trained the network; its record beside the weights holds the
+Dice coefficients on held-out images. `lungs_classical` needs neither weights nor TensorFlow.
 """
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+from covid_lab.lungs_classical import checked_images
 from covid_project.data import resize
 
+WEIGHTS = Path(__file__).with_name("lung_unet.weights.h5")
+RECORD = Path(__file__).with_name("lung_unet.json")
 LEAST_AREA, MOST_AREA = 0.06, 0.6  # of the image, both lungs together
-LEAST_BALANCE = 0.25  # area of the smaller lung as a share of the larger
+LEAST_BALANCE = 0.25  # area of the smaller lung as a fraction of the larger
+_SIDE = 128  # pixels of the network's images
+_CHUNK = 256  # images at once, which limits the memory
 
-_SIDE = 60  # pixels at which the regions are sought
-_QUANTILES = np.linspace(0.15, 0.65, 12)  # of the grey values, one threshold each
-_SHIFTS = (-0.1, -0.05, 0.0, 0.05, 0.1)  # of the patient to the side, as a share of the width
-_IN_PLANE = np.array([np.zeros((3, 3)), ndimage.generate_binary_structure(2, 1), np.zeros((3, 3))])
+# Images uint8 (N, 128, 128) → float32 (N, 128, 128, 3), see `lung_network.compile_probabilities`.
+Probabilities = Callable[[np.ndarray], np.ndarray]
 
 
-def segment_lungs(images: np.ndarray) -> np.ndarray:
-    """Find the lung fields of upright, frontal chest radiographs.
+def segment_lungs(images: np.ndarray, *, behind_heart: bool = False) -> np.ndarray:
+    """Segment the lungs of frontal chest radiographs.
 
     Parameters
     ----------
-    images
-        uint8 (N, S, S), bright where dense.
+    images : np.ndarray, uint8 (N, S, S)
+        Grey values, bright where dense. Each image is resized to 128 × 128 pixels for the network,
+        and its mask is resized back.
+    behind_heart : bool
+        Where a lung ends: False, at the border of the heart (the lung fields); True, at the spine.
 
     Returns
     -------
-    bool (N, S, S). Where nothing fits, a lung or both are missing: ask `implausible`.
+    np.ndarray, bool (N, S, S)
+        The one or two largest regions, without holes; none in an image without lungs. See
+        `implausible`.
 
     Raises
     ------
     ValueError
         Another dtype or shape.
+    FileNotFoundError
+        The weights are missing.
     """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
-        raise ValueError(
-            f"images are {images.dtype} {images.shape}; the lungs are sought in uint8 (N, S, S)"
-        )
-    side = images.shape[1:]
-    masks = np.empty(images.shape, bool)
-    for mask, image in zip(masks, images, strict=True):
-        lungs = _segment(resize(image, (_SIDE, _SIDE)).astype(np.float32))
-        mask[...] = resize(np.uint8(255) * lungs, side) >= 128
-    return masks
+    return masks_from(network_probabilities(), checked_images(images), behind_heart)
 
 
 def implausible(masks: np.ndarray) -> np.ndarray:
-    """Say which masks bool (N, S, S) cannot be two lungs, and why: (N,) str, "" where they can.
+    """Name the masks that cannot be two lungs, with the reason.
 
-    Too little or too much of the image, or one side of the mask much smaller than the other. A
-    patient with a lung that is opaque from top to bottom is named as well.
+    A mask covers too little or too much of the image, or one side of it is much smaller than the
+    other. A patient with one missing or very small lung is named as well.
+
+    Parameters
+    ----------
+    masks : np.ndarray, bool (N, S, S)
+
+    Returns
+    -------
+    np.ndarray, str (N,)
+        "" where the mask is plausible.
     """
     reasons = []
     for mask in np.asarray(masks):
@@ -78,49 +83,42 @@ def implausible(masks: np.ndarray) -> np.ndarray:
     return np.array(reasons, dtype="U32")
 
 
-def _segment(image: np.ndarray) -> np.ndarray:
-    """Lungs, bool (_SIDE, _SIDE), of an image of that size, float32."""
-    smooth = ndimage.gaussian_filter(image, _SIDE / 100)
-    level = smooth - ndimage.gaussian_filter(smooth, _SIDE / 6)
-    pictures = np.stack([smooth, level])  # (2, S, S)
-    inner = pictures[:, _SIDE // 8 : -_SIDE // 8, _SIDE // 8 : -_SIDE // 8].reshape(2, -1)
-    thresholds = np.quantile(inner, _QUANTILES, axis=1).T  # (2, thresholds)
-    dark = (pictures[:, None] < thresholds[..., None, None]).reshape(-1, _SIDE, _SIDE)
-    dark = ndimage.binary_opening(dark, _IN_PLANE)  # cuts thin bridges to the air outside
-    regions, count = ndimage.label(dark, _IN_PLANE)  # numbered on through all thresholds
-    filled = np.array(
-        [[np.bincount(regions.ravel(), place, count + 1) for place in pair] for pair in _PLACES]
-    )  # (shifts, 2, regions)
-    filled[..., 0] = 0  # not a region but all that is bright; stands for "none"
-    shift = filled.max(axis=-1).sum(axis=-1).argmax()
-    lungs = [(regions == region).any(axis=0) & (region > 0) for region in filled[shift].argmax(-1)]
-    return np.any([_closed(lung) for lung in lungs], axis=0)
+def masks_from(probabilities: Probabilities, images: np.ndarray, behind_heart: bool) -> np.ndarray:
+    """Segment images with a given network; the parameters are those of `segment_lungs`."""
+    masks = np.empty(images.shape, bool)
+    for first in range(0, len(images), _CHUNK):
+        chunk = images[first : first + _CHUNK]
+        small = np.stack([resize(image, (_SIDE, _SIDE)) for image in chunk])
+        outside, _, field = np.moveaxis(probabilities(small), -1, 0)
+        for row, lung in enumerate(1 - outside if behind_heart else field):
+            masks[first + row] = resize(_cleaned(lung), images.shape[1:]) >= 128
+    return masks
 
 
-def _expected_places() -> np.ndarray:
-    """How well each pixel fits each lung, (shifts, 2, pixels): 1 at its centre, 0 at its edge.
+@cache
+def network_probabilities() -> Probabilities:
+    """Load the shipped network once; TensorFlow is imported only here.
 
-    Two ellipses that lean together at the top; far outside, a pixel counts more against a region
-    than the centre counts for it.
+    Raises
+    ------
+    FileNotFoundError
+        The weights are missing.
     """
-    pixels = (np.arange(_SIDE) + 0.5) / _SIDE
-    x, y = pixels, pixels[:, None] - 0.45
-    places = []
-    for shift in _SHIFTS:
-        for side in (-1, 1):
-            across = (x - 0.5 - shift - side * (0.19 + 0.12 * y)) / 0.165
-            places.append(np.clip(1 - across**2 - (y / 0.36) ** 2, -1.5, 1))
-    return np.reshape(places, (len(_SHIFTS), 2, _SIDE**2))
+    if not WEIGHTS.is_file():
+        raise FileNotFoundError(
+            f"{WEIGHTS} is missing: restore it, train it with `python -m covid_lab.lung_training`, "
+            "or use `covid_lab.lungs_classical.segment_lungs_classically`, which needs no weights"
+        )
+    from covid_lab import lung_network
+
+    return lung_network.compile_probabilities(lung_network.load_network(WEIGHTS))
 
 
-_PLACES = np.tile(_expected_places(), 2 * len(_QUANTILES))  # for all thresholds at once
-
-
-def _closed(lung: np.ndarray) -> np.ndarray:
-    """Lung with its notches (ribs, vessels) and holes filled."""
-    radius = _SIDE // 16
-    steps = np.arange(-radius, radius + 1)
-    disk = steps[:, None] ** 2 + steps**2 <= radius**2
-    # Without the rim, closing would erode what touches the image's edge.
-    closed = ndimage.binary_closing(np.pad(lung, radius), disk)[radius:-radius, radius:-radius]
-    return ndimage.binary_fill_holes(closed)
+def _cleaned(probability: np.ndarray) -> np.ndarray:
+    """Keep the two largest regions and fill their holes; uint8 (S, S), 128 at the lung's edge."""
+    regions, count = ndimage.label(probability >= 0.5)
+    sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+    kept = np.isin(regions, 1 + np.argsort(sizes)[-2:]) if count else np.zeros(regions.shape, bool)
+    filled = ndimage.binary_fill_holes(kept)
+    levels = np.rint(255 * np.where(kept | (regions == 0), probability, 0))
+    return np.where(filled & ~kept, 255, levels).astype(np.uint8)

@@ -14,7 +14,9 @@ from covid_lab.audit import page as audit_page
 from covid_lab.audit.checklists import ITEMS, answers
 from covid_lab.audit.data_checks import audit_data, named_pairs
 from covid_lab.audit.findings import Finding
+from covid_lab.audit.labels import CONTROL_COLUMNS, TABLE_COLUMNS, LabelAudit
 from covid_lab.audit.page import Report, page
+from covid_lab.audit.second_reader import confusion_table
 from covid_lab.datasets import open_dataset
 from covid_lab.phantoms import draw_radiograph
 
@@ -80,6 +82,12 @@ def report(tmp_path):
         findings=findings,
         data=data,
         pairs=named_pairs(data),
+        labels=LabelAudit(
+            [],
+            pd.DataFrame(columns=TABLE_COLUMNS),
+            pd.DataFrame(columns=CONTROL_COLUMNS),
+            pd.DataFrame(),
+        ),
         shortcuts=views,
         controls=pd.DataFrame({"control": ["x <y>"], "auc": [0.5]}),
         checklists=answers(findings),
@@ -127,7 +135,7 @@ def test_control_characters_in_names_are_written_out():
 def test_verdicts_come_first_and_the_gravest_of_them(report):
     text = page(report)
     headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert headings == ["Verdicts", "Copies", "Shortcuts", "Protocol", "Checklists"]
+    assert headings == ["Verdicts", "Copies", "Labels", "Shortcuts", "Protocol", "Checklists"]
     first = text.split("<h2>Copies")[0]
     order = re.findall(r'class="row"><div><span class="verdict (\w+)"', first)
     assert order == sorted(order, key=["fail", "warn", "pass", "na"].index)
@@ -159,6 +167,47 @@ def test_of_many_pairs_the_first_are_shown(report, monkeypatch):
     text = page(report)
     assert len(Elements(text).all("img")) == 4
     assert "The first 2 are shown" in text
+
+
+def suspects(n):
+    """Labels of one path, the first of which are contradicted."""
+    numbers = np.arange(n + 1)
+    table = pd.DataFrame(
+        {"rank": numbers + 1, "path": f"test/NORMAL/{NASTY}", "split": "test", "label": "NORMAL",
+         "label_probability": 0.1, "suggested": "COVID", "suggested_probability": 0.9,
+         "margin": 0.8, "contradicted": numbers < n, "second_label": np.where(numbers, "", "COVID"),
+         "second_contradicts": numbers == 0}
+    )  # fmt: skip
+    control = ("x <y>", "contradicted", 7.4, 0.8, 0.7, 0.9, 0.75, 0.6, 0.85, 5, 50)
+    readers = confusion_table(np.array(["NORMAL"]), np.array(["COVID"]), ("NORMAL", "COVID"))
+    return LabelAudit([], table, pd.DataFrame([control], columns=CONTROL_COLUMNS), readers)
+
+
+def test_contradicted_labels_are_shown_with_their_controls_and_the_reader(report):
+    object.__setattr__(report, "labels", suspects(2))
+    finding = Finding("labels", "labels agree", "warn", "two do not", 0.2, 0.1, 0.3, 9)
+    object.__setattr__(report, "findings", [*report.findings, finding])
+    section = page(report).split("<h2>Labels</h2>")[1].split("</section>")[0]
+    elements = Elements(section)
+    assert elements.open == []
+    assert [image["alt"] for image in elements.all("img")] == [f"test/NORMAL/{NASTY}"] * 2
+    text = " ".join(elements.text)
+    assert "2 labels are contradicted" in text
+    assert "1. labelled NORMAL (probability 0.10), model: COVID (0.90)" in text
+    assert text.count("second reader: COVID") == 1
+    assert "0.80 (0.70–0.90)" in text
+    assert "0.75 (0.60–0.85)" in text
+    assert "x <y>" in text
+    assert "two do not" in text
+    assert "The second reader" in text
+
+
+def test_of_many_contradicted_labels_the_first_are_shown(report, monkeypatch):
+    monkeypatch.setattr(audit_page, "SHOWN", 3)
+    object.__setattr__(report, "labels", suspects(5))
+    section = page(report).split("<h2>Labels</h2>")[1].split("</section>")[0]
+    assert len(Elements(section).all("img")) == 3
+    assert "The first 3 are shown, the rest is in labels.csv" in section
 
 
 def test_a_file_that_vanished_leaves_a_black_place(report):

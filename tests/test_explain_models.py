@@ -429,6 +429,11 @@ def by_hand(user, images):
     return (weights * features).sum(axis=-1), score.numpy()
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(1)
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Two coloured images of smooth blobs, 96 by 96."""
@@ -500,7 +505,6 @@ def test_every_target_of_several_classes_has_a_map(pictures, tmp_path):
 @pytest.mark.parametrize("method", ["score-cam", "occlusion", "saliency", "layercam", "eigen-cam"])
 def test_other_methods_open_nested_networks_and_transformers(pictures, tmp_path, method):
     for build in (compiled_network_behind_a_rescaling, vision_transformer, operations):
-        keras.utils.set_random_seed(1)
         user = build()
         path = saved(tmp_path, user.model)
         prepared = prepare(path, pictures, [str(number) for number in range(user.classes)])

@@ -1,8 +1,10 @@
 """``python -m covid_lab audit``: all checks on one data set, printed and written.
 
 Written are ``audit.csv`` (the findings), ``audit.json`` (these with settings, versions, pairs and
-checklists), ``duplicates.csv``, ``shortcuts.csv``, ``controls.csv`` where asked for, and
-``audit.html``, which shows images of the data set and therefore stays local.
+checklists), ``duplicates.csv``, ``labels.csv`` (images by how far a model contradicts their labels)
+with ``label_controls.csv``, ``label_readers.csv`` where a second reader is given,
+``shortcuts.csv``, ``controls.csv`` where asked for, and ``audit.html``, which shows images of the
+data set and therefore stays local.
 """
 
 import dataclasses
@@ -21,8 +23,10 @@ from covid_lab.audit.controls import controls_table
 from covid_lab.audit.data_checks import DataAudit, audit_data, named_pairs
 from covid_lab.audit.duplicates import clusters, grouped_split, joined_groups
 from covid_lab.audit.findings import Finding, as_table, figure
+from covid_lab.audit.labels import audit_labels
 from covid_lab.audit.page import Report, page
 from covid_lab.audit.protocol import audit_protocol
+from covid_lab.audit.second_reader import COLUMN, second_labels
 from covid_lab.audit.shortcuts import audit_model, audit_shortcuts
 from covid_lab.datasets import open_dataset, write_splits
 from covid_project.data import CLASSES, DataError, Dataset
@@ -61,7 +65,7 @@ def run(request: Request) -> list[Finding]:
     """
     report = audit(request)
     print(as_text(report.findings))
-    out = request.out or _folder(request)
+    out = _folder(request)
     write(report, out)
     print(f"written: {out}: audit.html to read, audit.csv, audit.json and the tables")
     if request.write_splits is not None:
@@ -71,11 +75,17 @@ def run(request: Request) -> list[Finding]:
 
 
 def audit(request: Request) -> Report:
-    """Make all findings; write nothing."""
+    """Make all findings; write nothing except the network's features, which are kept."""
     dataset = _opened(request)
-    labels = ", ".join(f"{label} {name}" for label, name in enumerate(dataset.classes))
-    print(f"data: {request.data.name}, {len(dataset.table):,} images, labels: {labels}", flush=True)
+    classes = ", ".join(f"{label} {name}" for label, name in enumerate(dataset.classes))
+    print(
+        f"data: {request.data.name}, {len(dataset.table):,} images, labels: {classes}", flush=True
+    )
     metadata = None if request.metadata is None else _table(request.metadata)
+    second = None
+    if metadata is not None and COLUMN in metadata:
+        second = second_labels(metadata, dataset)
+        metadata = metadata if "patient" in metadata else None
     data = audit_data(
         dataset,
         pattern=request.pattern,
@@ -83,7 +93,14 @@ def audit(request: Request) -> Report:
         seed=request.seed,
         progress=_Progress(),
     )
-    findings = list(data.findings)
+    labels = audit_labels(
+        _kept_together(data),
+        second=second,
+        cache=_folder(request) / "cache",
+        seed=request.seed,
+        progress=_Progress(),
+    )
+    findings = [*data.findings, *labels.findings]
     shortcuts = pd.DataFrame()
     if len(dataset.classes) == 2 and data.dataset.table["label"].nunique() == 2:
         found = audit_shortcuts(_kept_together(data), masks=request.masks, seed=request.seed)
@@ -103,6 +120,7 @@ def audit(request: Request) -> Report:
         findings=findings,
         data=data,
         pairs=named_pairs(data),
+        labels=labels,
         shortcuts=shortcuts,
         controls=controls,
         checklists=answers(findings),
@@ -115,7 +133,13 @@ def write(report: Report, out: Path) -> None:
     findings = as_table(report.findings)
     write_csv(out / "audit.csv", findings)
     write_csv(out / "duplicates.csv", report.pairs)
-    tables = {"shortcuts": report.shortcuts, "controls": report.controls}
+    tables = {
+        "labels": report.labels.table,
+        "label_controls": report.labels.controls,
+        "label_readers": report.labels.readers,
+        "shortcuts": report.shortcuts,
+        "controls": report.controls,
+    }
     for name, table in tables.items():
         if len(table):
             write_csv(out / f"{name}.csv", table)
@@ -124,6 +148,9 @@ def write(report: Report, out: Path) -> None:
         "findings": _records(findings),
         "unreadable": report.data.unreadable,
         "pairs": _records(report.pairs),
+        "contradicted_labels": _records(report.labels.contradicted),
+        "label_controls": _records(report.labels.controls),
+        "label_readers": _records(report.labels.readers),
         "shortcuts": _records(report.shortcuts),
         "controls": _records(report.controls),
         "checklists": _records(report.checklists),
@@ -220,6 +247,8 @@ def _settings(request: Request, data: DataAudit) -> dict:
 
 
 def _folder(request: Request) -> Path:
+    if request.out is not None:
+        return request.out
     if request.results is not None:
         return request.results / "audit"
     return Path("results") / "audit" / request.data.name.removesuffix(".zip")

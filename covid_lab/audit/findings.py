@@ -16,7 +16,7 @@ class Finding:
     Attributes
     ----------
     area
-        "data", "shortcuts" or "protocol".
+        "data", "labels", "shortcuts" or "protocol".
     check
         What was asked, in a few words.
     verdict

@@ -1,4 +1,4 @@
-"""The page ``audit.html``: verdicts first, then copies, shortcuts, protocol and checklists.
+"""The page ``audit.html``: verdicts, copies, labels, shortcuts, protocol and checklists.
 
 One file that needs nothing else: no script, no network; styles, images and curves lie inside. What
 comes from file names is escaped. It shows images of the data set and stays local.
@@ -15,9 +15,10 @@ from PIL import Image
 
 from covid_lab.audit.data_checks import DataAudit
 from covid_lab.audit.findings import VERDICTS, Finding, figure
+from covid_lab.audit.labels import LabelAudit
 from covid_project.data import DataError, decode
 
-SHOWN = 60  # pairs; the others are in duplicates.csv
+SHOWN = 60  # pairs, and images of contradicted labels; the others are in the tables
 SIDE = 256  # pixels of the longer side of an image shown
 SIGNS = {"fail": "✗", "warn": "!", "pass": "✓", "not applicable": "–"}
 
@@ -45,8 +46,12 @@ p, ul { max-width: 48rem; }
 .pair { border: 1px solid #ccc; border-radius: 0.4em; padding: 0.6rem; }
 .pair.across { border: 2px solid #8e1600; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 0.5rem; }
-.sides img { width: 100%; aspect-ratio: 1; object-fit: contain; background: #000; display: block; }
+.sides img, .suspects img { width: 100%; aspect-ratio: 1; object-fit: contain; background: #000;
+  display: block; }
 .side { font-size: 0.8rem; margin: 0; }
+.suspects { grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); }
+table { border-collapse: collapse; font-size: 0.9rem; }
+th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #ddd; text-align: left; }
 .view { display: grid; grid-template-columns: 16rem 12rem 1fr; gap: 0.1rem 1rem;
   align-items: center; padding: 0.3rem 0; border-bottom: 1px solid #eee; }
 .view svg { width: 100%; height: 1.6rem; display: block; }
@@ -73,6 +78,8 @@ class Report:
         The data as they were audited.
     pairs
         From ``data_checks.named_pairs``.
+    labels
+        From ``labels.audit_labels``.
     shortcuts, controls
         One row per view and per control; empty where none were made.
     checklists
@@ -85,6 +92,7 @@ class Report:
     findings: list[Finding]
     data: DataAudit
     pairs: pd.DataFrame
+    labels: LabelAudit
     shortcuts: pd.DataFrame
     controls: pd.DataFrame
     checklists: pd.DataFrame
@@ -104,6 +112,7 @@ def page(report: Report) -> str:
     sections = [
         ("Verdicts", _tally(report.findings) + _findings(_gravest_first(report.findings))),
         ("Copies", _pairs(report)),
+        ("Labels", _labels(report)),
         ("Shortcuts", _shortcuts(report)),
         ("Protocol", _protocol(report.findings)),
         ("Checklists", _checklists(report.checklists)),
@@ -201,6 +210,74 @@ def _image(report: Report, path: str) -> str:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+# ---- labels -------------------------------------------------------------------------------------
+
+
+def _labels(report: Report) -> str:
+    labels = report.labels
+    content = _findings([finding for finding in report.findings if finding.area == "labels"])
+    if labels.table.empty:
+        return content
+    suspects = labels.contradicted
+    rest = len(suspects) - SHOWN
+    more = f" The first {SHOWN} are shown, the rest is in labels.csv." if rest > 0 else ""
+    content += (
+        f"<p>{len(suspects):,} labels are contradicted by a model that was trained without the "
+        "image, its copies and its patient (confident learning, Northcutt et al. 2021). The most "
+        f"certain contradictions come first.{more} A person should look at these images: the label "
+        "may be wrong, or the image difficult. Test images are left out. labels.csv ranks all "
+        "others.</p>"
+        "<p>The model learns whatever separates the classes, the collection of origin included. "
+        "Where one class comes from another collection, a wrong label of that class looks right to "
+        "it, and no number here counts such errors.</p>"
+    )
+    shown = "".join(_suspect(report, row) for row in suspects.head(SHOWN).itertuples())
+    controls = _label_controls(labels.controls)
+    readers = ""
+    if len(labels.readers):
+        table = labels.readers.to_html(index=False, border=0, float_format="%.3f", escape=True)
+        readers = f"<h3>The second reader: labels given to the images of each label</h3>{table}"
+    return f'{content}<div class="pairs suspects">{shown}</div>{controls}{readers}'
+
+
+def _suspect(report: Report, row) -> str:
+    second = ""
+    if row.second_label:
+        against = f" {_badge('warn')}" if row.second_contradicts else ""
+        second = f"<br>second reader: {_text(row.second_label)}{against}"
+    return (
+        f'<figure class="pair" style="margin:0"><img alt="{_text(row.path)}" '
+        f'src="{_image(report, row.path)}"><figcaption class="side">'
+        f"{row.rank}. labelled {_text(row.label)} (probability {row.label_probability:.2f}), "
+        f"model: {_text(row.suggested)} ({row.suggested_probability:.2f}){second}<br>"
+        f"{_text(row.path)}, {_text(row.split or 'no split')}</figcaption></figure>"
+    )
+
+
+def _label_controls(controls: pd.DataFrame) -> str:
+    """Recall and precision of planted flips, as a table with its explanation."""
+    first = controls.iloc[0]
+    rows = "".join(
+        f"<tr><td>{_text(row.features)}</td><td>{_text(row.reported)}</td><td>{row.images:.0f}</td>"
+        f"<td>{row.recall:.2f} ({row.recall_low:.2f}–{row.recall_high:.2f})</td>"
+        f"<td>{row.precision:.2f} ({row.precision_low:.2f}–{row.precision_high:.2f})</td></tr>"
+        for row in controls.itertuples()
+    )
+    return (
+        "<h3>Controls: labels flipped on purpose</h3>"
+        f"<p>{first['planted']} labels, chosen at random, were changed, {first['draws']} times. "
+        "Recall is the fraction of these that is reported; precision is the fraction of the "
+        "reports that was changed. Shown are means over the draws, with the range of 95 % of "
+        "them. One minus the precision estimates the fraction of false reports where one label "
+        "in twenty is wrong. It is too high where the given labels hold errors of their own, and "
+        "too low where fewer labels are wrong. Real errors are often difficult images, so that "
+        "fewer of them are found. What a model of the border finds does not come from the "
+        "lungs.</p>"
+        "<table><tr><th>model sees</th><th>reported</th><th>images</th><th>recall</th>"
+        f"<th>precision</th></tr>{rows}</table>"
+    )
 
 
 # ---- shortcuts ----------------------------------------------------------------------------------
