@@ -14,7 +14,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-STUDIES := $(filter-out course_extras,$(basename $(notdir $(wildcard studies/*.ipynb))))
+STUDIES := $(filter-out course_extras another_hospital,$(basename $(notdir $(wildcard studies/*.ipynb))))
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
 	$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
 

@@ -407,7 +407,7 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument(
         "--pattern", help="regular expression whose parentheses hold the patient in a path"
     )
-    audit.add_argument("--metadata", type=Path, help="CSV with the columns image and patient")
+    audit.add_argument("--metadata", type=Path, help="CSV with the column image, and patient or second_label (a second reader's class)")
     audit.add_argument(
         "--write-splits",
         type=Path,
@@ -427,7 +427,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         required=True,
-        help="the folder models of a run, such as results/models, or .keras files of one logit",
+        help="the folder models of a run, such as results/models; .keras files of one logit; or "
+        "records (.json) of networks with two exits",
     )
     external.add_argument("--data", type=Path, required=True, help="zip or folder of images")
     external.add_argument("--split", help="default: test, or all images where there are no splits")

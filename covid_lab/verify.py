@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from covid_lab.checkpoints import load_model
+from covid_lab.external import two_exits
 from covid_project.data import ImageFiles, open_dataset
 from covid_project.evaluation import metrics_table
 from covid_project.files import fingerprint, read_csv, whole_file, write_text
@@ -107,7 +108,13 @@ def load_kept(results: Path, stage: str) -> tuple[keras.Model, str]:
 
 
 def open_model(path: Path) -> keras.Model:
-    """Load a ``.keras`` file; the kept layers of a fine-tuned model are joined with its backbone.
+    """Load a model; what was kept without others' weights is joined with them.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.keras`` file, whole or the kept layers of a fine-tuned model; or the record, ``.json``,
+        of a network with two exits (see `covid_lab.external.two_exits`).
 
     Raises
     ------
@@ -115,6 +122,11 @@ def open_model(path: Path) -> keras.Model:
         The message says why.
     """
     path = Path(path)
+    if path.suffix == ".json" and path.is_file():
+        try:
+            return two_exits.load(path)
+        except (KeyError, ValueError) as error:
+            raise NotKept(f"{path} cannot be loaded: {error}") from None
     if path.name == TOP and path.with_suffix(".json").is_file():
         return load_kept(path.parent.parent, "fine_tuned")[0]
     return load_model(path)

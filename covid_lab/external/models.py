@@ -53,8 +53,9 @@ def load_models(paths: list[Path]) -> list[FinalModel]:
     Parameters
     ----------
     paths : list of Path
-        A ``.keras`` file, or the folder ``models`` of a run, of which the models that were tested
-        are taken: the baseline and the fine-tuned one.
+        A ``.keras`` file, the record (``.json``) of a network with two exits, or the folder
+        ``models`` of a run, of which the models that were tested are taken: the baseline and the
+        fine-tuned one.
 
     Returns
     -------

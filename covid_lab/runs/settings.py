@@ -29,7 +29,11 @@ NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")  # 
 EXTRAS = "course_extras"  # more on the course run, in its results folder
 # Notebooks in ``studies/`` with a module of the same name in ``covid_lab.studies``.
 STUDIES = tuple(
-    sorted(path.stem for path in (PROJECT / "studies").glob("*.ipynb") if path.stem != EXTRAS)
+    sorted(
+        path.stem
+        for path in (PROJECT / "studies").glob("*.ipynb")
+        if (PROJECT / "covid_lab" / "studies" / f"{path.stem}.py").is_file()
+    )
 )
 
 

@@ -1,0 +1,316 @@
+"""What narrows the gap between a model's own collection and another one: a comparison and a choice.
+
+`compare` trains every method of `covid_lab.external.methods` on the training split of one
+collection, and scores it on the validation split of the same collection and on images of another
+one. Choices are made on these two; no test split is read. `choose` names the method that does best
+elsewhere and loses little at home. `fit_final` trains the network with two exits for good.
+`mitigate` does all of this.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+
+from covid_lab.datasets import open_dataset
+from covid_lab.external.methods import (
+    LABELLED,
+    REFERENCE,
+    ROBUST,
+    UNLABELLED,
+    Bench,
+    Outcome,
+    Settings,
+    exit_outcomes,
+    input_outcomes,
+    intercept,
+    linear_exit,
+    lung_features,
+    read_images,
+    together,
+    train_collection_exit,
+    two_exits_name,
+)
+from covid_lab.external.score import BALANCED, external_metrics
+from covid_lab.external.two_exits import Exits, join, keep, keep_moved, move, recentre
+from covid_project.data import CLASSES, DataError
+from covid_project.evaluation import percentile_interval
+from covid_project.files import fingerprint, read_csv, versions, write_csv
+from covid_project.models import logits
+
+TABLE, RECENTRING = "mitigation.csv", "recentring.csv"
+PREVALENCES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
+SAMPLES = (20, 50, 100)  # numbers of unlabelled images
+LOSS = 0.02  # of accuracy on the own validation images that a choice may cost
+
+
+# ---- the comparison -----------------------------------------------------------------------------
+
+
+def mitigate(
+    own: Path,
+    target: Path,
+    out: Path,
+    *,
+    target_split: str = "val",
+    seeds: tuple[int, ...] = (0, 1, 2),
+    settings: Settings | None = None,
+) -> dict[str, Path]:
+    """Compare the methods, choose without and with labels, and keep the models chosen.
+
+    Parameters
+    ----------
+    own, target, out, target_split, seeds, settings
+        As for `compare`. The final models are trained with the first seed.
+
+    Returns
+    -------
+    dict of str to Path
+        Name of each model → its record, for `two_exits.load`. Empty where fine-tuning
+        alone does best, as there is nothing to mitigate then.
+    """
+    settings = settings or Settings()
+    table = compare(own, target, out, target_split=target_split, seeds=seeds, settings=settings)
+    bench = open_bench(own, target, out, target_split=target_split, settings=settings)
+    shares = {two_exits_name(share): share for share in settings.shares} | {ROBUST: 0.0}
+    eligible = table[table["method"].isin([*shares, REFERENCE])]
+    paths = {}
+    for uses in (UNLABELLED, LABELLED):
+        method = choose(eligible, uses)
+        print(f"chosen with {uses} images of {Path(target).name}: {method}")
+        if method in shares:
+            labelled = uses == LABELLED
+            paths |= fit_final(bench, out, seeds[0], share=shares[method], labelled=labelled)
+    return paths
+
+
+def compare(
+    own: Path,
+    target: Path,
+    out: Path,
+    *,
+    target_split: str = "val",
+    seeds: tuple[int, ...] = (0, 1, 2),
+    settings: Settings | None = None,
+    inputs: bool = True,
+) -> pd.DataFrame:
+    """Compare methods on the validation images of two collections; continue where a run ended.
+
+    Parameters
+    ----------
+    own, target : Path
+        Data with the classes of the course; ``own`` has the splits train and val.
+    out : Path
+        Gets ``mitigation.csv`` and the folder ``cache``.
+    target_split : str
+        Split of the target; "" for data without splits. Never its test split.
+    seeds : tuple of int
+        Of styles and fine-tuning.
+    settings : Settings, optional
+        The defaults where None.
+    inputs : bool
+        Whether to compare the `INPUTS` as well.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per method, use of target images and seed: accuracy and AUC of the own validation
+        images; AUC, balanced accuracy, sensitivity and specificity of the target; the last two
+        groups with 95 % intervals; seconds of the stage; settings, data, versions.
+
+    Raises
+    ------
+    DataError
+        The split is a test split, or a split lacks a class.
+    """
+    settings = settings or Settings()
+    bench = open_bench(own, target, out, target_split=target_split, settings=settings)
+    data = f"{bench.train.fingerprint}+{bench.val.fingerprint}+{bench.target.fingerprint}"
+    identity = {
+        "settings": fingerprint(dataclasses.asdict(settings)),
+        "data": data,
+        "frozen": bench.parts.frozen,
+    }
+    stages = [("exits", seed) for seed in seeds]
+    stages = [("inputs", seeds[0]), *stages] if inputs else stages
+    for stage, seed in stages:
+        done = read_csv(Path(out) / TABLE)
+        mark = {"stage": stage, "seed": seed, **identity}
+        if len(done) and (done[list(mark)] == pd.Series(mark)).all(axis=1).any():
+            continue
+        start = time.perf_counter()
+        found = input_outcomes(bench) if stage == "inputs" else exit_outcomes(bench, seed)
+        rows = [_row(outcome, bench, seed) for outcome in found]
+        table = pd.DataFrame(rows).assign(
+            seconds=time.perf_counter() - start, **mark, versions=versions()
+        )
+        write_csv(Path(out) / TABLE, pd.concat([done, table], ignore_index=True))
+        print(f"{stage}, seed {seed}: {len(table)} rows, {table['seconds'].iloc[0]:.0f} s")
+    return read_csv(Path(out) / TABLE)
+
+
+def open_bench(
+    own: Path, target: Path, out: Path, *, target_split: str = "val", settings: Settings
+) -> Bench:
+    """Read the images of `compare` and build the network."""
+    if target_split == "test":
+        raise DataError("choices must not be made on a test split; give another target_split")
+    ours = open_dataset(own, classes=CLASSES, as_found=True)
+    theirs = open_dataset(target, classes=CLASSES, as_found=True)
+    train, val = read_images(ours, "train"), read_images(ours, "val")
+    return Bench(train, val, read_images(theirs, target_split), settings, Path(out) / "cache")
+
+
+def _row(outcome: Outcome, bench: Bench, seed: int) -> dict[str, object]:
+    own = external_metrics(bench.val.labels, outcome.own, seed=seed).set_index("metric")
+    target = external_metrics(bench.target.labels, outcome.target, seed=seed).set_index("metric")
+    row = {"method": outcome.method, "target_images": outcome.uses}
+    row |= {"own_accuracy": own.value["accuracy"], "own_AUC": own.value["AUC"]}
+    row |= {"own_n": len(outcome.own)}
+    for metric in ("AUC", BALANCED, "sensitivity", "specificity"):
+        name = metric.replace(" ", "_")
+        row |= {f"{name}{end}": target[column][metric]
+                for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))}  # fmt: skip
+    return row | {"n": len(outcome.target)}
+
+
+# ---- the chosen method --------------------------------------------------------------------------
+
+
+def choose(table: pd.DataFrame, uses: str, loss: float = LOSS) -> str:
+    """Name the method with the highest AUC elsewhere among those that lose little at home.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        From `compare`; seeds are averaged.
+    uses : str
+        What may be used of the other collection: "none", "unlabelled" or "labelled".
+    loss : float
+        Of accuracy on the own validation images, compared with the fine-tuned reference.
+
+    Returns
+    -------
+    str
+        The method. The reference itself always qualifies where its use of images is asked for.
+
+    Raises
+    ------
+    ValueError
+        No method qualifies.
+    """
+    means = table.groupby(["method", "target_images"])[["own_accuracy", "AUC"]].mean()
+    least = means.loc[(REFERENCE, "none"), "own_accuracy"] - loss
+    allowed = means.xs(uses, level="target_images")
+    allowed = allowed[allowed["own_accuracy"] >= least]
+    if allowed.empty:
+        raise ValueError(
+            f"no method that uses {uses} images reaches an own accuracy of {least:.3f}"
+        )
+    return str(allowed["AUC"].idxmax())
+
+
+def recentring(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.DataFrame:
+    """Tell what moving the mean logit of unlabelled images to 0 costs where its guess is wrong.
+
+    Samples of other prevalences and sizes are drawn; the threshold is their mean logit. It is then
+    applied to all images.
+
+    Parameters
+    ----------
+    labels : np.ndarray, (N,)
+        0 or 1.
+    scores : np.ndarray, (N,)
+        Logits of the images of the other collection.
+    seed : int
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per prevalence and number of images: prevalence, images, and balanced accuracy,
+        sensitivity and specificity as means over 500 samples, the first with low and high (95 % of
+        the samples).
+    """
+    rng = np.random.default_rng(seed)
+    positives, negatives = scores[labels == 1], scores[labels == 0]
+    rows = []
+    for images, prevalence in [(200, p) for p in PREVALENCES] + [(n, 0.5) for n in SAMPLES]:
+        count = round(prevalence * images)
+        drawn = [rng.choice(positives, (500, count)), rng.choice(negatives, (500, images - count))]
+        means = np.hstack(drawn).mean(axis=1)
+        sensitivity = (positives > means[:, None]).mean(axis=1)
+        specificity = (negatives <= means[:, None]).mean(axis=1)
+        low, high = percentile_interval((sensitivity + specificity) / 2)
+        row = {"prevalence": prevalence, "images": images}
+        row |= {"sensitivity": sensitivity.mean(), "specificity": specificity.mean()}
+        row[BALANCED.replace(" ", "_")] = (row["sensitivity"] + row["specificity"]) / 2
+        rows.append(row | {"low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def fit_final(
+    bench: Bench, out: Path, seed: int, *, share: float, labelled: bool
+) -> dict[str, Path]:
+    """Train the network with two exits, and keep it for its own and for the other collection.
+
+    Parameters
+    ----------
+    bench : Bench
+    out : Path
+        Gets two models, which differ in the bias of the last layer only: ``two_exits`` for images
+        of the own collection, and ``two_exits_elsewhere`` for those of the other one. With labels
+        the names begin with ``two_exits_labelled``; without, the table `recentring` is written.
+    seed : int
+    share : float
+        Weight of the collection exit, see `choose`.
+    labelled : bool
+        Whether the labels of the other collection are used.
+
+    Returns
+    -------
+    dict of str to Path
+    """
+    copies, val, target = lung_features(bench, seed)
+    theirs = None
+    if labelled:
+        halves = [half[:, : target.shape[1]] for half in bench.copies(bench.target, seed)]
+        theirs = halves, bench.target.labels, bench.settings.labelled_weight
+    kernel, bias, _ = linear_exit(copies, bench.train.labels, bench.settings.strength, theirs)
+    network = train_collection_exit(bench, seed)
+    collection = [logits(network, bench.maps(images)) for images in (bench.val, bench.target)]
+    robust = val @ kernel + bias, target @ kernel + bias
+    summed = together(robust, collection, share)
+    slope = LogisticRegression(C=1e6, fit_intercept=False).fit(summed[0][:, None], bench.val.labels)
+    weights, offset = network.get_layer("logit").get_weights()
+    scale = robust[0].std(), collection[0].std()
+    exits = Exits(
+        (kernel / scale[0], bias / scale[0]),
+        (weights[:, 0] / scale[1], float(offset[0]) / scale[1]),
+        share,
+        slope=float(slope.coef_[0, 0]),
+    )
+    model = join(bench.parts, exits)
+    name = "two_exits_labelled" if labelled else "two_exits"
+    record = {
+        "seed": seed,
+        "labelled": labelled,
+        "share": share,
+        "settings": dataclasses.asdict(bench.settings),
+        "weights": bench.settings.weights,
+        "data": [bench.train.fingerprint, bench.val.fingerprint, bench.target.fingerprint],
+        "versions": versions(),
+    }
+    paths = {name: keep(out, name, model, bench.parts, **record)}
+    found = logits(model, bench.small(bench.target.pixels))
+    if labelled:
+        shift = intercept(found, bench.target.labels)
+        move(model, shift)
+    else:
+        shift = recentre(model, found)
+        write_csv(Path(out) / RECENTRING, recentring(bench.target.labels, found, seed))
+    elsewhere = f"{name}_elsewhere"
+    paths[elsewhere] = keep_moved(paths[name], elsewhere, model, shift)
+    return paths

@@ -1,0 +1,191 @@
+"""Random styles: what another hospital could have made of the same radiograph.
+
+Where each class comes from its own collection, everything that a scanner, a display or a file
+format leaves in the image predicts the label. `restyle` draws these traces again at random, for
+both classes by the same law, and borrows grey values from images of either class. What remains
+predictive is what the patient's chest looks like.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+
+@dataclass(frozen=True)
+class Styles:
+    """Probability and largest amount of each change; 0 leaves it out.
+
+    Attributes
+    ----------
+    histogram : float, in [0, 1]
+        Probability that an image takes over the grey-value histogram of another one.
+    spectrum : float, in [0, 1]
+        Probability that the amplitudes of the lowest spatial frequencies are mixed with those of
+        another image (Yang & Soatto 2020, "FDA", CVPR, eq. 3).
+    gamma : float
+        Largest absolute natural logarithm of the exponent of the grey values.
+    contrast : float
+        Largest relative change of the spread about the middle grey.
+    brightness : float
+        Largest shift, in grey levels.
+    rotation : float
+        Largest angle, in degrees.
+    zoom, stretch : float
+        Largest absolute natural logarithm of the scale, and of the height relative to the width.
+    shift : float
+        Largest shift, as a fraction of the side.
+    flip : float
+        Probability of a mirrored image.
+    blur : float
+        Probability that an image is reduced to as little as a quarter of its side and enlarged
+        again.
+    sharpen : float
+        Probability of an unsharp mask.
+    noise : float
+        Probability of Gaussian noise, of up to 9 grey levels.
+    jpeg : float
+        Probability of JPEG compression, of quality 40 to 95.
+    """
+
+    histogram: float = 0.5
+    spectrum: float = 0.3
+    gamma: float = 0.5
+    contrast: float = 0.3
+    brightness: float = 30.0
+    rotation: float = 8.0
+    zoom: float = 0.2
+    stretch: float = 0.07
+    shift: float = 0.06
+    flip: float = 0.5
+    blur: float = 0.4
+    sharpen: float = 0.2
+    noise: float = 0.4
+    jpeg: float = 0.7
+
+
+def restyle(
+    image: np.ndarray,
+    references: np.ndarray,
+    rng: np.random.Generator,
+    styles: Styles = Styles(),
+) -> np.ndarray:
+    """Change the style of one radiograph at random, and its geometry a little.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (S, S)
+        Grey values.
+    references : np.ndarray, uint8 (M, S, S)
+        Images of either class from which histogram and spectrum may be borrowed.
+    rng : np.random.Generator
+        Decides everything.
+    styles : Styles
+
+    Returns
+    -------
+    np.ndarray, uint8 (S, S)
+    """
+    other = references[rng.integers(len(references))]
+    grey = image.astype(np.float32)
+    if rng.random() < styles.histogram:
+        grey = match_histogram(image, other)
+    if rng.random() < styles.spectrum:
+        grey = mix_spectra(grey, other, rng.uniform(0.005, 0.03), rng.uniform(0.2, 0.8))
+    grey = _recolour(np.clip(grey, 0, 255), rng, styles)
+    image = _resample(_move(_whole(grey), rng, styles), rng, styles)
+    if rng.random() < styles.noise:
+        image = _whole(image + rng.normal(0, rng.uniform(1, 9), image.shape))
+    if rng.random() < styles.jpeg:
+        image = compress(image, int(rng.uniform(40, 95)))
+    return image
+
+
+def match_histogram(image: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Map grey values so that their distribution is that of another image.
+
+    Parameters
+    ----------
+    image, other : np.ndarray, uint8 (S, S)
+
+    Returns
+    -------
+    np.ndarray, float32 (S, S), 0–255
+        A monotonous function of the image's grey values.
+    """
+    own, wanted = (np.cumsum(np.bincount(one.ravel(), minlength=256)) for one in (image, other))
+    levels = np.interp(own / own[-1], wanted / wanted[-1], np.arange(256))
+    return levels.astype(np.float32)[image]
+
+
+def mix_spectra(image: np.ndarray, other: np.ndarray, radius: float, weight: float) -> np.ndarray:
+    """Mix the amplitudes of the lowest spatial frequencies with those of another image.
+
+    Parameters
+    ----------
+    image, other : np.ndarray, (S, S)
+        Grey values.
+    radius : float, in [0, 0.5]
+        Highest frequency that is changed along each axis, in cycles per pixel.
+    weight : float, in [0, 1]
+        Of the other image's amplitudes. The phases remain.
+
+    Returns
+    -------
+    np.ndarray, float32 (S, S)
+        Values may leave 0–255.
+    """
+    own, theirs = np.fft.fft2(image), np.fft.fft2(other)
+    low = np.abs(np.fft.fftfreq(len(image))) <= max(radius, 1 / len(image))
+    amplitude = np.abs(own)
+    mixed = (1 - weight) * amplitude + weight * np.abs(theirs)
+    amplitude = np.where(low[:, None] & low, mixed, amplitude)
+    return np.fft.ifft2(amplitude * np.exp(1j * np.angle(own))).real.astype(np.float32)
+
+
+def compress(image: np.ndarray, quality: int) -> np.ndarray:
+    """Return an image uint8 (S, S) as it comes out of a JPEG file of this quality, 1 to 95."""
+    stored = BytesIO()
+    Image.fromarray(image).save(stored, "JPEG", quality=quality)
+    return np.asarray(Image.open(stored))
+
+
+def _recolour(grey: np.ndarray, rng: np.random.Generator, styles: Styles) -> np.ndarray:
+    grey = 255 * (grey / 255) ** np.exp(rng.uniform(-styles.gamma, styles.gamma))
+    contrast = 1 + rng.uniform(-styles.contrast, styles.contrast)
+    return (grey - 127.5) * contrast + 127.5 + rng.uniform(-styles.brightness, styles.brightness)
+
+
+def _move(image: np.ndarray, rng: np.random.Generator, styles: Styles) -> np.ndarray:
+    """Rotate, scale, shift and mirror; outside the frame is black or the mirrored inside."""
+    angle = np.radians(rng.uniform(-styles.rotation, styles.rotation))
+    width = np.exp(rng.uniform(-styles.zoom, styles.zoom))
+    height = width * np.exp(rng.uniform(-styles.stretch, styles.stretch))
+    turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    matrix = turn / np.array([[height], [width]])
+    centre = (len(image) - 1) / 2
+    shift = rng.uniform(-styles.shift, styles.shift, 2) * len(image)
+    outside = "constant" if rng.random() < 0.5 else "mirror"
+    moved = ndimage.affine_transform(
+        image, matrix, centre - matrix @ (centre + shift), order=1, mode=outside
+    )
+    return np.ascontiguousarray(moved[:, ::-1] if rng.random() < styles.flip else moved)
+
+
+def _resample(image: np.ndarray, rng: np.random.Generator, styles: Styles) -> np.ndarray:
+    """Blur by a lower resolution, or sharpen, or neither."""
+    chance, side = rng.random(), len(image)
+    if chance < styles.blur:
+        small = int(side * rng.uniform(0.27, 0.78))
+        picture = Image.fromarray(image).resize((small, small), Image.Resampling.BILINEAR)
+        return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC))
+    if chance < styles.blur + styles.sharpen:
+        blurred = ndimage.gaussian_filter(image.astype(np.float32), rng.uniform(0.7, 2))
+        return _whole(image + rng.uniform(0.3, 1.5) * (image - blurred))
+    return image
+
+
+def _whole(grey: np.ndarray) -> np.ndarray:
+    return np.uint8(np.rint(np.clip(grey, 0, 255)))

@@ -1,0 +1,375 @@
+"""A network with two exits: one that holds elsewhere, and a bounded one that knows its collection.
+
+Both exits look at the lungs only: their feature maps are weighted with the probability of a lung,
+from the U-Net of `covid_lab.lung_network`, before they are averaged.
+
+- The *robust exit* is a linear model of the features in the middle of the pretrained network, which
+  stay as they are. Textures are still local there, and few directions tell collections apart.
+- The *collection exit* is the fine-tuned end of the network. It learns what distinguishes the two
+  collections of the training data and is worthless elsewhere. Its tanh bounds what it may add. In
+  images of a further collection it says nearly always the same, which leaves the ranking of the
+  robust exit as it is and moves all logits by about the same amount; `recentre` removes that.
+
+The model takes images, so that everything that works with a course model works with it. It is flat
+except for the U-Net, of which only the output matters. Grad-CAM explains the layer ``evidence``,
+which holds the maps of both exits.
+"""
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers
+
+from covid_lab.lung_network import FIELD, load_network
+from covid_lab.lung_network import SIDE as LUNG_SIDE
+from covid_lab.lungs import WEIGHTS as LUNG_WEIGHTS
+from covid_project.files import fingerprint, whole_file, write_text
+from covid_project.models import build_backbone, model_fingerprint
+
+BACKBONE = "MobileNetV2"
+SHALLOW = "block_10_expand_relu"  # features of the robust exit, at 1/16 of the side
+CUT = "block_12_add"  # fine-tuned above
+DEEP = "out_relu"  # features of the collection exit, at 1/32 of the side
+STRIDE = 16
+LEAST_WEIGHT = 0.003  # of a place outside the lungs: an image without a lung is averaged as it is
+STEEPNESS = 2.0  # of the tanh, in standard deviations of the collection exit's logits
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The network before its exits are trained.
+
+    Attributes
+    ----------
+    images : keras.KerasTensor
+        Input (N, S, S, 1), grey values 0–255.
+    lungs : keras.KerasTensor
+        Weight of each place (N, S/16, S/16, 1); mean 1 over an image.
+    shallow, cut, deep : keras.KerasTensor
+        Feature maps (N, S/16, S/16, C), the deep ones enlarged to this side.
+    frozen : str
+        Fingerprint of the weights that are never trained.
+    """
+
+    images: keras.KerasTensor
+    lungs: keras.KerasTensor
+    shallow: keras.KerasTensor
+    cut: keras.KerasTensor
+    deep: keras.KerasTensor
+    frozen: str
+
+
+def build_parts(
+    image_size: int, *, weights: str = "imagenet", lung_network: keras.Model | None = None
+) -> Parts:
+    """Build the pretrained network and the lung weights.
+
+    Parameters
+    ----------
+    image_size : int
+        Pixels along each side, a multiple of 32.
+    weights : str
+        Of the backbone, see `covid_project.models.build_backbone`.
+    lung_network : keras.Model, optional
+        Images (N, 128, 128, 1) → logits (N, 128, 128, 3), as `lung_network.build_network`; the one
+        that is shipped by default.
+
+    Raises
+    ------
+    ValueError
+        The image size is not a multiple of 32.
+    """
+    if image_size % 32:
+        raise ValueError(f"image_size is {image_size}; allowed: a multiple of 32, such as 160")
+    backbone = build_backbone(BACKBONE, image_size, weights=weights)
+    network = _renamed(lung_network or load_network(LUNG_WEIGHTS))
+    network.trainable = False
+    small = layers.Resizing(LUNG_SIDE, LUNG_SIDE, antialias=True, name="lung_images")
+    weigh = LungWeights(image_size // STRIDE, name="lung_weights")
+    lungs = weigh(network(small(backbone.input)))
+    at = {name: backbone.get_layer(name).output for name in (SHALLOW, CUT, DEEP)}
+    lower = keras.Model(backbone.input, [at[SHALLOW], at[CUT], lungs])
+    deep = layers.UpSampling2D(2, name="enlarged")(at[DEEP])
+    frozen = fingerprint(*lower.get_weights())
+    return Parts(backbone.input, lungs, at[SHALLOW], at[CUT], deep, frozen)
+
+
+def _renamed(network: keras.Model) -> keras.Model:
+    """Copy a network with layer names that do not depend on what Keras built before."""
+    numbers = itertools.count()
+
+    def numbered(layer):
+        return type(layer).from_config({**layer.get_config(), "name": f"lung_{next(numbers)}"})
+
+    copy = keras.models.clone_model(network, clone_function=numbered)
+    copy.set_weights(network.get_weights())
+    return copy
+
+
+@keras.saving.register_keras_serializable(package="covid_lab")
+class LungWeights(layers.Layer):
+    """Turn the logits of the lung network into weights of places, with mean 1 over an image.
+
+    Parameters
+    ----------
+    side : int
+        Places along each side of the result; the logits' side is a multiple of it, or resized.
+    """
+
+    def __init__(self, side: int, **options):
+        super().__init__(trainable=False, **options)
+        self.side = side
+
+    def call(self, logits):
+        """Compute the weights (N, side, side, 1) from logits (N, S, S, 3)."""
+        field = keras.ops.softmax(logits)[..., FIELD : FIELD + 1]
+        fine = (STRIDE * self.side,) * 2
+        field = keras.ops.image.resize(field, fine)
+        field = keras.ops.average_pool(field, STRIDE, STRIDE) + LEAST_WEIGHT
+        return field / keras.ops.mean(field, axis=(1, 2), keepdims=True)
+
+    def compute_output_shape(self, shape):
+        """Return the shape of the weights."""
+        return (shape[0], self.side, self.side, 1)
+
+    def get_config(self):
+        """Return what the layer is built from."""
+        return {**super().get_config(), "side": self.side}
+
+
+def pooled_features(parts: Parts) -> keras.Model:
+    """Return images → shallow features averaged over the lungs and over the image, (N, 2 C)."""
+    average = layers.GlobalAveragePooling2D()
+    both = [average(layers.Multiply()([parts.shallow, parts.lungs])), average(parts.shallow)]
+    return keras.Model(parts.images, layers.Concatenate()(both))
+
+
+def cut_features(parts: Parts) -> keras.Model:
+    """Return images → maps at the cut, with the lung weights as last channel, (N, h, w, C + 1)."""
+    return keras.Model(parts.images, layers.Concatenate()([parts.cut, parts.lungs]))
+
+
+def collection_network(parts: Parts, *, dropout: float, lungs_only: bool = True) -> keras.Model:
+    """Return the network to be fine-tuned: `cut_features` → logit (N, 1).
+
+    Its layers are those of ``parts``, so that training it changes them. The statistics of
+    BatchNormalization stay frozen.
+    """
+    above = keras.Model(parts.cut, parts.deep)
+    for layer in above.layers:
+        layer.trainable = not isinstance(layer, layers.BatchNormalization)
+    features = keras.Input((*parts.cut.shape[1:3], parts.cut.shape[-1] + 1))
+    deep = above(features[..., :-1])
+    weighted = deep * features[..., -1:] if lungs_only else deep
+    pooled = layers.GlobalAveragePooling2D()(weighted)
+    logit = layers.Dense(1, name="logit")(layers.Dropout(dropout)(pooled))
+    return keras.Model(features, logit, name="collection_network")
+
+
+@dataclass(frozen=True, eq=False)
+class Exits:
+    """The trained exits: linear models of pooled features, and how they are added.
+
+    Attributes
+    ----------
+    robust, collection : tuple of np.ndarray and float
+        Kernel (C,) and bias; each exit has standard deviation 1 on the own validation images.
+    share : float, in [0, 1]
+        Weight of the collection exit; the robust one has the rest.
+    slope, bias : float
+        The logit is ``slope * (weighted sum) + bias``.
+    """
+
+    robust: tuple[np.ndarray, float]
+    collection: tuple[np.ndarray, float]
+    share: float
+    slope: float = 1.0
+    bias: float = 0.0
+
+
+def added(robust: np.ndarray, collection: np.ndarray, share: float) -> np.ndarray:
+    """Add the logits of both exits, each of standard deviation 1 on the own validation images.
+
+    Parameters
+    ----------
+    robust, collection : np.ndarray, (N,)
+    share : float, in [0, 1]
+
+    Returns
+    -------
+    np.ndarray, (N,)
+        ``(1 - share) * robust + share * tanh(2 * collection)``.
+    """
+    return (1 - share) * robust + share * np.tanh(STEEPNESS * collection)
+
+
+def join(parts: Parts, exits: Exits) -> keras.Model:
+    """Build the whole model, images (N, S, S, 1) → logit (N, 1), flat and not compiled."""
+    maps = layers.Concatenate(name="maps")([parts.shallow, parts.deep])
+    inside = layers.Multiply(name="maps_in_lungs")([maps, parts.lungs])
+    evidence = layers.ReLU(name="evidence")(inside)  # nothing in it is negative
+    pooled = layers.GlobalAveragePooling2D(name="features")(evidence)
+    robust = layers.Dense(1, name="robust_exit")
+    collection = layers.Dense(1, activation="tanh", name="collection_exit")
+    logit = layers.Dense(1, name="logit")
+    both = layers.Concatenate(name="exits")([robust(pooled), collection(pooled)])
+    model = keras.Model(parts.images, logit(both), name="two_exits")
+    kernel, bias = exits.robust
+    _set(robust, np.pad(kernel, (0, parts.deep.shape[-1])), bias)  # sees its own maps only
+    kernel, bias = exits.collection
+    kernel = np.pad(kernel, (parts.shallow.shape[-1], 0))
+    _set(collection, STEEPNESS * kernel, STEEPNESS * bias)
+    shares = np.array([1 - exits.share, exits.share])
+    _set(logit, exits.slope * shares, exits.bias)
+    return model
+
+
+def _set(layer: layers.Dense, kernel: np.ndarray, bias: float) -> None:
+    layer.set_weights([np.float32(kernel).reshape(-1, 1), np.float32([bias])])
+
+
+def recentre(model: keras.Model, logits: np.ndarray) -> float:
+    """Move a model's logits so that their mean over some unlabelled images is 0.
+
+    No label is needed, but a guess is made: that about half of the images show the disease, as in
+    the training data. Where that is wrong the threshold is wrong, while the AUC stays.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Ends in the layer ``logit``; changed in place.
+    logits : np.ndarray, (N,)
+        The model's logits of unlabelled images of the other collection.
+
+    Returns
+    -------
+    float
+        What was added to the bias.
+    """
+    shift = -float(np.mean(logits))
+    move(model, shift)
+    return shift
+
+
+def move(model: keras.Model, shift: float) -> None:
+    """Add a number to all logits of a model, in place."""
+    kernel, bias = model.get_layer("logit").get_weights()
+    model.get_layer("logit").set_weights([kernel, bias + np.float32(shift)])
+
+
+# ---- keeping ------------------------------------------------------------------------------------
+
+
+def round_kernels(network: keras.Model) -> None:
+    """Round the kernels of all convolutions to half precision, in which `keep` stores them."""
+    halved = [np.float32(np.float16(w)) if w.ndim == 4 else w for w in network.get_weights()]
+    network.set_weights(halved)
+
+
+def keep(folder: Path, name: str, model: keras.Model, parts: Parts, **record: object) -> Path:
+    """Write what was trained of a model, ``<name>.npz``, and its record, ``<name>.json``.
+
+    Pretrained weights that were not changed are left out, as they are others' work.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+    model : keras.Model
+        From `join`, with rounded kernels.
+    parts : Parts
+        What it was joined from.
+    **record
+        Of its training, to be kept as well.
+
+    Returns
+    -------
+    Path
+        Of the record, for `load`.
+    """
+    model.trainable = False  # which layers were trained is part of a model's fingerprint
+    trained = {
+        f"{layer.name}/{index}": np.float16(weight) if weight.ndim == 4 else weight
+        for layer in _trained(model, parts)
+        for index, weight in enumerate(layer.get_weights())
+    }
+    with whole_file(Path(folder) / f"{name}.npz") as part:
+        np.savez_compressed(part, **trained)
+    whole = {
+        "trained": f"{name}.npz",
+        "shift": 0.0,
+        "model": model_fingerprint(model),
+        "image_size": model.input_shape[1],
+        "weights": "imagenet",
+        "frozen": parts.frozen,
+    }
+    path = Path(folder) / f"{name}.json"
+    write_text(path, json.dumps(whole | record, indent=2) + "\n")
+    return path
+
+
+def keep_moved(path: Path, name: str, model: keras.Model, shift: float) -> Path:
+    """Keep a model that differs from a kept one in the bias: a record beside that one.
+
+    Parameters
+    ----------
+    path : Path
+        The record of the kept model.
+    name : str
+    model : keras.Model
+        The kept model, moved by ``shift``.
+    shift : float
+    """
+    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    record |= {"shift": shift, "model": model_fingerprint(model)}
+    moved = Path(path).with_name(f"{name}.json")
+    write_text(moved, json.dumps(record, indent=2) + "\n")
+    return moved
+
+
+def load(path: Path) -> keras.Model:
+    """Join what `keep` wrote with the pretrained network.
+
+    Parameters
+    ----------
+    path : Path
+        The record, ``<name>.json``.
+
+    Raises
+    ------
+    ValueError
+        The pretrained weights or the lung network are not those that the exits were trained on.
+    """
+    path = Path(path)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    parts = build_parts(record["image_size"], weights=record["weights"])
+    if parts.frozen != record["frozen"]:
+        raise ValueError(
+            f"{path.name} was trained on other frozen weights ({record['frozen']}) than those here "
+            f"({parts.frozen}): the ImageNet weights of {BACKBONE} or the lung network differ"
+        )
+    empty = np.zeros(parts.shallow.shape[-1]), 0.0
+    model = join(parts, Exits(empty, (np.zeros(parts.deep.shape[-1]), 0.0), 0.5))
+    with np.load(path.with_name(record["trained"]), allow_pickle=False) as trained:
+        for layer in _trained(model, parts):
+            count = len(layer.get_weights())
+            layer.set_weights([np.float32(trained[f"{layer.name}/{k}"]) for k in range(count)])
+    move(model, record["shift"])
+    model.trainable = False
+    if model_fingerprint(model) != record["model"]:
+        raise ValueError(f"{path.name} does not describe the weights in {record['trained']}")
+    return model
+
+
+def _trained(model: keras.Model, parts: Parts) -> list[layers.Layer]:
+    """The layers of the model that were trained: between cut and deep features, and the exits."""
+    above = [
+        layer
+        for layer in keras.Model(parts.cut, parts.deep).layers
+        if layer.weights and not isinstance(layer, layers.BatchNormalization)
+    ]
+    return above + [model.get_layer(name) for name in ("robust_exit", "collection_exit", "logit")]
