@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import commands, explain, perturbations, training
+from benchmarks import commands, explain, lungs, perturbations, training
 from benchmarks.runner import differs, line, promises, run, update, worse
 from covid_project.files import read_csv
 
@@ -15,6 +15,7 @@ SUITES = {
     "explain": explain.benchmarks,
     "training": training.benchmarks,
     "perturbations": perturbations.benchmarks,
+    "lungs": lungs.benchmarks,
     "commands": commands.benchmarks,
 }
 

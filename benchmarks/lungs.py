@@ -38,6 +38,7 @@ def benchmarks(scale: Scale | None = None, data: Path = DATA) -> Iterator[Benchm
     images = np.stack(drawn * (scale.images // 20 + 1))[: scale.images]
     name = f"lungs in {scale.images} images, 128 px"
     promised = scale.images / IMAGES_PER_SECOND
+    segment_lungs(images[:1])  # loads the network
     yield Benchmark(
         name=name,
         against=f"the {promised:g} seconds promised",

@@ -92,7 +92,7 @@ def test_phantoms_without_a_shortcut_pass(dataset, given):
     assert table.loc["whole image", "low"] > 0.6  # the lesions are seen
     assert table.loc["lungs only", "low"] > 0.6
     assert tuple(found.table.columns) == COLUMNS
-    origin = "as given" if given else "classical segmentation"
+    origin = "as given" if given else "segmentation network"
     assert origin in found.findings[-1].found
 
 

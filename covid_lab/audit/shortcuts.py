@@ -401,7 +401,7 @@ def find_lungs(
     if unreadable:
         raise UnreadableImages(unreadable)
     lungs, faulty = np.concatenate(counts), np.concatenate(faults)
-    origin = "lung masks as given" if given else "lung masks by classical segmentation"
+    origin = "lung masks as given" if given else "lung masks by the segmentation network"
     said = f"{origin}, {faulty.sum()} of {len(faulty)} implausible"
     if faulty.mean() > MOST_IMPLAUSIBLE:
         return None, f"{said}: no frontal chest radiographs, or other masks are needed"
