@@ -202,6 +202,21 @@ def _external(options: argparse.Namespace) -> int:
     return 0
 
 
+def _mitigate(options: argparse.Namespace) -> int:
+    from covid_lab.external.mitigation import mitigate
+    from covid_project.data import DataError
+    from covid_project.models import WeightsUnavailable
+
+    try:
+        found = mitigate(options.own, options.target, options.out, target_split=options.split)
+    except (DataError, WeightsUnavailable, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, path in found.items():
+        print(f"{name}: {path}")
+    return 0
+
+
 def _report(options: argparse.Namespace) -> int:
     from covid_lab.report import build
 
@@ -407,7 +422,11 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument(
         "--pattern", help="regular expression whose parentheses hold the patient in a path"
     )
-    audit.add_argument("--metadata", type=Path, help="CSV with the column image, and patient or second_label (a second reader's class)")
+    audit.add_argument(
+        "--metadata",
+        type=Path,
+        help="CSV with the column image, and patient or second_label (a second reader's class)",
+    )
     audit.add_argument(
         "--write-splits",
         type=Path,
@@ -454,6 +473,23 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to write; default: external/<name of the data> in the results of the run",
     )
     external.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
+    mitigate = commands.add_parser(
+        "mitigate",
+        help="compare what narrows the gap to another collection, choose, and train for it",
+    )
+    mitigate.set_defaults(command=_mitigate)
+    mitigate.add_argument(
+        "--own", type=Path, required=True, help="training data, with train and val"
+    )
+    mitigate.add_argument(
+        "--target", type=Path, required=True, help="images of the other collection, both classes"
+    )
+    mitigate.add_argument(
+        "--split", default="val", help="of the target, never its test split; default: val"
+    )
+    mitigate.add_argument(
+        "--out", type=Path, default=Path("results/external/mitigation"), help="folder to write"
+    )
     report = commands.add_parser("report", help="check and set the report on a finished run")
     report.set_defaults(command=_report)
     hand_in = commands.add_parser(

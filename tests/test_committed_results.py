@@ -179,3 +179,9 @@ def test_no_pixels_and_no_paths_of_a_machine_are_committed():
         if path.suffix in (".csv", ".json", ".yaml", ".md") and path.is_file():
             text = path.read_text(encoding="utf-8")
             assert not re.search(r"(^|[\s\"',:])/(home|Users|root|work|tmp)/", text), path
+
+
+def test_the_audit_of_the_run_examines_both_tested_models():
+    audit = read_csv(RESULTS / "audit" / "covid_xray" / "audit.csv")
+    for stage in ("baseline", "fine_tuned"):  # of the second only the trained layers are kept
+        assert f"{stage}: the model on the border alone" in set(audit["check"])

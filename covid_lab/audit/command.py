@@ -192,16 +192,21 @@ def _opened(request: Request) -> Dataset:
 
 def _models(request: Request, data: DataAudit) -> list[Finding]:
     """Shortcut findings of the run's final models, where these and the data are at hand."""
-    stages = [s for s in STAGES if (request.results / "models" / f"{s}.keras").is_file()]
+    stages = [s for s in STAGES if list((request.results / "models").glob(f"{s}*.keras"))]
     rows = data.dataset.rows("test")
     if not stages or not len(rows) or data.dataset.classes != CLASSES:
         return []
-    from covid_lab.checkpoints import load_model  # TensorFlow, which takes seconds to load
+    from covid_lab.verify import NotKept, load_kept  # TensorFlow, which takes seconds to load
+    from covid_project.models import WeightsUnavailable
 
     findings = []
     for stage in stages:
+        try:
+            model, _ = load_kept(request.results, stage)
+        except (NotKept, WeightsUnavailable) as error:
+            print(f"the model {stage} is left out: {error}")
+            continue
         print(f"the model {stage} is asked what it looks at", flush=True)
-        model = load_model(request.results / "models" / f"{stage}.keras")
         found = audit_model(model, data.dataset, rows, masks=request.masks, seed=request.seed)
         findings += [dataclasses.replace(f, check=f"{stage}: {f.check}") for f in found]
     return findings
