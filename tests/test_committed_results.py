@@ -172,7 +172,7 @@ def test_memory_grows_less_than_the_images_do_except_in_the_audit():
 
 
 def test_no_pixels_and_no_paths_of_a_machine_are_committed():
-    kinds = {"", ".csv", ".gz", ".json", ".yaml", ".md", ".pdf", ".tex", ".keras"}
+    kinds = {"", ".csv", ".gz", ".json", ".yaml", ".md", ".pdf", ".tex", ".keras", ".npz"}
     for path in committed(RESULTS):
         assert path.suffix in kinds, path
         assert not path.name.startswith("images_"), path
