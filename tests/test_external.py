@@ -7,17 +7,18 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import HOUSE
+from conftest import HOUSE, SHARED
 from keras import layers
 from PIL import Image
 from scipy.stats import norm
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from covid_lab.audit.controls import draw_phantoms, plant_border, write_phantoms
+from covid_lab.datasets import open_dataset
 from covid_lab.external import command
 from covid_lab.external.controls import border_control
 from covid_lab.external.figures import worst_errors
-from covid_lab.external.models import LEDGER, FinalModel, enter, load_models
+from covid_lab.external.models import LEDGER, FinalModel, enter, load_models, score_images
 from covid_lab.external.score import (
     BALANCED,
     called_positive,
@@ -35,6 +36,7 @@ from covid_lab.external.use import (
 from covid_lab.phantoms import draw_radiograph
 from covid_project.data import PHANTOM_MARK, DataError
 from covid_project.files import read_csv
+from covid_project.models import WeightsUnavailable
 
 SIDE = 48
 
@@ -293,3 +295,19 @@ def test_committed_external_metrics_follow_from_the_committed_scores():
             scores = read_csv(path.with_name(f"scores_{model}.csv"))
             again = roc_auc_score(scores["label"], scores["score"])
             assert table.loc[(model, "AUC"), "value"] == pytest.approx(again)
+
+
+def test_committed_models_give_the_committed_scores():
+    folder, data = HOUSE / "results" / "external", SHARED / "data" / "external_siim.zip"
+    if not data.is_file():
+        pytest.skip("the other hospital's images are not at hand (../shared/data)")
+    dataset = open_dataset(data, as_found=True)
+    for name in ("two_exits_elsewhere", "two_exits_labelled_elsewhere"):
+        try:
+            (tested,) = load_models([folder / "mitigation" / f"{name}.json"])
+        except WeightsUnavailable as error:
+            pytest.skip(str(error))
+        saved = read_csv(folder / "external_siim" / f"scores_{name}.csv").iloc[::81]
+        rows = dataset.table.reset_index().set_index("path").loc[saved["path"], "index"]
+        again = score_images(tested, dataset, rows.to_numpy())
+        np.testing.assert_allclose(again, saved["score"], rtol=1e-3, atol=1e-3)
