@@ -259,6 +259,8 @@ def accuracy_difference(
     for group in (gain[~labels], gain[labels]):
         total += np.concatenate([group[rows].sum(axis=1) for rows in drawn_rows(rng, len(group))])
     low, high = percentile_interval(total / len(gain))
+    if min(labels.sum(), (~labels).sum()) < FEWEST:
+        low = high = math.nan
     return Difference(float(gain.mean()), low, high, float(p_value))
 
 
