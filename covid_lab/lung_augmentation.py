@@ -120,11 +120,11 @@ def _move(
     """Turn, scale, shift, mirror and bend, with one interpolation."""
     side = len(grey)
     angle = np.radians(rng.normal(0, 6))
-    scale = np.exp(rng.normal(0, 0.16) + rng.normal(0, 0.07, 2))
+    scale = np.exp(rng.normal(0, 0.13) + rng.normal(0, 0.07, 2))
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     turn = turn / scale * [1, rng.choice([-1, 1])]
     centre = (side - 1) / 2
-    places = np.mgrid[:side, :side].reshape(2, -1) - centre - rng.normal(0, 0.08, (2, 1)) * side
+    places = np.mgrid[:side, :side].reshape(2, -1) - centre - rng.normal(0, 0.06, (2, 1)) * side
     places = turn @ places + centre
     bend = np.stack([_smooth_noise(side, rng, rng.integers(3, 7)) for _ in range(2)])
     places = (places + rng.uniform(0, 0.02) * side * bend.reshape(2, -1)).astype(np.float32)
@@ -135,8 +135,8 @@ def _move(
 
 
 def _change_grey_values(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, gamma, contrast, equalisation, blur, sharpening, noise, use of the grey scale."""
-    low, high = np.quantile(grey, [rng.uniform(0, 0.02), rng.uniform(0.98, 1)])
+    """Exposure, gamma, contrast with saturation, equalisation, blur, sharpening, noise."""
+    low, high = np.quantile(grey, [0.01, 0.99])
     grey = ((grey - low) / max(high - low, 0.02)).clip(0, 1)
     grey = grey ** np.exp(rng.normal(0, 0.4))
     if rng.random() < 0.2:
@@ -155,11 +155,7 @@ def _change_grey_values(grey: np.ndarray, rng: np.random.Generator) -> np.ndarra
     grey = (grey - middle) * contrast + middle + rng.normal(0, 0.05)
     if rng.random() < 0.4:
         grey = grey + rng.normal(0, rng.uniform(0, 0.08), grey.shape)
-    grey = grey.clip(0, 1).astype(np.float32)
-    if rng.random() < 0.4:  # only a part of the grey scale is used
-        width = rng.uniform(0.25, 1)
-        grey = width * grey + rng.uniform(0, 1 - width)
-    return grey
+    return grey.clip(0, 1).astype(np.float32)
 
 
 def _add_border(

@@ -15,8 +15,8 @@ import pandas as pd
 from scipy import ndimage
 from sklearn.model_selection import GroupShuffleSplit
 
-from covid_lab.lung_augmentation import SURELY_OUTSIDE, add_opacities, distort
-from covid_lab.lung_network import FIELD, HEART, OUTSIDE, SIDE
+from covid_lab.lung_augmentation import SURELY_OUTSIDE, add_opacities
+from covid_lab.lung_network import FIELD, HEART, SIDE
 from covid_lab.phantoms import SEVERITIES, draw_radiograph
 from covid_lab.studies.ct_phantoms import draw_slice
 from covid_project.data import decode, resize
@@ -24,12 +24,12 @@ from covid_project.data import decode, resize
 ARCHIVES = ("lung_masks.zip", "chest_xray.zip", "chest_xray_lung_masks.zip")  # for training
 PHANTOMS, NO_CHEST = 1500, 200  # drawn images
 VALIDATION = {"adults": 0.19, "children": 0.1}  # fraction of the patients
-SURE = 0.8  # probability above which a network decides a label
+SURE = 0.8  # probability from which a label is decided by another network
 
 # Sets of the classes that a pixel may have, one bit per class.
-FIELD_ONLY = np.uint8(1 << FIELD)
-FIELD_OR_HEART = np.uint8(1 << FIELD | 1 << HEART)
-OUTSIDE_OR_HEART = np.uint8(1 << OUTSIDE | 1 << HEART)
+FIELD_ONLY, HEART_ONLY = np.uint8(1 << FIELD), np.uint8(1 << HEART)
+FIELD_OR_HEART = FIELD_ONLY | HEART_ONLY
+OUTSIDE_OR_HEART = SURELY_OUTSIDE | HEART_ONLY
 
 # person1000_virus_1681.jpeg, IM-0433-0001-0002.jpeg, NORMAL2-IM-0374-0001-0001.jpeg
 _CHILD = r"/(person\d+|(?:NORMAL2-)?IM-\d+)[-_]"
@@ -198,25 +198,23 @@ def adult_labels(masks: np.ndarray) -> np.ndarray:
     return np.where(masks, FIELD_ONLY, np.where(between, OUTSIDE_OR_HEART, SURELY_OUTSIDE))
 
 
-def decide(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Decide open labels where a network is sure.
+def decide_heart(labels: np.ndarray, lung: np.ndarray) -> np.ndarray:
+    """Decide open labels between the lungs where another network is sure.
 
     Parameters
     ----------
     labels : np.ndarray, uint8 (N, S, S)
-        Sets of classes, bit k for class k.
-    probabilities : np.ndarray, float32 (N, S, S, 3), 0–1
-        Of each class.
+        As from `adult_labels`.
+    lung : np.ndarray, float32 (N, S, S), 0–1
+        Probability of lung or lung behind the heart.
 
     Returns
     -------
     np.ndarray, uint8 (N, S, S)
-        A label becomes a class whose probability exceeds `SURE` among those of its set.
     """
-    bits = np.uint8([1 << OUTSIDE, 1 << HEART, 1 << FIELD])
-    allowed = probabilities * (labels[..., None] & bits > 0)
-    sure = allowed > SURE * allowed.sum(axis=-1, keepdims=True)  # of at most one class
-    return np.where(sure.any(axis=-1), bits[sure.argmax(axis=-1)], labels)
+    is_open = labels == OUTSIDE_OR_HEART
+    labels = np.where(is_open & (lung > SURE), HEART_ONLY, labels)
+    return np.where(is_open & (lung < 1 - SURE), SURELY_OUTSIDE, labels)
 
 
 def child_labels(masks: np.ndarray) -> np.ndarray:
@@ -272,7 +270,6 @@ def read_all(
     validation = {
         "JSRT": (adults[kept], False),
         "JSRT with drawn opacities": (with_opacities(adults[kept], seed), False),
-        "JSRT distorted": (distorted(adults[kept], seed), False),
         "children, NORMAL": (children[healthy], True),
         "children, PNEUMONIA": (children[np.setdiff1d(children_kept, healthy)], True),
     }
@@ -287,15 +284,3 @@ def with_opacities(found: Masks, seed: int) -> Masks:
         grey = add_opacities(image.astype(np.float32) / 255, mask, rng)
         images.append(np.rint(255 * add_opacities(grey, mask, rng)))
     return Masks(np.uint8(images), found.masks, found.patients)
-
-
-def distorted(found: Masks, seed: int, copies: int = 4) -> Masks:
-    """Distort every image several times as for training, and its mask with it."""
-    labels = np.repeat(np.where(found.masks, FIELD_ONLY, SURELY_OUTSIDE), copies, axis=0)
-    images = np.repeat(found.images, copies, axis=0)
-    pairs = [
-        distort(image, label, np.random.default_rng((seed, k)))
-        for k, (image, label) in enumerate(zip(images, labels, strict=True))
-    ]
-    images, labels = (np.stack(parts) for parts in zip(*pairs, strict=True))
-    return Masks(images, labels == FIELD_ONLY, np.repeat(found.patients, copies))

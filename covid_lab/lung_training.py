@@ -3,11 +3,9 @@
     python -m covid_lab.lung_training --data FOLDER [--test] [--measure-only]
 
 The folder holds the archives named in `lung_data`. No source has both outlines of a lung, so the
-training has three stages. The first learns the outline to the spine from children, and its network
-decides which pixels between the lungs of adults belong to a lung behind the heart. The second
-learns from adults, children and drawn chests (`phantoms`), and its network decides which pixels of
-the children's lungs are behind the heart. The third continues with all these labels. Pixels of
-which a network is not sure stay open.
+training has two stages. The first learns the outline to the spine from children. Its network then
+decides, wherever it is sure, which pixels between the lungs of adults belong to a lung behind the
+heart. The second stage learns from adults, children and drawn chests (`phantoms`).
 
 Writes the weights to `lungs.WEIGHTS` and a record with settings, versions, fingerprints of the data
 and Dice coefficients to `lungs.RECORD`. The test images are read with ``--test`` only. Training
@@ -27,7 +25,7 @@ from scipy import stats
 
 from covid_lab import lungs
 from covid_lab.lung_augmentation import distort
-from covid_lab.lung_data import ARCHIVES, TEST_SETS, Masks, decide, read_all
+from covid_lab.lung_data import ARCHIVES, TEST_SETS, Masks, decide_heart, read_all
 from covid_lab.lung_network import (
     FIELD,
     HEART,
@@ -44,9 +42,11 @@ from covid_project.training import cosine_schedule, set_seed
 
 SEED = 2026
 BATCH, LEARNING_RATE, WEIGHT_DECAY = 32, 2e-3, 1e-4
-STEPS = (700, 1700, 2800)  # batches of the three stages
-CHILDREN = {"children": 0.95, "no chest": 0.05}  # fractions of the examples, first stage
-EVERYTHING = {"adults": 0.4, "children": 0.4, "phantoms": 0.15, "no chest": 0.05}
+STEPS = (1000, 4200)  # batches of the two stages
+FRACTIONS = (  # of the examples, in the two stages
+    {"children": 0.95, "no chest": 0.05},
+    {"adults": 0.4, "children": 0.4, "phantoms": 0.15, "no chest": 0.05},
+)
 RESAMPLES = 2000  # of the bootstrap
 
 Sources = Mapping[str, tuple[np.ndarray, np.ndarray]]  # name → images and labels, uint8 (N, S, S)
@@ -55,10 +55,10 @@ Sources = Mapping[str, tuple[np.ndarray, np.ndarray]]  # name → images and lab
 
 
 def marginal_loss(labels, logits):
-    """Compute the cross-entropy plus half the soft Dice losses of the labels.
+    """Compute cross-entropy plus half the soft Dice loss, each of what the labels say.
 
-    The probability of a set of classes is the sum over the set. The Dice losses are those of the
-    lung field and of the whole lung, over the pixels of which the label says whether they belong.
+    The probability of a set of classes is the sum over the set. The Dice loss is that of the region
+    whose extent is known: the lung field in adults, with the lung behind the heart in children.
     Shi et al. 2021, "Marginal loss and exclusion loss for partially supervised multi-organ
     segmentation", Medical Image Analysis 70:101979; without its exclusion loss.
 
@@ -74,23 +74,18 @@ def marginal_loss(labels, logits):
     """
     bits = tf.constant([1 << OUTSIDE, 1 << HEART, 1 << FIELD], tf.uint8)
     allowed = tf.bitwise.bitwise_and(tf.cast(labels, tf.uint8)[..., None], bits) > 0
-    outside, heart, field = tf.unstack(allowed, axis=-1)
+    allowed = tf.cast(allowed, tf.float32)  # (N, S, S, 3)
     log_p = tf.nn.log_softmax(logits)
-    possible = tf.cast(allowed, tf.float32)
-    entropy = -tf.reduce_logsumexp(log_p + tf.math.log(possible + 1e-7), axis=-1)
+    entropy = -tf.reduce_logsumexp(log_p + tf.math.log(allowed + 1e-7), axis=-1)
+    area = (1, 2)
+    region = allowed[..., FIELD] * (1 - allowed[..., OUTSIDE])
+    is_child = tf.reduce_max(region * allowed[..., HEART], area, keepdims=True)
     probability = tf.exp(log_p)
-    of_field = _dice_loss(probability[..., FIELD], field & ~outside & ~heart, ~field)
-    of_lung = _dice_loss(1 - probability[..., OUTSIDE], ~outside, ~heart & ~field)
-    return tf.reduce_mean(entropy, (1, 2)) + (of_field + of_lung) / 2
-
-
-def _dice_loss(probability, inside, beyond):
-    """1 − soft Dice, float32 (N,), over the pixels that are inside or beyond; 0 without any."""
-    inside, beyond = tf.cast(inside, tf.float32), tf.cast(beyond, tf.float32)
-    both = tf.reduce_sum(probability * inside, (1, 2))
-    found = both + tf.reduce_sum(probability * beyond, (1, 2))
-    area = tf.reduce_sum(inside, (1, 2))
-    return tf.where(area > 0, 1 - 2 * both / (found + area + 1e-7), 0.0)
+    found = probability[..., FIELD] + is_child * probability[..., HEART]
+    both = tf.reduce_sum(found * region, area)
+    either = tf.reduce_sum(found, area) + tf.reduce_sum(region, area)
+    soft_dice = (2 * both + 1) / (either + 1)  # 1 where neither has a pixel
+    return tf.reduce_mean(entropy, area) + (1 - soft_dice) / 2
 
 
 def examples(sources: Sources, fractions: Mapping[str, float], seed: int) -> Iterator:
@@ -112,8 +107,8 @@ def examples(sources: Sources, fractions: Mapping[str, float], seed: int) -> Ite
         yield distort(images[row], labels[row], rng)
 
 
-def train(sources: Sources, steps: tuple[int, int, int] = STEPS) -> keras.Model:
-    """Train the network in three stages.
+def train(sources: Sources, steps: tuple[int, int] = STEPS) -> keras.Model:
+    """Train the network in two stages.
 
     Parameters
     ----------
@@ -128,11 +123,11 @@ def train(sources: Sources, steps: tuple[int, int, int] = STEPS) -> keras.Model:
     """
     set_seed(SEED)
     network = build_network()
-    _fit(network, examples(sources, CHILDREN, SEED), steps[0])
-    sources = {**sources, "adults": _completed(network, *sources["adults"], has_field=False)}
-    _fit(network, examples(sources, EVERYTHING, SEED + 1), steps[1])
-    sources["children"] = _completed(network, *sources["children"], has_field=True)
-    _fit(network, examples(sources, EVERYTHING, SEED + 2), steps[2])
+    _fit(network, examples(sources, FRACTIONS[0], SEED), steps[0])
+    images, labels = sources["adults"]
+    decided = decide_heart(labels, _lung_probability(network, images))
+    sources = {**sources, "adults": (images, decided)}
+    _fit(network, examples(sources, FRACTIONS[1], SEED + 1), steps[1])
     return network
 
 
@@ -151,23 +146,12 @@ def _fit(network: keras.Model, drawn: Iterator, steps: int) -> None:
     )
 
 
-def _completed(
-    network: keras.Model, images: np.ndarray, labels: np.ndarray, *, has_field: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images and their labels, of which the network decides the open ones.
-
-    It sees each image and its mirror image. Without ``has_field`` it has not yet learned to tell
-    the lung field from the lung behind the heart, and its probability of a lung decides.
-    """
+def _lung_probability(network: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Probability of lung, float32 (N, S, S): the mean of the image's and its mirror image's."""
     probabilities = compile_probabilities(network)
-    decided = []
-    for first in range(0, len(images), 256):  # limits the memory
-        part = images[first : first + 256]
-        mean = (probabilities(part) + probabilities(part[:, :, ::-1])[:, :, ::-1]) / 2
-        if not has_field:
-            mean[..., HEART] += mean[..., FIELD]
-        decided.append(decide(labels[first : first + 256], mean))
-    return images, np.concatenate(decided)
+    outside = probabilities(images)[..., OUTSIDE]
+    mirrored = probabilities(images[:, :, ::-1])[:, :, ::-1, OUTSIDE]
+    return 1 - (outside + mirrored) / 2
 
 
 # ---- measuring ----------------------------------------------------------------------------------
@@ -292,7 +276,7 @@ def main() -> None:
             "steps": STEPS,
             "learning_rate": LEARNING_RATE,
             "weight_decay": WEIGHT_DECAY,
-            "fractions": [CHILDREN, EVERYTHING, EVERYTHING],
+            "fractions": FRACTIONS,
             "images": {name: len(images) for name, (images, _) in sources.items()},
             "minutes": round(minutes, 1),
             "versions": versions(),

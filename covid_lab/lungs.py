@@ -2,7 +2,9 @@
 
 `segment_lungs` finds the lungs, opaque ones included, and `implausible` names masks that cannot be
 two lungs. `covid_lab.lung_training` trained the network; its record beside the weights holds the
-Dice coefficients on held-out images. `lungs_classical` needs neither weights nor TensorFlow.
+Dice coefficients on held-out images: 0.940 (95 % CI 0.934–0.945, n = 259) for the lung fields of
+adults from another hospital, 0.937 (0.926–0.946, n = 100) for the lungs of adults with pneumonia,
+with the part behind the heart. `lungs_classical` needs neither weights nor TensorFlow.
 """
 
 from collections.abc import Callable
