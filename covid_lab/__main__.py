@@ -405,7 +405,7 @@ def _parser() -> argparse.ArgumentParser:
         "audit", help="check data, shortcuts and a run; exit status 1 where a check fails"
     )
     audit.set_defaults(command=_audit)
-    audit.add_argument("--data", type=Path, required=True, help="zip, folder or Kaggle tree")
+    audit.add_argument("--data", type=Path, required=True, help="folder or archive of images")
     audit.add_argument("--results", type=Path, help="folder of a finished run on these data")
     audit.add_argument(
         "--out",
@@ -413,19 +413,16 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to write; default: audit/ in the results, or results/audit/<name of the data>",
     )
     audit.add_argument("--masks", type=Path, help="lung masks, where the data bring none")
-    audit.add_argument(
-        "--classes",
-        type=_names,
-        metavar="A,B",
-        help="class folders in the order of their labels; default: NORMAL,COVID, or all found",
-    )
+    _add_reading(audit, "in the order of their labels; default: NORMAL,COVID, or all found")
     audit.add_argument(
         "--pattern", help="regular expression whose parentheses hold the patient in a path"
     )
     audit.add_argument(
+        "--patients",
         "--metadata",
+        dest="metadata",
         type=Path,
-        help="CSV with the column image, and patient or second_label (a second reader's class)",
+        help="table with the columns image, and patient or second_label (a second reader's class)",
     )
     audit.add_argument(
         "--write-splits",
@@ -449,15 +446,10 @@ def _parser() -> argparse.ArgumentParser:
         help="the folder models of a run, such as results/models; .keras files of one logit; or "
         "records (.json) of networks with two exits",
     )
-    external.add_argument("--data", type=Path, required=True, help="zip or folder of images")
+    external.add_argument("--data", type=Path, required=True, help="folder or archive of images")
     external.add_argument("--split", help="default: test, or all images where there are no splits")
-    external.add_argument(
-        "--classes",
-        type=_names,
-        metavar="NEGATIVE,POSITIVE",
-        default=("NORMAL", "COVID"),
-        help="what the two class folders are called; default: NORMAL,COVID",
-    )
+    _add_reading(external, "the negative one first; default: NORMAL,COVID")
+    external.set_defaults(classes=("NORMAL", "COVID"))
     external.add_argument(
         "--own", type=Path, help="the models' training data, for the control of the border"
     )
@@ -519,6 +511,39 @@ def _parser() -> argparse.ArgumentParser:
             "--results", type=Path, default=Path("results"), help="folder of the finished run"
         )
     return parser
+
+
+def _add_reading(command: argparse.ArgumentParser, order: str) -> None:
+    """Add the options that say where the labels of images are."""
+    command.add_argument(
+        "--classes",
+        type=_names,
+        metavar="A,B",
+        help=f"class folders, or labels of a table, {order}",
+    )
+    command.add_argument(
+        "--table",
+        type=Path,
+        help="CSV, TSV or spreadsheet with the columns path and label, and if known patient and "
+        "split; default: folders, or a table of NIH ChestX-ray14 or CheXpert among the files",
+    )
+    command.add_argument(
+        "--columns",
+        type=_columns,
+        default=(),
+        metavar="ROLE=COLUMN,…",
+        help="columns of the table with other names: path=…,label=…,patient=…,split=…",
+    )
+    command.add_argument(
+        "--finding", help="of several findings for an image, the one that is told from the rest"
+    )
+
+
+def _columns(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(equals and role.strip() and column.strip() for role, equals, column in pairs):
+        raise argparse.ArgumentTypeError(f"give ROLE=COLUMN, with commas between, found {text!r}")
+    return tuple((role.strip(), column.strip()) for role, _, column in pairs)
 
 
 def _group(text: str) -> int:

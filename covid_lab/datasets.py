@@ -1,20 +1,16 @@
 """Data sets as audits, explanations and studies need them, on top of `covid_project.data`.
 
-`open_dataset` adds columns (source, group, mask) to the course's table, opens data as they are
-found, and examines archives more strictly. The functions below it read all images of a data set in
+`open_dataset` adds columns (source, group, mask) to the course's table, and opens data in whatever
+form they are found (`covid_lab.reading`). The functions below it read all images of a data set in
 threads, and name every one that cannot be read.
 """
 
 import io
 import os
-import re
-import stat
 import warnings
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
@@ -22,37 +18,25 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from covid_lab.reading.collection import collect, in_words
+from covid_lab.reading.patients import group_of
+from covid_lab.reading.roots import open_root, printable
 from covid_project import data
 from covid_project.data import (
     CLASSES,
-    IMAGE_SUFFIXES,
-    LAYOUTS,
-    SPLIT_FOLDERS,
     SPLITS,
     DataError,
     Dataset,
     Root,
-    decode,
     file_hashes,
     listed,
-    open_image,
     read_bytes,
-    resize,
     table_fingerprint,
 )
 from covid_project.files import write_csv
+from covid_project.images import IMAGE_SUFFIXES, decode, open_image, resize
 
-MAX_MEMBERS = 500_000
-MAX_UNPACKED_BYTES = 20 * 10**9  # of a whole archive, as it declares
-MAX_RATIO, RATIO_MATTERS_ABOVE = 200, 50 * 10**6  # of one member; its unpacked bytes
-
-# How some public sets name the patient in the names of files.
-NAME_PATTERNS = {
-    # Kermany's paediatric pneumonia: person1000_virus_1681.jpeg. Bacteria and viruses are numbered
-    # separately: of the 170 numbers in training and test alike, none has one kind in both.
-    "person": r"(?i)(person\d+(?:_(?:bacteria|virus))?)_",
-    "nih": r"(\d{8})_\d{3}\.",  # NIH ChestX-ray14: 00000013_005.png
-}
+NAMED = 0.95  # least fraction of a class whose images the tables of their sources must name
 
 
 class UnreadableImage(DataError):
@@ -63,7 +47,7 @@ class UnreadableImage(DataError):
         self.name, self.reason = name, reason
 
     def __str__(self) -> str:
-        return f"{_printable(self.name)}: {self.reason}"
+        return f"{printable(self.name)}: {self.reason}"
 
 
 class UnreadableImages(DataError):
@@ -82,6 +66,22 @@ class UnreadableImages(DataError):
 # ---- opening ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class FoundDataset(Dataset):
+    """A data set, opened as it is found.
+
+    Attributes
+    ----------
+    passed_over : dict of str to list of str
+        Reason → files that are not used.
+    notes : tuple of str
+        What else was found or decided, in words.
+    """
+
+    passed_over: dict[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
 def open_dataset(
     path: str | Path,
     *,
@@ -90,89 +90,134 @@ def open_dataset(
     seed: int = 0,
     allow_shared_files: bool = False,
     as_found: bool = False,
+    table: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    finding: str | None = None,
 ) -> Dataset:
-    """Open a folder or a zip archive of images.
+    """Open a folder or an archive of images.
 
-    The layouts, the splits and the fingerprint are those of `covid_project.data.open_dataset`.
+    With ``as_found``, everything that `covid_lab.reading` knows; otherwise the layouts, splits and
+    checks of `covid_project.data.open_dataset`. The fingerprint is the same.
 
     Parameters
     ----------
     path : str or Path
         The folder or the archive.
     classes : sequence of str, optional
-        Class folders wanted, in the order of their labels. None, for audits: `CLASSES` where the
-        data have both, or else every folder of images, in the order of their names.
+        Classes wanted, in the order of their labels. None: `CLASSES` where the data have both, or
+        else all that are found, in the order of their names.
     splits_file, seed, allow_shared_files
         As in `covid_project.data.open_dataset`.
     as_found : bool
-        Accept, for audits, whatever splits there are: the same file in two, a missing split or
-        class in a split, none at all. No split is made then: images without a split have "", except
-        where ``splits_file`` exists.
+        Accept whatever splits there are: the same file in two, a missing split or class in a split,
+        none at all. No split is made then: images without a split have "", except where
+        ``splits_file`` exists.
+    table, columns, finding
+        Labels from a table, see `covid_lab.reading.collection.collect`.
 
     Returns
     -------
     Dataset
-        Its table has three further columns: ``source`` (where the image came from, as far as known;
-        else the name of its class folder), ``group`` (images of one patient share it), ``mask``
-        (path of a lung mask, or "").
+        `FoundDataset` with ``as_found``. Its table has three further columns: ``source`` (where the
+        image came from, as far as known; else the name of its class folder), ``group`` (images of
+        one patient share it), ``mask`` (path of a lung mask, or ""); of DICOM files also those of
+        `covid_lab.reading.dicom.COVARIATES`.
 
     Raises
     ------
     DataError
-        As `covid_project.data.open_dataset`; also an archive that is unsafe.
+        As `covid_project.data.open_dataset` and `covid_lab.reading.collection.collect`.
     """
     path = Path(path).expanduser()
-    root, names = open_root(path)
-    if classes is None:
-        classes = _found_classes(names) or CLASSES
     if as_found and not (splits_file and Path(splits_file).is_file()):
-        dataset = _as_found(root, names, tuple(classes), path)
+        dataset, patients = _as_found(path, classes, table, columns, finding)
     else:
+        open_root(path)  # refuses what is unsafe
         dataset = data.open_dataset(
             path,
-            classes=tuple(classes),
+            classes=tuple(classes or CLASSES),
             splits_file=splits_file,
             seed=seed,
             allow_shared_files=allow_shared_files or as_found,
         )
+        patients = pd.Series("", index=dataset.table.index)
     table = dataset.table
     folders = table["path"].map(_class_folder)
+    source, said = _sources(dataset.root, table["path"], folders)
+    if said and isinstance(dataset, FoundDataset):
+        dataset = replace(dataset, notes=(*dataset.notes, *said))
     return replace(
         dataset,
         table=table.assign(
-            source=_sources(dataset.root, table["path"], folders),
-            group=table["path"].map(group_of),
+            source=source,
+            group=patients.where(patients != "", table["path"].map(group_of)),
             mask=[_mask_of(dataset.root, name) for name in table["path"]],
         ),
     )
 
 
-def open_root(path: str | Path) -> tuple[Root, list[str]]:
-    """Open a folder or an archive as `covid_project.data.open_root`, but refuse unsafe ones.
+def _as_found(
+    path: Path,
+    classes: Sequence[str] | None,
+    table: str | Path | None,
+    columns: Mapping[str, str] | None,
+    finding: str | None,
+) -> tuple[FoundDataset, pd.Series]:
+    """Return the data whatever their splits are, and the patient of each row ("" if unknown)."""
+    found = collect(
+        path,
+        classes=classes,
+        table=None if table is None else Path(table),
+        columns=columns,
+        finding=finding,
+    )
+    rows = found.table
+    identity = table_fingerprint(rows, file_hashes(found.root, rows["path"]))
+    order = rows["split"].map([*SPLITS, ""].index)
+    rows = rows.iloc[np.lexsort((rows["path"], rows["label"], order))].reset_index(drop=True)
+    images = sum(
+        PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+        for names in found.left_out.values()
+        for name in names
+    )
+    dataset = FoundDataset(
+        rows.drop(columns="patient"),
+        found.root,
+        found.classes,
+        identity,
+        images,
+        found.left_out,
+        found.notes,
+    )
+    return dataset, rows["patient"]
 
-    Raises
-    ------
-    DataError
-        As there; also devices, pipes, a file name that is not valid UTF-8, or an archive with
-        members that are encrypted, links, outside its folder, of the same name, or packed like a
-        bomb.
+
+def described(dataset: Dataset, name: str) -> str:
+    """Say on one line what is used of some data and what is not.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    name : str
+        Of the data.
+
+    Returns
+    -------
+    str
     """
-    path = Path(path)
-    if os.path.exists(path) and not path.is_dir():
-        if not path.is_file():
-            raise DataError(f"{path} is neither a folder nor a file; give a folder or an archive")
-        _refuse_unsafe(path)
-    root, names = data.open_root(path)
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"file name {name!r} is not valid UTF-8: rename it") from None
-    if path.is_dir():  # reading a device or a pipe might never end
-        special = [n for n in names if (path / n).exists() and not (path / n).is_file()]
-        if special:
-            raise DataError(f"devices or pipes among the files: {listed(special)}; remove them")
-    return root, names
+    counts = dataset.table["label"].value_counts()
+    labels = ", ".join(f"{counts.get(k, 0):,} {c} ({k})" for k, c in enumerate(dataset.classes))
+    parts = [f"data: {name}, {len(dataset.table):,} images: {labels}"]
+    splits = dataset.table["split"].value_counts()
+    if set(splits.index) != {""}:
+        named = (f"{splits[s]:,} {s or 'without a split'}" for s in (*SPLITS, "") if s in splits)
+        parts.append(f"splits: {', '.join(named)}")
+    if isinstance(dataset, FoundDataset):
+        parts.append(f"not used: {in_words(dataset.passed_over) or 'nothing'}")
+        parts += dataset.notes
+    if len(dataset.classes) == 1:
+        parts.append("one class only: name the classes with --classes, or a table with --table")
+    return "; ".join(parts)
 
 
 def without(dataset: Dataset, paths: Iterable[str]) -> Dataset:
@@ -191,133 +236,6 @@ def write_splits(path: str | Path, dataset: Dataset, splits: np.ndarray) -> None
     write_csv(path, table[["path", "label", "split"]].assign(fingerprint=identity))
 
 
-def group_of(path: str) -> str:
-    """Return the patient that a file's name begins with, or else the path itself.
-
-    See `NAME_PATTERNS`. Not the bare name: ``COVID/1.png`` and ``NORMAL/1.png`` are two patients.
-    """
-    name = PurePosixPath(path).name
-    matches = (re.match(pattern, name) for pattern in NAME_PATTERNS.values())
-    return next((match.group(1).lower() for match in matches if match), path)
-
-
-def _refuse_unsafe(path: Path) -> None:
-    """Refuse an archive whose list of members holds anything suspicious."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except Exception as error:  # damaged lists raise more than BadZipFile
-        raise DataError(
-            f"{path} cannot be read as a zip archive ({error}). Give a folder or a zip archive; if "
-            "it is one, it is damaged: download or copy it again"
-        ) from None
-    unpacked = sum(member.file_size for member in members)
-    spellings = Counter(member.filename.casefold() for member in members if not member.is_dir())
-    faults = {
-        "encrypted members": [m for m in members if m.flag_bits & 0x1],
-        "members that are neither stored nor deflated": [
-            m for m in members if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        ],
-        "members that are not plain relative paths": [m for m in members if _escapes(m)],
-        "links or devices": [
-            m
-            for m in members
-            if stat.S_IFMT(m.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
-        ],
-        f"members packed more than {MAX_RATIO} : 1, as a bomb is": [
-            m
-            for m in members
-            if m.file_size > max(RATIO_MATTERS_ABOVE, MAX_RATIO * m.compress_size)
-        ],
-        "members of the same name (apart from letter case)": [
-            m for m in members if spellings[m.filename.casefold()] > 1
-        ],
-    }
-    found = [
-        f"{fault}: {listed([_printable(m.orig_filename) for m in some], limit=5)}"
-        for fault, some in faults.items()
-        if some
-    ]
-    if len(members) > MAX_MEMBERS:
-        found.append(f"{len(members):,} members, more than {MAX_MEMBERS:,}")
-    if unpacked > MAX_UNPACKED_BYTES:
-        found.append(f"{unpacked:,} bytes unpacked, more than {MAX_UNPACKED_BYTES:,}")
-    if found:
-        raise DataError(
-            f"{path} is refused, nothing was unpacked; it holds {'; '.join(found)}. Give an "
-            "archive of plain files, or unpack it yourself and give the folder"
-        )
-
-
-def _escapes(member: zipfile.ZipInfo) -> bool:
-    """Absolute, with a drive letter or a backslash, or with empty, ``.`` and ``..`` parts."""
-    name = member.orig_filename  # before zipfile cuts and mends it
-    strange = re.match(r"[A-Za-z]:", name) or "\\" in name or "\0" in name
-    return bool(strange) or not {"", ".", ".."}.isdisjoint(name.removesuffix("/").split("/"))
-
-
-def _placed(names: list[str]) -> Iterator[tuple[str, str, str, str]]:
-    """Outer folders, name, class folder and split ("" if none) of each image in a folder."""
-    for name in names:
-        if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        places = (layout(name.split("/")[:-1]) for layout in LAYOUTS)
-        place = next((place for place in places if place), None)
-        if place:
-            outer, folder, split = place
-            yield "/".join(outer), name, folder, split
-
-
-def _found_classes(names: list[str]) -> tuple[str, ...]:
-    """Names of the class folders, as far as they are no deeper than the shallowest of them."""
-    no_class = {"masks", *SPLIT_FOLDERS}
-    found = [(o, folder) for o, _, folder, _ in _placed(names) if folder.casefold() not in no_class]
-    shallowest = min((_depth(outer) for outer, _ in found), default=0)
-    spelled = {folder.casefold(): folder for outer, folder in found if _depth(outer) == shallowest}
-    if all(name.casefold() in spelled for name in CLASSES):
-        return CLASSES
-    return tuple(spelled[name] for name in sorted(spelled))
-
-
-def _depth(outer: str) -> int:
-    return len(outer.split("/")) if outer else 0
-
-
-def _as_found(root: Root, names: list[str], classes: tuple[str, ...], path: Path) -> Dataset:
-    """Open data whatever their splits are.
-
-    Of several places that fit, the shallowest counts: archives often hold a second copy of
-    themselves further inside, and lung masks are in the same folders under ``masks/``.
-    """
-    labels = {name.casefold(): label for label, name in enumerate(classes)}
-    found = [
-        (outer, name, labels[folder.casefold()], split)
-        for outer, name, folder, split in _placed(names)
-        if folder.casefold() in labels
-    ]
-    table = pd.DataFrame(found, columns=["outer", "path", "label", "split"])
-    depth = table["outer"].map(_depth)
-    table = table[depth == depth.min()].sort_values("path")
-    images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-    tally = Counter(str(PurePosixPath(name).parent) for name in images)
-    here = listed([f"{_printable(folder)} ({n})" for folder, n in tally.items()])
-    explained = f"Found in {path}, with their numbers of images: {here or 'no images at all'}"
-    outer = sorted(table["outer"].unique())
-    if len(outer) > 1:
-        raise DataError(f"several data sets side by side: {listed(outer)}; give one. {explained}")
-    missing = [name for label, name in enumerate(classes) if label not in set(table["label"])]
-    if missing:
-        raise DataError(f"no class folder {' or '.join(missing)} with images. {explained}")
-    if outer[0]:
-        root = root.joinpath(outer[0])
-        table["path"] = table["path"].str.removeprefix(f"{outer[0]}/")
-    table = table.drop(columns="outer").reset_index(drop=True)
-    identity = table_fingerprint(table, file_hashes(root, table["path"]))
-    order = table["split"].map([*SPLITS, ""].index)
-    table = table.iloc[np.lexsort((table["path"], table["label"], order))].reset_index(drop=True)
-    return Dataset(table, root, classes, identity, len(images) - len(table))
-
-
 def _class_folder(path: str) -> str:
     *_, outer, folder, _ = ["", *path.split("/")]
     return outer if folder.casefold() == "images" and outer else folder
@@ -331,27 +249,34 @@ def _mask_of(root: Root, path: str) -> str:
     return next((mask for mask in masks if root.joinpath(mask).is_file()), "")
 
 
-def _sources(root: Root, paths: pd.Series, folders: pd.Series) -> pd.Series:
+def _sources(root: Root, paths: pd.Series, folders: pd.Series) -> tuple[pd.Series, list[str]]:
     """Origin of each image: the URL in Kaggle's ``<class>.metadata``, or the class folder.
 
-    The metadata are ``.csv``, or ``.xlsx`` where openpyxl is installed.
+    The metadata are ``.csv``, or ``.xlsx`` where openpyxl is installed. Where they name fewer than
+    `NAMED` of the images of a class, nothing is known; what was found is said.
     """
     readers = {"csv": pd.read_csv}
     if find_spec("openpyxl"):
         readers["xlsx"] = pd.read_excel
-    sources = folders.copy()
     stems = paths.map(lambda path: PurePosixPath(path).stem.casefold())
     wanted = {
         f"{folder}.metadata.{kind}".casefold(): (folder, read)
         for folder in folders.unique()
         for kind, read in readers.items()
     }
+    urls = pd.Series(index=paths.index, dtype=object)
+    said = []
     for name in sorted(entry.name for entry in root.iterdir()):
         if name.casefold() in wanted:
             folder, read = wanted[name.casefold()]
             here = folders == folder
-            sources[here] = stems[here].map(_urls(root, name, read)).fillna(folder)
-    return sources
+            urls[here] = stems[here].map(_urls(root, name, read))
+            said.append(f"{name} names {urls[here].notna().sum():,} of {here.sum():,} images")
+    named = urls.notna().groupby(folders).mean()
+    if (named < NAMED).any():
+        reason = f"sources are unknown where a class has fewer than {NAMED:.0%} named"
+        return folders, [f"{', '.join(said)}: {reason}"] if said else []
+    return urls.fillna(folders), [f"sources: {', '.join(said)}"]
 
 
 def _urls(root: Root, name: str, read: Callable) -> dict[str, str]:
@@ -572,7 +497,3 @@ def _attempt_each(
             if progress is not None:
                 progress(row + 1, len(names))
     return unreadable
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() else repr(name)

@@ -5,8 +5,8 @@ one way for everything. What cannot be used is refused with one clear `DataError
 """
 
 import hashlib
-import io
 import os
+import unicodedata
 import warnings
 import zipfile
 from collections import Counter
@@ -17,16 +17,23 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageChops, ImageOps
 
 from covid_project.files import fingerprint, write_csv
+from covid_project.images import (
+    IMAGE_SUFFIXES,
+    DataError,
+    decode,
+    open_image,
+    resize,
+)
 
 CLASSES = ("NORMAL", "COVID")  # a label is the index here: COVID = 1 is the positive class
 SPLITS = ("train", "val", "test")
-SPLIT_FOLDERS = dict(zip(SPLITS, SPLITS, strict=True)) | {"valid": "val", "validation": "val"}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")  # of the content, whatever the suffix
-MAX_PIXELS = 64_000_000  # of one image; a chest radiograph has at most about 16 million
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 MAX_FILE_BYTES = 256 * 2**20
 FRACTIONS = {"val": 0.1, "test": 0.1}  # of data that come without a split; the rest is for training
 FEWEST = 10  # different images of a class without which no split is made
@@ -34,10 +41,6 @@ LISTED = 20  # names in a message
 PHANTOM_MARK = "phantoms.json"  # a file of this name says that the images are drawn
 
 Root = Path | zipfile.Path
-
-
-class DataError(ValueError):
-    """The data cannot be used; the message says what was found, what is allowed, what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,13 +189,13 @@ def _find_layout(
 
 
 def _arranged(images: list[str], classes: tuple[str, ...], layout: Callable) -> pd.DataFrame:
-    labels = {name.casefold(): label for label, name in enumerate(classes)}
+    labels = {same_name(name): label for label, name in enumerate(classes)}
     rows = []
     for name in images:
         place = layout(name.split("/")[:-1])
-        if place and place[1].casefold() in labels:
+        if place and same_name(place[1]) in labels:
             outer, folder, split = place
-            rows.append(("/".join(outer), name, labels[folder.casefold()], split))
+            rows.append(("/".join(outer), name, labels[same_name(folder)], split))
     return pd.DataFrame(rows, columns=["outer", "path", "label", "split"])
 
 
@@ -236,10 +239,10 @@ def open_root(path: Path) -> tuple[Root, list[str]]:
         if any(member.flag_bits & 0x1 for member in members):
             raise DataError(f"{path} is encrypted: unpack it and give the folder")
         root, names = zipfile.Path(archive), [member.filename for member in members]
-    return root, sorted(name for name in names if not _is_hidden(name))
+    return root, sorted(name for name in names if not is_hidden(name))
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
@@ -247,8 +250,15 @@ def _files_under(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError):
         raise DataError(f"folder {error.filename} cannot be listed: {error.strerror}")
 
-    for place, _, files in os.walk(folder, onerror=refuse):
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        # A link to a folder around itself would never end.
+        here = os.path.realpath(place)
+        folders[:] = [name for name in folders if not _leads_back(os.path.join(place, name), here)]
         yield from (Path(place, file) for file in files)
+
+
+def _leads_back(folder: str, here: str) -> bool:
+    return os.path.islink(folder) and f"{here}/".startswith(f"{os.path.realpath(folder)}/")
 
 
 def read_bytes(root: Root, name: str) -> bytes:
@@ -376,98 +386,6 @@ def stratified_split(labels: pd.Series, contents: pd.Series, seed: int) -> np.nd
 # ---- images -------------------------------------------------------------------------------------
 
 
-def open_image(content: bytes, name: str) -> Image.Image:
-    """Open an image file of one frame, without decoding its pixels.
-
-    Raises
-    ------
-    DataError
-        No bytes, not an image, damaged, more than one frame, or more than 64 million pixels.
-    """
-    if not content:
-        raise DataError(f"{name}: empty file")
-    giant = DataError(f"{name}: more than {MAX_PIXELS // 10**6} million pixels")
-    try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise giant
-        frames = getattr(image, "n_frames", 1)
-    except (DataError, Image.DecompressionBombError):
-        raise giant from None
-    except Image.UnidentifiedImageError:
-        raise DataError(
-            f"{name}: not an image of the kinds {', '.join(FORMATS)}, or damaged"
-        ) from None
-    except Exception as error:  # Pillow raises whatever damaged bytes lead it to
-        raise DataError(f"{name}: damaged or cut off ({error})") from None
-    if frames != 1:
-        raise DataError(f"{name}: {frames} frames or pages; allowed: one")
-    return image
-
-
-def decode(content: bytes, name: str) -> np.ndarray:
-    """Decode an image file to grey values.
-
-    8-bit grey is unchanged; colours become luminance (ITU-R 601-2); transparency becomes black;
-    16-bit grey is scaled from its full range; an EXIF orientation is applied.
-
-    Parameters
-    ----------
-    content : bytes
-        The whole file; its content decides, not its suffix.
-    name : str
-        For messages.
-
-    Returns
-    -------
-    np.ndarray, uint8 (height, width)
-        0 (black) to 255 (white).
-
-    Raises
-    ------
-    DataError
-        See `open_image`; also 32-bit or float values, whose range is unknown.
-    """
-    image = open_image(content, name)
-    try:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)  # a copy would lose a TIFF's tags
-    except Exception as error:
-        raise DataError(f"{name}: damaged or cut off ({error})") from None
-    if image.mode in ("I", "F"):
-        raise DataError(f"{name}: 32-bit or float grey values, whose range is unknown")
-    if image.mode.startswith("I;16"):
-        return _levels_of_16_bits(image)[np.asarray(image, np.uint16)]
-    if not image.has_transparency_data:
-        return np.asarray(image.convert("L"))
-    colours = image.convert("RGBA")
-    # Over black, a pixel's luminance is its own times its opacity.
-    return np.asarray(ImageChops.multiply(colours.convert("L"), colours.getchannel("A")))
-
-
-def _levels_of_16_bits(image: Image.Image) -> np.ndarray:
-    """Return the grey level of each 16-bit value, uint8 (65536,)."""
-    tags = getattr(image, "tag_v2", {})  # only a TIFF has them
-    highest = 2 ** tags.get(258, (16,))[0] - 1  # BitsPerSample: 16, or 12 in 16
-    values = np.minimum(np.arange(2**16), highest)
-    if tags.get(262) == 0:  # PhotometricInterpretation: white is zero
-        values = highest - values
-    levels = ((values * 255 + highest // 2) // highest).astype(np.uint8)
-    if image.info.get("transparency") is not None:
-        levels[image.info["transparency"]] = 0
-    return levels
-
-
-def resize(grey: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize a grey image uint8 (h, w) to (height, width).
-
-    Pillow's bilinear filter is a triangle that widens with the reduction: every pixel counts, so
-    that nothing aliases, and no value leaves the range of its neighbours.
-    """
-    height, width = shape
-    return np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR))
-
-
 class ImageFiles:
     """Image files as an array uint8 (N, size, size, 1) whose rows are decoded when asked for.
 
@@ -519,6 +437,11 @@ def image_sizes(dataset: Dataset) -> pd.DataFrame:
         image = open_image(read_bytes(dataset.root, path), path)
         rows.append((image.width, image.height, image.mode))
     return pd.DataFrame(rows, columns=["width", "height", "mode"])
+
+
+def same_name(name: str) -> str:
+    """Return a name in the form in which names are compared: no letter case, one Unicode form."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def listed(items: Iterable[object], separator: str = ", ", limit: int = LISTED) -> str:

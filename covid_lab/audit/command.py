@@ -28,7 +28,9 @@ from covid_lab.audit.page import Report, page
 from covid_lab.audit.protocol import audit_protocol
 from covid_lab.audit.second_reader import COLUMN, second_labels
 from covid_lab.audit.shortcuts import audit_model, audit_shortcuts
-from covid_lab.datasets import open_dataset, write_splits
+from covid_lab.datasets import described, open_dataset, write_splits
+from covid_lab.reading.manifests import content_of, read_table
+from covid_lab.reading.roots import stem_of
 from covid_project.data import CLASSES, DataError, Dataset
 from covid_project.files import versions, write_csv, write_text
 
@@ -45,6 +47,9 @@ class Request:
     out: Path | None = None
     masks: Path | None = None
     classes: tuple[str, ...] | None = None
+    table: Path | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    finding: str | None = None
     pattern: str | None = None
     metadata: Path | None = None
     write_splits: Path | None = None
@@ -77,15 +82,12 @@ def run(request: Request) -> list[Finding]:
 def audit(request: Request) -> Report:
     """Make all findings; write nothing except the network's features, which are kept."""
     dataset = _opened(request)
-    classes = ", ".join(f"{label} {name}" for label, name in enumerate(dataset.classes))
-    print(
-        f"data: {request.data.name}, {len(dataset.table):,} images, labels: {classes}", flush=True
-    )
+    print(described(dataset, request.data.name), flush=True)
     metadata = None if request.metadata is None else _table(request.metadata)
     second = None
     if metadata is not None and COLUMN in metadata:
         second = second_labels(metadata, dataset)
-        metadata = metadata if "patient" in metadata else None
+        metadata = metadata if "patient" in {c.casefold() for c in metadata} else None
     data = audit_data(
         dataset,
         pattern=request.pattern,
@@ -93,6 +95,8 @@ def audit(request: Request) -> Report:
         seed=request.seed,
         progress=_Progress(),
     )
+    if data.patients:
+        print(data.patients, flush=True)
     labels = audit_labels(
         _kept_together(data),
         second=second,
@@ -102,12 +106,12 @@ def audit(request: Request) -> Report:
     )
     findings = [*data.findings, *labels.findings]
     shortcuts = pd.DataFrame()
-    if len(dataset.classes) == 2 and data.dataset.table["label"].nunique() == 2:
+    if data.dataset.table["label"].nunique() > 1:
         found = audit_shortcuts(_kept_together(data), masks=request.masks, seed=request.seed)
         findings += found.findings
         shortcuts = found.table
     else:
-        reason = f"it takes two classes, and there are {data.dataset.table['label'].nunique()}"
+        reason = "it takes two classes, and there is one"
         findings.append(Finding("shortcuts", "shortcuts", "not applicable", reason))
     if request.results is not None:
         findings += audit_protocol(request.results, dataset)
@@ -182,7 +186,13 @@ def as_text(findings: list[Finding], width: int | None = None) -> str:
 def _opened(request: Request) -> Dataset:
     """Open the data as the run split them; as they are, where that split is of other data."""
     splits = None if request.results is None else request.results / "splits.csv"
-    how = {"classes": request.classes, "as_found": True}
+    how = {
+        "classes": request.classes,
+        "as_found": True,
+        "table": request.table,
+        "columns": dict(request.columns),
+        "finding": request.finding,
+    }
     try:
         return open_dataset(request.data, splits_file=splits, **how)
     except DataError:
@@ -256,14 +266,12 @@ def _folder(request: Request) -> Path:
         return request.out
     if request.results is not None:
         return request.results / "audit"
-    return Path("results") / "audit" / request.data.name.removesuffix(".zip")
+    return Path("results") / "audit" / stem_of(request.data)
 
 
 def _table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, dtype=str)
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read as a CSV ({error})") from None
+    ((name, content),) = content_of(path).items()
+    return read_table(content, name)
 
 
 def _records(table: pd.DataFrame) -> list[dict]:

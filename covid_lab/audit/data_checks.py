@@ -18,16 +18,16 @@ from covid_lab.audit.duplicates import (
     clusters,
     duplicate_pairs,
     groups_across_splits,
-    groups_from_metadata,
-    groups_from_names,
     pixel_hash,
     split_balance,
 )
 from covid_lab.audit.findings import Finding
 from covid_lab.datasets import each_image, without
+from covid_lab.reading.patients import with_patients
 from covid_lab.storage import filled_array
-from covid_project.data import Dataset, resize
+from covid_project.data import Dataset
 from covid_project.evaluation import SIGNIFICANCE, wilson_interval
+from covid_project.images import resize
 
 AREA = "data"
 SIDE = 128  # pixels at which near copies are sought; what `duplicates` was measured at
@@ -51,12 +51,15 @@ class DataAudit:
         As from ``duplicates.duplicate_pairs``: rows of the table, kind, similarity, splits.
     unreadable
         Reason by path.
+    patients
+        How many patients are known, in words; "" for none.
     """
 
     findings: list[Finding]
     dataset: Dataset
     pairs: pd.DataFrame
     unreadable: dict[str, str]
+    patients: str = ""
 
 
 def audit_data(
@@ -74,9 +77,10 @@ def audit_data(
     dataset
         Opened with ``as_found=True``: a split may be "" or missing.
     pattern
-        Regular expression that finds the patient in a path, see ``duplicates.groups_from_names``.
+        Regular expression that finds the patient in a path, see `covid_lab.reading.patients.groups_from_names`.
     metadata
-        Table with the columns image (path or file name) and patient, instead of a pattern.
+        Table of images and patients instead of a pattern, see
+        `covid_lab.reading.patients.groups_from_table`.
     seed
         See ``duplicates.near_pairs``.
     progress
@@ -90,7 +94,7 @@ def audit_data(
     everything = len(dataset.table)
     with tempfile.TemporaryDirectory() as folder:  # the images stay on disk
         images, contents, unreadable = _read(dataset, Path(folder), progress)
-        dataset = _with_patients(without(dataset, unreadable), pattern, metadata)
+        dataset, patients = with_patients(without(dataset, unreadable), pattern, metadata)
         pairs = duplicate_pairs(
             images,
             dataset.table,
@@ -101,7 +105,7 @@ def audit_data(
         del images
     findings = [_unreadable(unreadable, everything)]
     findings += [rule(dataset, pairs) for rule in RULES] if len(contents) else []
-    return DataAudit(findings, dataset, pairs, unreadable)
+    return DataAudit(findings, dataset, pairs, unreadable, patients)
 
 
 def named_pairs(audit: DataAudit) -> pd.DataFrame:
@@ -145,15 +149,6 @@ def _read(
 
     images = filled_array(folder / "images.npy", (len(dataset.table), SIDE, SIDE), fill)
     return images[: len(contents)], np.array(contents, dtype="U64"), unreadable
-
-
-def _with_patients(dataset: Dataset, pattern: str | None, metadata: pd.DataFrame | None) -> Dataset:
-    paths = dataset.table["path"]
-    if metadata is not None:
-        groups = groups_from_metadata(paths, metadata, image="image", patient="patient")
-    else:
-        groups = groups_from_names(paths, pattern)
-    return replace(dataset, table=dataset.table.assign(group=groups))
 
 
 # ---- the rules: each takes the readable images and the pairs, and returns one finding ----------
@@ -232,7 +227,7 @@ def _patients(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
     check, table = "no patient in two splits", dataset.table
     sizes = table.groupby("group").size()
     if sizes.max() == 1:
-        reason = "no two images name one patient; give --pattern or --metadata where that is known"
+        reason = "no two images name one patient; give --pattern or --patients where that is known"
         return Finding(AREA, check, "not applicable", reason)
     several = f"patients with several images: {int((sizes > 1).sum()):,}"
     across = groups_across_splits(table)

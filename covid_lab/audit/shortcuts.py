@@ -46,8 +46,10 @@ from covid_lab.audit.predictability import (
 )
 from covid_lab.datasets import UnreadableImages, load_images, load_masks, open_root
 from covid_lab.lungs import implausible, segment_lungs
-from covid_project.data import IMAGE_SUFFIXES, DataError, Dataset, listed
+from covid_lab.reading.dicom import COVARIATES
+from covid_project.data import DataError, Dataset, listed
 from covid_project.evaluation import percentile_interval
+from covid_project.images import IMAGE_SUFFIXES
 
 AREA = "shortcuts"
 # An AUC half of the way from chance (0.5) to certainty (1): three of four pairs of images are put
@@ -106,6 +108,8 @@ def audit_shortcuts(
     progress: Callable[[str], None] = print,
 ) -> Shortcuts:
     """Predict the label from views without lungs, and judge each by `judge`.
+
+    The AUC of several classes is the mean over the classes, each against the rest.
 
     All splits are taken together: the question is what the data give away, and each image is
     scored by a model that has not seen its group (patient).
@@ -214,6 +218,7 @@ CHECKS = {
     "dimensions": "label from the images' dimensions alone",
     "file size": "label from the files' sizes alone",
     "encoding": "label from the files' encoding alone",
+    "DICOM header": "label from the DICOM header alone",
     "source": "label from the source alone",
     "border": "label from the border alone",
     "corners": "label from the corners alone",
@@ -225,6 +230,9 @@ def _file_views(dataset: Dataset) -> list[View]:
     metadata = file_metadata(dataset)
     views = [View("file metadata", "metadata", metadata)]
     views += [View(name, "metadata", metadata[list(names)]) for name, names in FIELDS.items()]
+    headers = [name for name in COVARIATES if name in dataset.table]
+    if headers:
+        views.append(View("DICOM header", "metadata", dataset.table[headers]))
     sources = known_sources(dataset.table)
     if len(sources.unique()) > 1:
         views.append(View("source", "source", sources.to_frame()))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from covid_lab.audit.findings import as_table
 from covid_lab.audit.shortcuts import audit_model
-from covid_lab.datasets import open_dataset
+from covid_lab.datasets import described, open_dataset
 from covid_lab.external import controls, figures
 from covid_lab.external.models import FinalModel, channels, enter, load_models, score_images
 from covid_lab.external.page import write_page
@@ -24,6 +24,7 @@ from covid_lab.external.score import (
     score_quantiles,
 )
 from covid_lab.external.use import heat_on_lesions, marked_by_boxes, marked_by_masks, read_boxes
+from covid_lab.reading.roots import stem_of
 from covid_project.data import CLASSES, DataError, Dataset, ImageFiles
 from covid_project.files import read_csv, versions, whole_file, write_csv, write_text
 
@@ -39,6 +40,9 @@ class Request:
     data: Path
     split: str | None = None
     classes: tuple[str, str] = CLASSES
+    table: Path | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    finding: str | None = None
     own: Path | None = None
     probe: Path | None = None
     lesions: Path | None = None
@@ -67,7 +71,7 @@ def run(request: Request) -> Path:
     """
     dataset, split = _opened(request)
     models = load_models(list(request.models))
-    stem = request.data.name.removesuffix(".zip")
+    stem = stem_of(request.data)
     out = request.out or _folder(request) / (stem if split in (TEST, "") else f"{stem}_{split}")
     rows = np.arange(len(dataset.table))
     labels = dataset.table["label"].to_numpy()
@@ -118,7 +122,7 @@ def run(request: Request) -> Path:
         "models": {tested.name: tested.fingerprint for tested in models},
         "phantoms": dataset.is_phantom,
         "images": len(rows),
-        "classes": list(request.classes),
+        "classes": list(dataset.classes),
         "seed": request.seed,
         "versions": versions(),
     }
@@ -134,7 +138,15 @@ def _folder(request: Request) -> Path:
 
 def _opened(request: Request) -> tuple[Dataset, str]:
     """Open the images of one split; also return its name, "" where there is none."""
-    dataset = open_dataset(request.data, classes=request.classes, as_found=True)
+    dataset = open_dataset(
+        request.data,
+        classes=None if request.finding else request.classes,
+        as_found=True,
+        table=request.table,
+        columns=dict(request.columns),
+        finding=request.finding,
+    )
+    print(described(dataset, request.data.name), flush=True)
     present = set(dataset.table["split"])
     split = request.split or (TEST if TEST in present else "" if present == {""} else None)
     if split is None or split not in present:
@@ -142,7 +154,7 @@ def _opened(request: Request) -> tuple[Dataset, str]:
         wanted = f"no split {split!r}" if split else "no split named test"
         raise DataError(f"{request.data} has {wanted}, but {there}: name one with --split")
     table = dataset.table[dataset.table["split"] == split].reset_index(drop=True)
-    absent = [name for k, name in enumerate(request.classes) if k not in set(table["label"])]
+    absent = [name for k, name in enumerate(dataset.classes) if k not in set(table["label"])]
     if absent:
         raise DataError(f"{request.data} has no images of {', '.join(absent)} in {split or 'it'}")
     return dataclasses.replace(dataset, table=table), split
@@ -153,7 +165,7 @@ def _probe(path: Path) -> dict[str, tuple[Dataset, np.ndarray]]:
     dataset = open_dataset(path, classes=None, as_found=True)
     labels = dataset.table["label"].to_numpy()
     return {
-        f"{path.name.removesuffix('.zip')}: {name}": (dataset, np.flatnonzero(labels == label))
+        f"{stem_of(path)}: {name}": (dataset, np.flatnonzero(labels == label))
         for label, name in enumerate(dataset.classes)
     }
 

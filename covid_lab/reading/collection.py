@@ -1,0 +1,271 @@
+"""A folder or an archive of images as one table, with a count of what is not used and why."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from covid_lab.reading import layouts, manifests
+from covid_lab.reading.dicom import COVARIATES, SUFFIXES, DicomRoot, header, is_dicom
+from covid_lab.reading.patients import groups_from_folders
+from covid_lab.reading.roots import open_root, printable
+from covid_project.data import DataError, Root, listed, read_bytes, same_name
+from covid_project.images import IMAGE_SUFFIXES
+
+DOCUMENTS = {
+    *(".csv", ".tsv", ".txt", ".xlsx", ".xls", ".json", ".md", ".pdf", ".html", ".xml", ".yaml"),
+    *(".yml", ".rst", ".py", ".ipynb", ".doc", ".docx", ".odt", ".ini", ".toml", ".log", ".db"),
+}
+NO_SUFFIX = {"license", "readme", "copying", "dicomdir", "md5sums", "sha256sums"}
+UNEXPLAINED = 0.05  # fraction of files that may be left out without a reason of the user's
+
+UNKNOWN = "of an unknown kind"
+
+# Reasons for which a file may be left out in any number.
+EXPECTED = ("lung masks", "documents", "in a second copy")
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Images, found.
+
+    Attributes
+    ----------
+    root : Path, zipfile.Path or DicomRoot
+    table : pd.DataFrame
+        One row per image, sorted by path: path (under the root), label (number), split and patient
+        ("" where unknown), and DICOM's covariates where there are such files.
+    classes : tuple of str
+    left_out : dict of str to list of str
+        Reason → files that are not used.
+    notes : tuple of str
+        What else was found or decided, in words.
+    """
+
+    root: Root
+    table: pd.DataFrame
+    classes: tuple[str, ...]
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def collect(
+    path: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    table: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    finding: str | None = None,
+) -> Collection:
+    """Find the images of a folder or an archive, their classes, splits and patients.
+
+    Parameters
+    ----------
+    path : Path
+        See `roots.open_root`.
+    classes : sequence of str, optional
+        Class folders or labels wanted, in the order of their numbers; None: see
+        `layouts.find_classes` and `manifests.read_manifest`.
+    table : Path, optional
+        Table of labels; None: the folders, except where a table of NIH or CheXpert is among the
+        files.
+    columns, finding
+        See `manifests.read_manifest`.
+
+    Returns
+    -------
+    Collection
+
+    Raises
+    ------
+    DataError
+        No images, no classes, several data sets, or more than 5 % of the files left out for no
+        reason that was asked for.
+    """
+    root, names = open_root(path)
+    images, left_out, dicoms = _by_kind(root, names)
+    if dicoms:
+        root = DicomRoot(root)
+    explained = f"Found in {path}, with their numbers of images: {layouts.in_words(images)}"
+    if not images:
+        raise DataError(f"{path}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}, DICOM)")
+    tables = manifests.content_of(table) if table else {}
+    if not tables:
+        inside = manifests.find_tables(root, names, images)
+        tables = {name: read_bytes(root, name) for name in inside}
+    if tables:
+        found = manifests.read_manifest(
+            tables,
+            images,
+            classes=classes,
+            columns=columns,
+            finding=finding,
+            tests=_nih_tests(root, names),
+        )
+        rows, kinds, notes = found.table, found.classes, found.notes
+        left_out |= found.left_out
+        _leave_out(left_out, images, rows, "without a row in the table")
+        expected = (*EXPECTED, *found.left_out, *(["without a row"] if table else []))
+        outer = ""
+    else:
+        if columns or finding:
+            raise DataError("--columns and --finding need a table: name it with --table")
+        placed, kinds = layouts.place(images, classes)
+        if not placed:
+            wanted = f"no class folder {' or '.join(kinds)}" if kinds else "no class folders"
+            raise DataError(f"{wanted} with images. {explained}")
+        frame = pd.DataFrame([vars(image) for image in placed])
+        outer, frame, copies, around = layouts.one_place(frame, explained)
+        if len(copies):
+            left_out["in a second copy of the data further inside"] = list(copies["name"])
+        patients, said = groups_from_folders(
+            frame["inner"] if around is None else around, frame["label"].map(same_name)
+        )
+        rows = frame.assign(patient="" if patients is None else patients.fillna(""))
+        notes = [said] if said else []
+        others = _other_classes(images, rows, left_out)
+        left_out |= others
+        _leave_out(left_out, images, rows, "outside the class folders")
+        expected = (*EXPECTED, *others)
+    _refuse_unexplained(path, len(rows), left_out, expected, explained)
+    return _assembled(root, outer, rows, kinds, left_out, notes, dicoms, path)
+
+
+def _by_kind(root: Root, names: list[str]) -> tuple[list[str], dict[str, list[str]], set[str]]:
+    """Sort files into images and others; also return which images are DICOM."""
+    images, dicoms = [], set()
+    left_out: dict[str, list[str]] = {}
+    for name in names:
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in SUFFIXES or (not suffix.isascii() or not suffix[1:].isalpha()):
+            bare = PurePosixPath(name).name.casefold()
+            if suffix in SUFFIXES or (bare not in NO_SUFFIX and _begins_as_dicom(root, name)):
+                images.append(name)
+                dicoms.add(name)
+                continue
+        if suffix in IMAGE_SUFFIXES:
+            images.append(name)
+        elif suffix in DOCUMENTS or PurePosixPath(name).name.casefold() in NO_SUFFIX:
+            left_out.setdefault("documents", []).append(name)
+        else:
+            left_out.setdefault(UNKNOWN, []).append(name)
+    masks = layouts.masks_among(images)
+    if masks:
+        left_out["lung masks"] = sorted(masks)
+        images = [name for name in images if name not in masks]
+    return images, _with_sidecars(left_out, images), dicoms
+
+
+def _with_sidecars(left_out: dict[str, list[str]], images: list[str]) -> dict[str, list[str]]:
+    """Files of an unknown kind that are named as an image are documents."""
+    unknown = left_out.pop(UNKNOWN, [])
+    stems = {name.rpartition(".")[0] for name in images}
+    beside = [name for name in unknown if name.rpartition(".")[0] in stems]
+    rest = sorted(set(unknown) - set(beside))
+    parts = {"documents": left_out.get("documents", []) + beside, UNKNOWN: rest}
+    return {**left_out, **{reason: names for reason, names in parts.items() if names}}
+
+
+def _begins_as_dicom(root: Root, name: str) -> bool:
+    try:
+        with root.joinpath(name).open("rb") as stream:
+            return is_dicom(stream.read(132))
+    except Exception:  # a damaged archive raises errors of many kinds
+        return False
+
+
+def _nih_tests(root: Root, names: list[str]) -> list[str]:
+    """File names in NIH's list of the test split, if it is among the files."""
+    listing = next((n for n in names if PurePosixPath(n).name == "test_list.txt"), None)
+    return [] if listing is None else read_bytes(root, listing).decode(errors="replace").split()
+
+
+def _leave_out(
+    left_out: dict[str, list[str]], images: list[str], rows: pd.DataFrame, reason: str
+) -> None:
+    known = {name for names in left_out.values() for name in names} | set(rows["name"])
+    rest = [name for name in images if name not in known]
+    if rest:
+        left_out[reason] = rest
+
+
+def _other_classes(
+    images: list[str], rows: pd.DataFrame, left_out: dict[str, list[str]]
+) -> dict[str, list[str]]:
+    """Images in folders beside the class folders, by folder."""
+    known = {name for names in left_out.values() for name in names} | set(rows["name"])
+    ours = rows[["name", "label"]].itertuples(index=False)
+    beside = {tuple(name.split("/")[: _at(name, label)]) for name, label in ours}
+    found: dict[str, list[str]] = {}
+    for name in images:
+        parts = tuple(name.split("/")[:-1])
+        at = next((k for k in range(len(parts)) if parts[:k] in beside), None)
+        if name not in known and at is not None:
+            found.setdefault(f"of another class, {parts[at]}", []).append(name)
+    return found
+
+
+def _at(name: str, label: str) -> int:
+    """Position of the class folder among the parts of a path."""
+    return [k for k, part in enumerate(name.split("/")[:-1]) if part == label][-1]
+
+
+def _refuse_unexplained(
+    path: Path, used: int, left_out: Mapping[str, Sequence[str]], expected: tuple, explained: str
+) -> None:
+    rest = {r: n for r, n in left_out.items() if not r.startswith(expected)}
+    number = sum(map(len, rest.values()))
+    if number > UNEXPLAINED * (number + used):
+        raise DataError(
+            f"{number:,} of {number + used:,} files in {path} would be left out: {in_words(rest)}. "
+            f"Move them away, or name the classes (--classes) or a table (--table). {explained}"
+        )
+
+
+def in_words(left_out: Mapping[str, Sequence[str]]) -> str:
+    """Files left out, counted by reason, with examples."""
+    return "; ".join(
+        f"{reason}: {len(names):,} ({listed([printable(n) for n in names], limit=2)})"
+        for reason, names in left_out.items()
+    )
+
+
+def _assembled(
+    root: Root,
+    outer: str,
+    rows: pd.DataFrame,
+    classes: Sequence[str],
+    left_out: dict[str, list[str]],
+    notes: list[str],
+    dicoms: set[str],
+    path: Path,
+) -> Collection:
+    number = {same_name(name): label for label, name in enumerate(classes)}
+    rows = rows.assign(label=rows["label"].map(lambda name: number[same_name(name)]))
+    present = Counter(rows["label"])
+    missing = [name for label, name in enumerate(classes) if not present[label]]
+    if missing:
+        raise DataError(
+            f"no class folder {' or '.join(missing)} with images. Found in {path}, with their "
+            f"numbers of images: {layouts.in_words(rows['name'])}"
+        )
+    if dicoms:
+        headers = [
+            header(read_bytes(root.place, name), name) if name in dicoms else {}
+            for name in rows["name"]
+        ]
+        facts = pd.DataFrame(headers, index=rows.index).reindex(columns=["patient", *COVARIATES])
+        facts = facts.fillna("")
+        several = (facts["patient"] != facts["patient"].iloc[0]).any()
+        if several and not (rows["patient"] != "").any():
+            rows = rows.assign(patient=facts["patient"])
+            known = (facts["patient"] != "").sum()
+            notes = [*notes, f"patients: DICOM's PatientID, in {known:,} of {len(rows):,} images"]
+        rows = rows.assign(**{name: facts[name] for name in COVARIATES if facts[name].any()})
+    start = len(outer) + 1 if outer else 0
+    rows = rows.assign(path=rows["name"].str[start:]).sort_values("path").reset_index(drop=True)
+    columns = ["path", "label", "split", "patient", *[c for c in COVARIATES if c in rows]]
+    root = root.joinpath(outer) if outer else root
+    return Collection(root, rows[columns], tuple(classes), left_out, tuple(notes))

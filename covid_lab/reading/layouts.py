@@ -1,0 +1,233 @@
+"""Class, split and patient of images from the folders that they are in."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import pandas as pd
+
+from covid_lab.reading.roots import printable
+from covid_project.data import CLASSES, SPLIT_FOLDERS, DataError, listed, same_name
+
+MASKS = re.compile(r"(lung[ _-]?)?(masks?|segmentations?|annotations?)([ _-]?\w{0,8})?")
+CONTAINERS = re.compile(
+    r"(images?|imgs?|pictures?|png|jpe?g|dicom|dcm|data|files)([ _-]?\d+)?|study\d+|series\d+"
+)
+MOST_CLASSES = 20  # folder names on one level, above which they are not classes
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where an image is.
+
+    Attributes
+    ----------
+    name : str
+        Path under the root.
+    outer : str
+        Folders around the data set; "" for none.
+    label : str
+        Class folder, as it is spelled.
+    split : str
+        One of `covid_project.data.SPLITS`; "" for none.
+    inner : str
+        Folder that is neither class, split nor container: perhaps the patient; "" for none.
+    """
+
+    name: str
+    outer: str
+    label: str
+    split: str
+    inner: str
+
+
+def masks_among(names: Sequence[str]) -> set[str]:
+    """Paths of masks: in a folder for masks inside the data, or named ``…_mask``.
+
+    Empty where all images are masks: then they are what is wanted.
+    """
+    folders = [name.split("/")[:-1] for name in names]
+    around = len(os.path.commonprefix(folders))  # folders around everything say nothing
+    masks = {
+        name
+        for name, parts in zip(names, folders, strict=True)
+        if PurePosixPath(name).stem.casefold().endswith("_mask")
+        or any(MASKS.fullmatch(part.casefold()) for part in parts[around:])
+    }
+    return masks if len(masks) < len(names) else set()
+
+
+def place(names: Sequence[str], classes: Sequence[str] | None) -> tuple[list[Placed], list[str]]:
+    """Find the class folder of each image.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Paths of images under a root, without masks.
+    classes : sequence of str, optional
+        Class folders; None finds them, see `find_classes`.
+
+    Returns
+    -------
+    placed : list of Placed
+    classes : list of str
+        As given, or as found.
+
+    Raises
+    ------
+    DataError
+        Classes that are not named and cannot be told.
+    """
+    folders = {name: name.split("/")[:-1] for name in names}
+    if classes is None:
+        classes = find_classes(folders.values())
+    wanted = {same_name(name) for name in classes}
+    placed = []
+    for name, parts in folders.items():
+        at = [k for k, part in enumerate(parts) if same_name(part) in wanted]
+        if not at:
+            continue
+        number = at[-1]
+        splits = [k for k, part in enumerate(parts) if _split(part) and k != number]
+        start = min([number, *splits[-1:]])
+        inner = [
+            part
+            for k, part in enumerate(parts)
+            if k > start
+            and k != number
+            and k not in splits
+            and not CONTAINERS.fullmatch(part.casefold())
+        ]
+        placed.append(
+            Placed(
+                name,
+                "/".join(parts[:start]),
+                parts[number],
+                _split(parts[splits[-1]]) if splits else "",
+                inner[0] if inner else "",
+            )
+        )
+    return placed, list(classes)
+
+
+def _split(folder: str) -> str:
+    return SPLIT_FOLDERS.get(folder.casefold(), "")
+
+
+def find_classes(folders: Sequence[Sequence[str]]) -> list[str]:
+    """Find the class folders among the folders of images.
+
+    The course's classes where both are there. Otherwise the folders directly inside the splits, or,
+    where these hold classes themselves or there are no splits, the level of folders that has the
+    fewest different names, of at least two.
+
+    Returns
+    -------
+    list of str
+        In the order of their names; empty where there is no folder.
+
+    Raises
+    ------
+    DataError
+        Two levels of folders have equally many names.
+    """
+    folders = [list(parts) for parts in folders]
+    spelled = {same_name(part): part for parts in folders for part in parts}
+    if all(same_name(name) in spelled for name in CLASSES):
+        return list(CLASSES)
+    plain = [
+        [p for p in parts if not _split(p) and not CONTAINERS.fullmatch(p.casefold())]
+        for parts in folders
+    ]
+    plain = [parts for parts in plain if parts]
+    if not plain:
+        return []
+    depth = max(len(parts) for parts in plain)
+    levels = [{parts[k] for parts in plain if len(parts) > k} for k in range(depth)]
+    # A folder that only a few images are in is no level of its own.
+    covered = [sum(len(parts) > k for parts in plain) / len(plain) for k in range(depth)]
+    counts = {
+        k: len(names)
+        for k, names in enumerate(levels)
+        if 2 <= len(names) <= MOST_CLASSES and covered[k] > 0.5
+    }
+    if not counts:
+        names = levels[0] if len(levels[0]) == 1 else set()
+        return sorted(names)
+    fewest = min(counts.values())
+    best = [k for k, count in counts.items() if count == fewest]
+    if len(best) > 1 and _crossed(plain, best[0], best[1]):
+        choices = " or ".join(f"({listed(sorted(levels[k]), limit=5)})" for k in best)
+        raise DataError(f"the classes may be the folders {choices}: name them with --classes A,B")
+    return sorted(levels[best[0]])
+
+
+def _crossed(plain: list[list[str]], first: int, second: int) -> bool:
+    """Whether names of one level are found under several names of the other."""
+    pairs = {(parts[first], parts[second]) for parts in plain if len(parts) > second}
+    under = Counter(inner for _, inner in pairs)
+    return max(under.values(), default=0) > 1
+
+
+def in_words(names: Sequence[str]) -> str:
+    """Folders of images, with their numbers of images."""
+    tally = Counter(str(PurePosixPath(name).parent) for name in names)
+    found = listed([f"{printable(folder)} ({n})" for folder, n in sorted(tally.items())])
+    return found or "no images at all"
+
+
+def one_place(
+    table: pd.DataFrame, explained: str
+) -> tuple[str, pd.DataFrame, pd.DataFrame, pd.Series | None]:
+    """Choose one data set among the places where class folders are.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        Columns of `Placed`.
+    explained : str
+        What was found, for messages.
+
+    Returns
+    -------
+    outer : str
+        Folders around the data set.
+    table : pd.DataFrame
+        The rows that belong to it.
+    copies : pd.DataFrame
+        Rows of a second copy further inside, as archives often have.
+    patients : pd.Series or None
+        Where the places are patients, with the classes inside: the patient of each row.
+
+    Raises
+    ------
+    DataError
+        Several data sets side by side.
+    """
+    none = table.iloc[:0]
+    places = sorted(table["outer"].unique())
+    if len(places) == 1:
+        return places[0], table, none, None
+    depth = {outer: len(outer.split("/")) if outer else 0 for outer in places}
+    shallowest = [outer for outer in places if depth[outer] == min(depth.values())]
+    if len(shallowest) == 1:
+        outer = shallowest[0]
+        ours, others = table[table["outer"] == outer], table[table["outer"] != outer]
+        inside = set(_relative(ours, "outer"))
+        copied = pd.Series(_relative(others, "outer"), index=others.index).isin(inside)
+        return outer, ours, others[copied], None
+    labels = table.groupby("outer")["label"].agg(lambda names: len({same_name(n) for n in names}))
+    if len(set(depth.values())) == 1 and (len(places) >= 5 or (labels == 1).all()):
+        common = PurePosixPath(places[0]).parent
+        if all(PurePosixPath(outer).parent == common for outer in places):
+            outer = "" if str(common) == "." else str(common)
+            return outer, table, none, table["outer"].map(lambda o: PurePosixPath(o).name)
+    raise DataError(f"several data sets side by side: {listed(places)}; give one. {explained}")
+
+
+def _relative(table: pd.DataFrame, column: str) -> list[str]:
+    pairs = zip(table["name"], table[column], strict=True)
+    return [name[len(outer) + 1 :] if outer else name for name, outer in pairs]
