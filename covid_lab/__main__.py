@@ -79,17 +79,42 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_course(settings: Settings, lab: LabOptions, options: argparse.Namespace) -> None:
-    from covid_lab.datasets import open_root
     from covid_lab.runs.page import write_page
     from covid_project.results import open_run
 
-    open_root(settings.data)  # refuses unsafe archives, which the course package never unpacks
     if lab.without_weights != "stop":
         settings = _with_available_weights(settings, lab.without_weights)
+    settings = _with_course_data(settings, options)
     run = open_run(settings)  # data that cannot be used are refused before a notebook is opened
     names = (f"studies/{EXTRAS}",) if options.study else tuple(options.only or NOTEBOOKS)
     _run_notebooks(names, run.settings, lab.expected_seconds, options)
     print(f"overview: {write_page(Path(run.settings.results))}")
+
+
+def _with_course_data(settings: Settings, options: argparse.Namespace) -> Settings:
+    """Return the same settings; data in another form are arranged as the course takes them."""
+    from covid_lab.datasets import described, open_dataset
+    from covid_lab.reading.arrange import arrange, is_course_data
+
+    data = Path(settings.data).expanduser()
+    dataset = open_dataset(
+        data,
+        classes=options.classes,
+        as_found=True,
+        table=options.table,
+        columns=dict(options.columns),
+        finding=options.finding,
+    )
+    print(described(dataset, data.name), flush=True)
+    if options.table is None and is_course_data(dataset, data):
+        return settings
+    folder = Path(settings.results) / "cache"
+    arranged = folder / f"arranged_{dataset.fingerprint}_{settings.seed}.zip"
+    if not arranged.is_file():
+        for line in arrange(dataset, arranged, source=data.name, seed=settings.seed):
+            print(line)
+        print(f"arranged as the course takes them: {arranged}", flush=True)
+    return dataclasses.replace(settings, data=str(arranged))
 
 
 def _run_study(study, settings: RunSettings, options: argparse.Namespace) -> None:
@@ -150,6 +175,9 @@ def _explain(options: argparse.Namespace) -> int:
         one_scale=options.one_scale,
         colour_map=options.colour_map,
         masks=options.masks,
+        table=options.table,
+        columns=options.columns,
+        finding=options.finding,
         feature_maps=options.feature_maps,
         input_range=options.input_range,
         size=options.size,
@@ -307,7 +335,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="run the notebooks in order")
     run.set_defaults(command=_run)
-    run.add_argument("--data", type=Path, help="zip, folder or Kaggle tree; none: drawn phantoms")
+    run.add_argument("--data", type=Path, help="folder or archive of images; none: drawn phantoms")
+    _add_reading(run, "the negative one first; default: NORMAL,COVID, or the two that are found")
     run.add_argument(
         "--profile",
         help="name in profiles/ or path of a YAML file; default: the course's settings, or demo "
@@ -335,7 +364,9 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("explain", help="explain a saved model on image files")
     explain.set_defaults(command=_explain)
     explain.add_argument("model", type=Path, help="a .keras file, such as results/models/x.keras")
-    explain.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
+    explain.add_argument(
+        "images", type=Path, nargs="+", help="images, or folders or archives of them"
+    )
     explain.add_argument("--out", type=Path, required=True, help="folder to write")
     explain.add_argument(
         "--method",
@@ -350,13 +381,10 @@ def _parser() -> argparse.ArgumentParser:
         help="predicted (the default), true (the class folder that the image is in), or a class; "
         "may be repeated: a map for each",
     )
-    explain.add_argument(
-        "--classes",
-        type=_names,
-        default=("NORMAL", "COVID"),
-        metavar="A,B",
-        help="names in the order of the outputs; for one output the second is the positive class",
+    _add_reading(
+        explain, "in the order of the outputs; of one output the second is the positive class"
     )
+    explain.set_defaults(classes=("NORMAL", "COVID"))
     explain.add_argument(
         "--input-range",
         choices=("0..255", "0..1", "-1..1", "imagenet", "caffe"),

@@ -427,23 +427,6 @@ def each_header(dataset: Dataset, work: Callable[[Image.Image, bytes, str], obje
     return _for_each(dataset.table["path"], opened)
 
 
-def decode_file(path: Path) -> np.ndarray:
-    """Decode an image file that is in no data set: uint8 (height, width).
-
-    Raises
-    ------
-    UnreadableImage
-        It is not a regular file, or `covid_project.data.decode` refuses it.
-    """
-    name = str(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's: each leads to an error or does not matter
-            return decode(_read(Path(), name), name)
-    except DataError as error:
-        raise _unreadable(name, error) from None
-
-
 def _read(root: Root, name: str) -> bytes:
     if not root.joinpath(name).is_file():  # reading a device or a pipe might never end
         raise UnreadableImage(name, "not a regular file (a broken link or a device)")

@@ -213,10 +213,11 @@ def _refuse_gaps(table: pd.DataFrame, classes: tuple[str, ...], explained: str) 
 # ---- files --------------------------------------------------------------------------------------
 
 
-def open_root(path: Path) -> tuple[Root, list[str]]:
+def open_root(path: Path, *, hidden: bool = False) -> tuple[Root, list[str]]:
     """Return the root of a folder or a zip archive, and the paths of all files under it.
 
-    The paths are relative, sorted, and without hidden ones (also those that macOS adds).
+    The paths are relative, sorted, and, unless asked for, without hidden ones (also those that
+    macOS adds).
 
     Raises
     ------
@@ -239,10 +240,11 @@ def open_root(path: Path) -> tuple[Root, list[str]]:
         if any(member.flag_bits & 0x1 for member in members):
             raise DataError(f"{path} is encrypted: unpack it and give the folder")
         root, names = zipfile.Path(archive), [member.filename for member in members]
-    return root, sorted(name for name in names if not is_hidden(name))
+    return root, sorted(name for name in names if hidden or not is_hidden(name))
 
 
 def is_hidden(name: str) -> bool:
+    """Whether a path, or a folder in it, is hidden."""
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 

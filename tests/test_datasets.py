@@ -21,6 +21,7 @@ from PIL import Image
 
 from covid_lab import datasets
 from covid_lab.datasets import UnreadableImage, UnreadableImages, open_dataset
+from covid_lab.explain.pictures import Picture
 from covid_lab.reading import roots
 from covid_project import data
 from covid_project.data import CLASSES, DataError
@@ -854,7 +855,7 @@ def test_what_cannot_be_read_says_why_without_a_warning(tmp_path, kind):
     with warnings.catch_warnings(record=True) as leaked:
         warnings.simplefilter("always")
         with pytest.raises(UnreadableImage, match=reason) as caught:
-            datasets.decode_file(path)
+            Picture(path, None, tmp_path, path.name).grey()
     assert not leaked
     assert caught.value.name == str(path)
     assert str(caught.value) == f"{path}: {caught.value.reason}"

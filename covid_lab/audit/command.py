@@ -106,7 +106,7 @@ def audit(request: Request) -> Report:
     )
     findings = [*data.findings, *labels.findings]
     shortcuts = pd.DataFrame()
-    if data.dataset.table["label"].nunique() > 1:
+    if len(data.dataset.classes) > 1:
         found = audit_shortcuts(_kept_together(data), masks=request.masks, seed=request.seed)
         findings += found.findings
         shortcuts = found.table

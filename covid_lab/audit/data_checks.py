@@ -77,7 +77,8 @@ def audit_data(
     dataset
         Opened with ``as_found=True``: a split may be "" or missing.
     pattern
-        Regular expression that finds the patient in a path, see `covid_lab.reading.patients.groups_from_names`.
+        Regular expression that finds the patient in a path, see
+        `covid_lab.reading.patients.groups_from_names`.
     metadata
         Table of images and patients instead of a pattern, see
         `covid_lab.reading.patients.groups_from_table`.

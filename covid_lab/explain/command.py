@@ -56,6 +56,8 @@ class Request:
     masks
         Folder or zip archive with lung masks, named as the images are; None: Kaggle's masks beside
         the images, or else lungs are segmented, roughly.
+    table, columns, finding
+        Labels from a table, see `covid_lab.reading.manifests.read_manifest`.
     feature_maps
         Also draw the strongest feature maps of the layer.
     input_range, size, output, trust
@@ -69,6 +71,9 @@ class Request:
     one_scale: bool = False
     colour_map: str = "jet"
     masks: Path | None = None
+    table: Path | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+    finding: str | None = None
     feature_maps: bool = False
     input_range: str | None = None
     size: tuple[int, int] | None = None
@@ -106,10 +111,16 @@ def explain_files(
     table = out / "explanations.csv"
     if table.exists():
         raise DataError(f"{table} is there already: name another folder with --out, or delete it")
-    pictures, passed_over = find_pictures(paths, request.classes)
+    pictures, passed_over = find_pictures(
+        paths,
+        request.classes,
+        table=request.table,
+        columns=dict(request.columns),
+        finding=request.finding,
+    )
     print(
-        f"images: {classes_in_words(pictures, request.classes)}; passed over: "
-        f"{', '.join(passed_over) or 'none'}",
+        f"images: {classes_in_words(pictures, request.classes)}; not used: "
+        f"{'; '.join(passed_over) or 'nothing'}",
         flush=True,
     )
     folders = sorted({picture.path.parent.name for picture in pictures})
@@ -210,11 +221,11 @@ def _explained(
     for start in range(0, len(pictures), CHUNK):
         inputs, originals, numbers, unreadable = [], [], [], {}
         for number in range(start, min(start + CHUNK, len(pictures))):
-            path = pictures[number].path
+            picture = pictures[number]
             try:
-                original = read_picture(path, colour=prepared.in_colour)
+                original = read_picture(picture, colour=prepared.in_colour)
             except UnreadableImage as error:
-                unreadable[path] = error.reason
+                unreadable[picture.path] = error.reason
                 continue
             inputs.append(model_input(original, prepared.shape))
             originals.append(reduced(original))  # a chunk of the largest would take gigabytes
@@ -227,12 +238,13 @@ def _explained(
                 own = [wanted[number] for number in numbers]
                 target = PREDICTED if PREDICTED in own else np.array(own, np.int32)
                 heatmaps[method, name] = METHODS[method](network, images, target, **options)
-        files = [pictures[number].path for number in numbers]
+        read = [pictures[number] for number in numbers]
         names = [
-            f"{place:04d}_{file.stem[:LONGEST]}" for place, file in enumerate(files, start + 1)
+            f"{place:04d}_{picture.path.stem[:LONGEST]}"
+            for place, picture in enumerate(read, start + 1)
         ]
         predicted = _predicted(network, images, heatmaps)
-        yield Chunk(files, names, originals, images, heatmaps, predicted, unreadable)
+        yield Chunk(read, names, originals, images, heatmaps, predicted, unreadable)
         done = min(start + CHUNK, len(pictures))
         left = (time.perf_counter() - begun) * (len(pictures) / done - 1)
         print(f"{done} of {len(pictures)} images explained; {left:.0f} s left", flush=True)
@@ -256,7 +268,7 @@ def _predicted(
 
 def _on_one_scale(chunks: list[Chunk]) -> list[Chunk]:
     """Return the chunks with maps that can be compared between all of their images."""
-    ends = np.cumsum([len(chunk.files) for chunk in chunks])[:-1]
+    ends = np.cumsum([len(chunk.pictures) for chunk in chunks])[:-1]
     scaled = {}
     for key in chunks[0].heatmaps:
         maps = np.concatenate([chunk.heatmaps[key].maps for chunk in chunks])

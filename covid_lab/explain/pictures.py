@@ -1,39 +1,100 @@
-"""Which image files are explained, what is passed over, and how they and their masks are read."""
+"""Which images are explained, what is passed over, and how they and their masks are read."""
 
+import io
+import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from covid_lab.datasets import decode_file, open_root
-from covid_project.data import IMAGE_SUFFIXES, DataError, decode, listed, read_bytes, resize
+from covid_lab.datasets import UnreadableImage
+from covid_lab.reading.collection import (
+    EXPECTED,
+    collect,
+    in_words,
+    refuse_unexplained,
+    sort_files,
+)
+from covid_lab.reading.dicom import DicomRoot, is_dicom
+from covid_lab.reading.roots import ARCHIVES, open_root
+from covid_project.data import DataError, Root, listed, read_bytes, same_name
+from covid_project.images import IMAGE_SUFFIXES, decode, resize
 
-MASK_FOLDERS = {"masks", "mask"}
 IMAGE_FOLDER = "images"  # Kaggle's, inside a class folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
-    """An image file and the class whose folder it is in: its number, or None."""
+    """An image file.
+
+    Attributes
+    ----------
+    path : Path
+        Of the file, or of its archive followed by its name in there.
+    label : int or None
+        Number of the class whose folder it is in, or that a table gives it.
+    root : Path, zipfile.Path or DicomRoot
+        Where it is read from.
+    name : str
+        Its path under the root.
+    """
 
     path: Path
-    label: int | None = None
+    label: int | None
+    root: Root
+    name: str
+
+    def read(self) -> bytes:
+        """Return its content.
+
+        Raises
+        ------
+        UnreadableImage
+            It is not a regular file, or is too large.
+        """
+        if not self.root.joinpath(self.name).is_file():
+            raise UnreadableImage(str(self.path), "not a regular file (a broken link or a device)")
+        try:
+            return read_bytes(self.root, self.name)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{self.name}: ")
+            raise UnreadableImage(str(self.path), reason) from None
+
+    def grey(self) -> np.ndarray:
+        """Decode it to grey values uint8 (h, w); errors as `read`, or it is no image."""
+        content = self.read()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's: each leads to an error or is harmless
+                return decode(content, self.name)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{self.name}: ")
+            raise UnreadableImage(str(self.path), reason) from None
 
 
-def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[list[Picture], list[str]]:
-    """Find the image files among the paths and everywhere in folders, sorted, each once.
+def find_pictures(
+    paths: Sequence[Path],
+    classes: Sequence[str],
+    *,
+    table: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    finding: str | None = None,
+) -> tuple[list[Picture], list[str]]:
+    """Find the images among files, folders and archives, sorted, each once.
 
-    In folders, hidden files, lung masks and files of other kinds are passed over, and, where some
-    images are in class folders, those that are not.
+    In folders and archives, lung masks and files of other kinds are passed over, and, where some
+    images are in class folders or in a table, those that are not.
 
     Parameters
     ----------
     paths : sequence of Path
     classes : sequence of str
         Names of the class folders, in the order of their numbers.
+    table, columns, finding
+        Labels from a table, see `covid_lab.reading.manifests.read_manifest`.
 
     Returns
     -------
@@ -44,63 +105,81 @@ def find_pictures(paths: Sequence[Path], classes: Sequence[str]) -> tuple[list[P
     Raises
     ------
     DataError
-        A path that does not exist, or no image at all.
+        A path that does not exist, no image at all, or more than 5 % of the files left out for no
+        reason.
     """
     found: dict[Path, Picture] = {}
-    passed: dict[str, list[Path]] = {}
+    said = []
     for path in (Path(path).expanduser() for path in paths):
         if not path.exists():
-            raise DataError(f"no such path: {path}; give image files or folders of them")
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        if not path.is_dir():
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
-                hint = "; unpack it and give the folder" if path.suffix.lower() == ".zip" else ""
-                raise DataError(f"no images in {path}: allowed are files that end in {kinds}{hint}")
-            found.setdefault(path, Picture(path, _label(path, path.parent, classes)))
-            continue
-        inside = []
-        for file in sorted(path.rglob("*")):
-            if file.is_dir():
-                continue
-            reason = _passed_over(file.relative_to(path))
-            if reason:
-                passed.setdefault(reason, []).append(file)
-            else:
-                inside.append(Picture(file, _label(file, path, classes)))
-        in_classes = [picture for picture in inside if picture.label is not None]
-        strays = [p.path for p in inside if p.label is None] if in_classes else []
-        if strays:
-            passed.setdefault("outside the class folders", []).extend(strays)
-            inside = in_classes
-        if not inside:
-            raise DataError(f"no images in {path}: allowed are files that end in {kinds}")
+            raise DataError(f"no such path: {path}; give images, or folders or archives of them")
+        if path.is_dir() or path.name.lower().endswith(ARCHIVES):
+            inside, passed_over = _inside(path, classes, table, columns, finding)
+            said += [passed_over] if passed_over else []
+        else:
+            inside = [_alone(path, classes)]
         for picture in inside:
             found.setdefault(picture.path, picture)
-    words = [
-        f"{len(files)} {reason} ({listed([file.name for file in files], limit=3)})"
-        for reason, files in passed.items()
-    ]
-    return list(found.values()), words
+    return list(found.values()), said
 
 
-def _passed_over(inside: Path) -> str:
-    """Why a file of a folder is not explained; "" if it is."""
-    if any(part.startswith(".") or part == "__MACOSX" for part in inside.parts):
-        return "hidden"
-    if inside.suffix.lower() not in IMAGE_SUFFIXES:
-        return "of another kind"
-    if any(folder.casefold() in MASK_FOLDERS for folder in inside.parts[:-1]):
-        return "lung masks"
-    return ""
+def _alone(path: Path, classes: Sequence[str]) -> Picture:
+    """Return an image file that is named itself."""
+    if not path.is_file():
+        raise DataError(f"{path}: no regular file (a device or a pipe)")
+    with path.open("rb") as stream:
+        dicom = is_dicom(stream.read(132))
+    if path.suffix.lower() not in IMAGE_SUFFIXES and not dicom:
+        kinds = ", ".join((*sorted(IMAGE_SUFFIXES), *ARCHIVES))
+        raise DataError(f"no images in {path}: allowed are files that end in {kinds}, and DICOM")
+    root = DicomRoot(Path()) if dicom else Path()
+    return Picture(path, _label([], path.parent, classes), root, str(path))
 
 
-def _label(file: Path, root: Path, classes: Sequence[str]) -> int | None:
-    """Number of the class whose folder a file is in, at or below ``root``."""
-    names = [name.casefold() for name in classes]
-    folders = [*file.relative_to(root).parts[-2::-1], root.resolve().name]
-    if folders[-1].casefold() == IMAGE_FOLDER:
-        folders.append(root.resolve().parent.name)
-    return next((names.index(f.casefold()) for f in folders if f.casefold() in names), None)
+def _inside(
+    path: Path,
+    classes: Sequence[str],
+    table: Path | None,
+    columns: Mapping[str, str] | None,
+    finding: str | None,
+) -> tuple[list[Picture], str]:
+    """Images of a folder or an archive, and what is passed over."""
+    if table or finding:
+        found = collect(
+            path,
+            classes=None if finding else classes,
+            table=table,
+            columns=columns,
+            finding=finding,
+        )
+        rows = found.table[["path", "label"]].itertuples(index=False)
+        pictures = [Picture(path / name, label, found.root, name) for name, label in rows]
+        return pictures, in_words(found.left_out)
+    root, names = open_root(path, hidden=True)
+    images, left_out, dicoms = sort_files(root, names)
+    if not images:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"no images in {path}: allowed are files that end in {kinds}, and DICOM")
+    if dicoms:
+        root = DicomRoot(root)
+    labels = {name: _label(name.split("/")[:-1], path, classes) for name in images}
+    strays = [name for name, label in labels.items() if label is None]
+    if 0 < len(strays) < len(images):
+        left_out["outside the class folders"] = strays
+    kept = strays if len(strays) == len(images) else [n for n in images if n not in set(strays)]
+    refuse_unexplained(path, len(kept), left_out, EXPECTED, f"Classes: {', '.join(classes)}")
+    return [Picture(path / name, labels[name], root, name) for name in kept], in_words(left_out)
+
+
+def _label(folders: Sequence[str], root: Path, classes: Sequence[str]) -> int | None:
+    """Number of the innermost folder that is named as a class, at or below ``root``."""
+    names = [same_name(name) for name in classes]
+    outer = root.resolve()
+    around = [outer.parent.name] if outer.name.casefold() == IMAGE_FOLDER else []
+    found = (
+        names.index(n) for n in map(same_name, [*folders[::-1], outer.name, *around]) if n in names
+    )
+    return next(found, None)
 
 
 def classes_in_words(pictures: Sequence[Picture], classes: Sequence[str]) -> str:
@@ -110,25 +189,25 @@ def classes_in_words(pictures: Sequence[Picture], classes: Sequence[str]) -> str
     return f"{len(pictures)} ({known})" if known else str(len(pictures))
 
 
-def read_picture(path: Path, *, colour: bool) -> np.ndarray:
+def read_picture(picture: Picture, *, colour: bool) -> np.ndarray:
     """Read an image: uint8 (h, w), or (h, w, 3) of red, green and blue for a coloured one.
 
     Parameters
     ----------
-    path : Path
+    picture : Picture
     colour : bool
         Keep colours. Otherwise they become grey values (luminance).
 
     Raises
     ------
     UnreadableImage
-        See `covid_lab.datasets.decode_file`, which reads the grey values.
+        See `Picture.grey`.
     """
-    grey = decode_file(path)
+    grey = picture.grey()
     if not colour:
         return grey
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(picture.read())) as image:
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;"):
                 return grey
@@ -137,7 +216,7 @@ def read_picture(path: Path, *, colour: bool) -> np.ndarray:
                 image = image.convert("RGBA")
                 opacity = np.asarray(image.getchannel("A"), np.uint16)[..., None]
             colours = np.asarray(image.convert("RGB"))
-    except Exception:  # a kind that only `decode_file` knows, and reads as grey values
+    except Exception:  # a kind that only `decode` knows, and reads as grey values
         return grey
     if opacity is not None and opacity.any():  # over black, as `decode` does
         colours = ((colours * opacity + 127) // 255).astype(np.uint8)
@@ -206,10 +285,16 @@ def _key(name: str) -> str:
     return str(PurePosixPath(name).with_suffix("")).casefold().removesuffix("_mask")
 
 
-def mask_beside(image: Path) -> Path | None:
-    """Kaggle's lung mask: ``masks`` beside ``images``, with the image's name."""
-    beside = image.parent.parent / "masks" / image.name
-    return beside if image.parent.name.casefold() == IMAGE_FOLDER and beside.is_file() else None
+def mask_beside(picture: Picture) -> np.ndarray | None:
+    """Read Kaggle's lung mask, bool (h, w): ``masks`` beside ``images``, with the image's name."""
+    *folders, folder, file = ["", *Path(picture.name).as_posix().split("/")]
+    name = "/".join([*folders, "masks", file]).removeprefix("/")
+    if picture.name.startswith("/"):
+        name = f"/{name}"
+    if folder.casefold() != IMAGE_FOLDER or not picture.root.joinpath(name).is_file():
+        return None
+    mask = replace(picture, name=name).grey()
+    return mask > mask.max() / 2
 
 
 def resized_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -19,7 +19,8 @@ from covid_lab.explain.network import flatten
 from covid_lab.explain.outputs import choose_output, is_score, scored
 from covid_lab.explain.pictures import Picture, read_picture
 from covid_lab.verify import open_model
-from covid_project.data import DataError, resize
+from covid_project.data import DataError
+from covid_project.images import resize
 
 SAMPLE = 48  # images that are looked at to find the input range
 
@@ -177,7 +178,7 @@ def _sample(
     images, labels = [], []
     for picture in (pictures[number] for number in chosen):
         try:
-            images.append(model_input(read_picture(picture.path, colour=shape[2] == 3), shape))
+            images.append(model_input(read_picture(picture, colour=shape[2] == 3), shape))
         except UnreadableImage:
             continue
         labels.append(-1 if picture.label is None else picture.label)

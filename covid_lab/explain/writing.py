@@ -12,15 +12,14 @@ import pandas as pd
 from PIL import Image
 
 from covid_lab import figures
-from covid_lab.datasets import decode_file
 from covid_lab.explain.feature_maps import feature_maps
 from covid_lab.explain.heatmaps import Heatmaps
-from covid_lab.explain.pictures import LungMasks, grey_values, mask_beside, resized_mask
+from covid_lab.explain.pictures import LungMasks, Picture, grey_values, mask_beside, resized_mask
 from covid_lab.lungs import implausible, segment_lungs
-from covid_project.data import resize
 from covid_project.figures import image_grid
 from covid_project.files import whole_file
 from covid_project.gradcam import overlay, resize_heatmaps
+from covid_project.images import resize
 
 COLUMNS = (
     "image", "method", "layer", "target", "score", "predicted", "status", "strength", "lungs",
@@ -40,7 +39,7 @@ class Chunk:
 
     Attributes
     ----------
-    files : list of Path
+    pictures : list of Picture
     names : list of str
         What is made of each file is named after it; no two are equal.
     originals : list of np.ndarray, uint8 (h, w) or (h, w, 3)
@@ -53,7 +52,7 @@ class Chunk:
     unreadable : dict of Path to str
     """
 
-    files: list[Path]
+    pictures: list[Picture]
     names: list[str]
     originals: list[np.ndarray]
     images: np.ndarray
@@ -78,8 +77,9 @@ def write_chunk(chunk: Chunk, out: Path, request, masks: LungMasks | None) -> pd
         for file, reason in chunk.unreadable.items()
     ]
     several = len({target for _, target in chunk.heatmaps}) > 1
-    for number, (file, original) in enumerate(zip(chunk.files, chunk.originals, strict=True)):
-        found, lungs = _lungs(file, masks, grey_values(original))
+    for number, (picture, original) in enumerate(zip(chunk.pictures, chunk.originals, strict=True)):
+        file = picture.path
+        found, lungs = _lungs(picture, masks, grey_values(original))
         shown = original if original.ndim == 3 else original[..., None]
         blends, titles = [np.broadcast_to(shown, (*shown.shape[:2], 3))], [_shortened(file.name)]
         for (method, wanted), heatmaps in chunk.heatmaps.items():
@@ -149,7 +149,7 @@ def _save_picture(path: Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(part)
 
 
-def _lungs(file: Path, masks: LungMasks | None, image: np.ndarray) -> tuple[str, np.ndarray]:
+def _lungs(picture: Picture, masks: LungMasks | None, image: np.ndarray) -> tuple[str, np.ndarray]:
     """How the lungs of a grey image (h, w) were found, and their mask, bool of its shape.
 
     "mask": given, or beside the image; "segmented": by `lungs.segment_lungs`, which is rough;
@@ -157,11 +157,11 @@ def _lungs(file: Path, masks: LungMasks | None, image: np.ndarray) -> tuple[str,
     """
     nothing = np.zeros(image.shape, bool)
     if masks:
-        mask = masks.read(file)
+        mask = masks.read(picture.path)
         return ("none", nothing) if mask is None else ("mask", resized_mask(mask, image.shape))
-    if beside := mask_beside(file):
-        mask = decode_file(beside)
-        return "mask", resized_mask(mask > mask.max() / 2, image.shape)
+    beside = mask_beside(picture)
+    if beside is not None:
+        return "mask", resized_mask(beside, image.shape)
     square = resize(image, (SEGMENTED, SEGMENTED))
     lungs = segment_lungs(square[None])
     if implausible(lungs)[0]:

@@ -11,7 +11,7 @@ from covid_lab.reading import layouts, manifests
 from covid_lab.reading.dicom import COVARIATES, SUFFIXES, DicomRoot, header, is_dicom
 from covid_lab.reading.patients import groups_from_folders
 from covid_lab.reading.roots import open_root, printable
-from covid_project.data import DataError, Root, listed, read_bytes, same_name
+from covid_project.data import DataError, Root, is_hidden, listed, read_bytes, same_name
 from covid_project.images import IMAGE_SUFFIXES
 
 DOCUMENTS = {
@@ -24,7 +24,7 @@ UNEXPLAINED = 0.05  # fraction of files that may be left out without a reason of
 UNKNOWN = "of an unknown kind"
 
 # Reasons for which a file may be left out in any number.
-EXPECTED = ("lung masks", "documents", "in a second copy")
+EXPECTED = ("hidden", "lung masks", "documents", "in a second copy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,8 @@ def collect(
         No images, no classes, several data sets, or more than 5 % of the files left out for no
         reason that was asked for.
     """
-    root, names = open_root(path)
-    images, left_out, dicoms = _by_kind(root, names)
+    root, names = open_root(path, hidden=True)
+    images, left_out, dicoms = sort_files(root, names)
     if dicoms:
         root = DicomRoot(root)
     explained = f"Found in {path}, with their numbers of images: {layouts.in_words(images)}"
@@ -93,7 +93,8 @@ def collect(
         raise DataError(f"{path}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}, DICOM)")
     tables = manifests.content_of(table) if table else {}
     if not tables:
-        inside = manifests.find_tables(root, names, images)
+        visible = [name for name in names if not is_hidden(name)]
+        inside = manifests.find_tables(root, visible, images)
         tables = {name: read_bytes(root, name) for name in inside}
     if tables:
         found = manifests.read_manifest(
@@ -129,15 +130,27 @@ def collect(
         left_out |= others
         _leave_out(left_out, images, rows, "outside the class folders")
         expected = (*EXPECTED, *others)
-    _refuse_unexplained(path, len(rows), left_out, expected, explained)
+    refuse_unexplained(path, len(rows), left_out, expected, explained)
     return _assembled(root, outer, rows, kinds, left_out, notes, dicoms, path)
 
 
-def _by_kind(root: Root, names: list[str]) -> tuple[list[str], dict[str, list[str]], set[str]]:
-    """Sort files into images and others; also return which images are DICOM."""
+def sort_files(root: Root, names: list[str]) -> tuple[list[str], dict[str, list[str]], set[str]]:
+    """Sort files into images and others.
+
+    Returns
+    -------
+    images : list of str
+    left_out : dict of str to list of str
+        Reason → files that are no images, or masks.
+    dicoms : set of str
+        Images that are DICOM.
+    """
     images, dicoms = [], set()
     left_out: dict[str, list[str]] = {}
     for name in names:
+        if is_hidden(name):
+            left_out.setdefault("hidden", []).append(name)
+            continue
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in SUFFIXES or (not suffix.isascii() or not suffix[1:].isalpha()):
             bare = PurePosixPath(name).name.casefold()
@@ -212,10 +225,29 @@ def _at(name: str, label: str) -> int:
     return [k for k, part in enumerate(name.split("/")[:-1]) if part == label][-1]
 
 
-def _refuse_unexplained(
-    path: Path, used: int, left_out: Mapping[str, Sequence[str]], expected: tuple, explained: str
+def refuse_unexplained(
+    path: Path,
+    used: int,
+    left_out: Mapping[str, Sequence[str]],
+    expected: Sequence[str],
+    explained: str,
 ) -> None:
-    rest = {r: n for r, n in left_out.items() if not r.startswith(expected)}
+    """Refuse data of which more than 5 % would be left out for no reason.
+
+    Parameters
+    ----------
+    path : Path
+        Of the data.
+    used : int
+        Files that are used.
+    left_out : mapping of str to sequence of str
+        Reason → files.
+    expected : sequence of str
+        Beginnings of reasons that are good for any number of files.
+    explained : str
+        What was found, for the message.
+    """
+    rest = {r: n for r, n in left_out.items() if not r.startswith(tuple(expected))}
     number = sum(map(len, rest.values()))
     if number > UNEXPLAINED * (number + used):
         raise DataError(

@@ -1,10 +1,10 @@
 """Class, split and patient of images from the folders that they are in."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 import pandas as pd
@@ -50,7 +50,8 @@ def masks_among(names: Sequence[str]) -> set[str]:
     Empty where all images are masks: then they are what is wanted.
     """
     folders = [name.split("/")[:-1] for name in names]
-    around = len(os.path.commonprefix(folders))  # folders around everything say nothing
+    levels = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+    around = len(list(levels))  # folders around everything say nothing
     masks = {
         name
         for name, parts in zip(names, folders, strict=True)

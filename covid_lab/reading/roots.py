@@ -29,19 +29,21 @@ ENCODINGS = ("utf-8", "gb18030", "cp932", "cp949", "big5")
 _unpacked: dict[tuple, tempfile.TemporaryDirectory] = {}
 
 
-def open_root(path: str | Path) -> tuple[Root, list[str]]:
+def open_root(path: str | Path, *, hidden: bool = False) -> tuple[Root, list[str]]:
     """Open a folder or an archive.
 
     Parameters
     ----------
     path : str or Path
         A folder, or an archive of one of the kinds `ARCHIVES`.
+    hidden : bool
+        Name hidden files too, such as those that macOS adds.
 
     Returns
     -------
     root : Path or zipfile.Path
     names : list of str
-        Paths of all files relative to the root, sorted, without hidden ones.
+        Paths of all files relative to the root, sorted.
 
     Raises
     ------
@@ -57,8 +59,9 @@ def open_root(path: str | Path) -> tuple[Root, list[str]]:
         if path.suffix.lower() == ".npz" or _is_tar(path):
             path = _unpack(path)
         else:
-            return _open_zip(path)
-    root, names = data.open_root(path)
+            root, names = _open_zip(path)
+            return root, [n for n in names if hidden or not data.is_hidden(n)]
+    root, names = data.open_root(path, hidden=hidden)
     for name in names:
         try:
             name.encode()
@@ -99,7 +102,7 @@ def _open_zip(path: Path) -> tuple[Root, list[str]]:
     _refuse_unsafe(path, members)
     archive.NameToInfo = {member.filename: member for member in members}
     names = [member.filename for member in members if not member.is_dir()]
-    return zipfile.Path(archive), sorted(n for n in names if not data.is_hidden(n))
+    return zipfile.Path(archive), sorted(names)
 
 
 def _mend_names(members: list[zipfile.ZipInfo]) -> None:
