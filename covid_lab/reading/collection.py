@@ -121,9 +121,10 @@ def collect(
         outer, frame, copies, around = layouts.one_place(frame, explained)
         if len(copies):
             left_out["in a second copy of the data further inside"] = list(copies["name"])
-        patients, said = groups_from_folders(
-            frame["inner"] if around is None else around, frame["label"].map(same_name)
-        )
+        # Folders around the classes are of one patient, whatever the class.
+        folders = frame["inner"] if around is None else around
+        label = frame["label"].map(same_name) if around is None else folders
+        patients, said = groups_from_folders(folders, label)
         rows = frame.assign(patient="" if patients is None else patients.fillna(""))
         notes = [said] if said else []
         others = _other_classes(images, rows, left_out)

@@ -83,7 +83,8 @@ def place(names: Sequence[str], classes: Sequence[str] | None) -> tuple[list[Pla
         Classes that are not named and cannot be told.
     """
     folders = {name: name.split("/")[:-1] for name in names}
-    if classes is None:
+    found = classes is None
+    if found:
         classes = find_classes(folders.values())
     wanted = {same_name(name) for name in classes}
     placed = []
@@ -111,6 +112,9 @@ def place(names: Sequence[str], classes: Sequence[str] | None) -> tuple[list[Pla
                 inner[0] if inner else "",
             )
         )
+    if found:  # a folder around a second copy is on the level of the classes, and is none
+        used = {same_name(image.label) for image in placed}
+        classes = [name for name in classes if same_name(name) in used]
     return placed, list(classes)
 
 

@@ -196,20 +196,21 @@ def match_images(values: Sequence[str], names: Sequence[str]) -> list[str | None
     -------
     list of str or None, (N,)
     """
-    ends: dict[str, set[str]] = defaultdict(set)
+    whole: dict[str, set[str]] = defaultdict(set)
+    bare: dict[str, set[str]] = defaultdict(set)  # without suffix
     for name in names:
         parts = same_name(name).split("/")
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
-            ends[tail].add(name)
-            ends[_without_suffix(tail)].add(name)
+            whole[tail].add(name)
+            bare[_without_suffix(tail)].add(name)
     found = []
     for value in values:
         parts = [p for p in same_name(value).replace("\\", "/").split("/") if p not in ("", ".")]
         hit = None
         for start in range(len(parts)):
             tail = "/".join(parts[start:])
-            fits = ends.get(tail) or ends.get(_without_suffix(tail)) or ()
+            fits = whole.get(tail) or bare.get(tail) or bare.get(_without_suffix(tail)) or ()
             if len(fits) == 1:
                 (hit,) = fits
             if fits:

@@ -123,9 +123,10 @@ def groups_from_folders(folders: pd.Series, labels: pd.Series) -> tuple[pd.Serie
     named = folders != ""
     if not named.any():
         return None, ""
-    # Names such as 1, 2, 3 are numbered anew in each class; longer ones tell of a person.
+    # Names such as 1, 2, 3 in several classes are numbered anew in each; longer ones are persons.
     short = folders.str.fullmatch(r"\D*\d{0,3}")
-    groups = folders.where(~short, labels.astype(str) + "/" + folders)[named]
+    shared = labels.groupby(folders).transform("nunique") > 1
+    groups = folders.where(~(short & shared), labels.astype(str) + "/" + folders)[named]
     counts = groups.value_counts()
     example = listed(sorted(set(folders[named])), limit=3)
     if len(counts) < FEWEST_FOLDERS or counts.median() > LARGEST:
