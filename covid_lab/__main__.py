@@ -16,7 +16,7 @@ from covid_lab.runs.settings import (
     course_settings,
 )
 from covid_lab.runs.workers import BACKENDS
-from covid_project.settings import Settings, SettingsError, as_yaml, read_yaml
+from covid_project.settings import PROJECT, Settings, SettingsError, as_yaml, read_yaml
 
 CACHE_LIMIT = 50e9  # bytes of a results folder's cache; the oldest entries are deleted first
 
@@ -52,6 +52,11 @@ def _run(options: argparse.Namespace) -> int:
     from covid_lab.storage import bound_cache, remove_leftovers
     from covid_project.data import DataError
 
+    if not (PROJECT / f"{NOTEBOOKS[0]}.ipynb").is_file():
+        raise SettingsError(
+            f"the notebooks are not beside the installed packages ({PROJECT}): run this in a copy "
+            "of the project, with python -m covid_lab run"
+        )
     changes = dict(_assignment(text) for text in options.set)
     study = None
     if options.study in STUDIES:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_lab.audit.duplicates import grouped_split, joined_groups
+from covid_lab.audit.groups import grouped_split, joined_groups
 from covid_lab.datasets import FoundDataset
 from covid_lab.reading.dicom import DicomRoot
 from covid_project.data import (

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import nbformat
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
@@ -170,10 +172,22 @@ def _execute(
         raise NotebookFailed(f"{name}.ipynb: {error} (see {log})") from None
 
 
+class _OwnKernel(KernelSpecManager):
+    """Starts this Python; the user's Jupyter may have a kernel python3 of another one."""
+
+    def get_kernel_spec(self, kernel_name):
+        return KernelSpec(**get_kernel_dict())
+
+
 class _TalkingClient(NotebookClient):
     """Shows what cells print while they run, and stops cleanly; nbclient itself does neither."""
 
     title, stopped, kernel_log = "", False, None
+
+    def create_kernel_manager(self):
+        manager = super().create_kernel_manager()
+        manager.kernel_spec_manager = _OwnKernel(parent=manager)
+        return manager
 
     @asynccontextmanager
     async def async_setup_kernel(self, **kwargs):

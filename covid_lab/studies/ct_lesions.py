@@ -4,15 +4,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from covid_lab.audit.duplicates import clusters, joined_groups, near_pairs
+from covid_lab.audit.duplicates import near_pairs
+from covid_lab.audit.groups import clusters, joined_groups
 from covid_lab.datasets import load_images, open_dataset
 from covid_lab.runs import experiment
 from covid_lab.runs.settings import RunSettings, load_study
 from covid_lab.studies.ct import slice_groups
 from covid_lab.studies.pruning import SCOPES
 from covid_lab.studies.splits import dealt_once
-from covid_project.data import Dataset
+from covid_project.data import DataError, Dataset
 from covid_project.files import write_text
 from covid_project.settings import Augmentation, as_yaml, one_of, one_of_registry, within
 
@@ -118,7 +120,18 @@ def open_data(source: Path, settings: Settings) -> Dataset:
     """Both class folders; whatever splits there are, the images are dealt anew, by group."""
     dataset = open_dataset(source, classes=settings.classes, as_found=True)
     splits_file = Path(settings.results) / "splits.csv"
-    return dealt_once(dataset, splits_file, patients, SHARES, settings.seed)
+    try:
+        return dealt_once(dataset, splits_file, patients, SHARES, settings.seed)
+    except DataError as error:
+        groups = pd.Series(slice_groups(dataset.table["path"])).value_counts()
+        series = groups[groups.index.str.contains("/from ")]
+        if series.max() > 1:
+            raise DataError(
+                f"{error}. Files that are numbered in sequence were taken for one patient: "
+                f"{series.index[0].replace('/from ', ', from number ')}, {series.iloc[0]} files. "
+                "If they are several patients, begin the names with the patient: p07_12.png"
+            ) from None
+        raise
 
 
 def patients(dataset: Dataset) -> np.ndarray:

@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from skimage.exposure import equalize_adapthist
 
-from covid_lab.audit.duplicates import groups_from_names
 from covid_lab.datasets import open_dataset
 from covid_lab.runs import experiment
 from covid_lab.runs.settings import RunSettings, load_study
 from covid_lab.studies.splits import dealt_once
 from covid_project.data import CLASSES as PHANTOM_CLASSES
-from covid_project.data import Dataset
+from covid_project.data import DataError, Dataset, listed
 from covid_project.files import cached_array
 from covid_project.settings import Augmentation, one_of, one_of_registry, within
 
@@ -98,6 +97,11 @@ def open_data(source: Path, settings: Settings) -> Dataset:
     """
     drawn = Path(source, "phantoms.json").is_file()
     dataset = open_dataset(source, classes=PHANTOM_CLASSES if drawn else CLASSES, as_found=True)
+    if "test" not in set(dataset.table["split"]):
+        raise DataError(
+            f"{source}: no test split, which the study takes as it comes. Found: "
+            f"{listed(sorted(set(dataset.table['split'])))}; a folder test is needed"
+        )
     share = settings.validation_share
     return dealt_once(
         dataset,
@@ -111,7 +115,9 @@ def open_data(source: Path, settings: Settings) -> Dataset:
 
 def patients(dataset: Dataset) -> np.ndarray:
     """Patient of each image as its file's name tells, str (N,); else a patient of its own."""
-    return groups_from_names(dataset.table["path"], PATIENT)
+    paths = dataset.table["path"]
+    found = paths.str.extract(PATIENT, expand=False).str.lower()
+    return found.fillna(paths).to_numpy(dtype=object)
 
 
 def series(paths: pd.Series) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Runs: settings, notebooks in order, workers, locks, the page of a run."""
