@@ -93,6 +93,27 @@ def test_shuffled_and_resampled_groups_stay_together(rng):
     assert (weights[:, ::2, 0].sum(axis=1) == 10).all()  # each class as many groups as there are
 
 
+def test_groups_of_several_labels_exchange_them_within(rng):
+    labels, groups = np.tile([0, 0, 1], 30), np.repeat(np.arange(30), 3)
+    groups, labels = groups[order := rng.permutation(90)], labels[order]
+    shuffled = shuffle_labels(labels, groups, np.zeros(90), rng)
+    for group in range(30):
+        own = shuffled[:, groups == group]
+        assert (own.sum(axis=1) == 1).all()  # each keeps its labels
+        assert set(own.argmax(axis=1)) == {0, 1, 2}  # and any of its images may have any
+    mixed = groups < 15
+    labels = np.where(mixed, labels, groups % 2)
+    shuffled = shuffle_labels(labels, groups, np.zeros(90), rng)
+    pure = shuffled[:, ~mixed][:, np.argsort(groups[~mixed], kind="stable")].reshape(-1, 15, 3)
+    assert (pure == pure[..., :1]).all()
+    assert (pure[..., 0].sum(axis=1) == 8).all()  # groups 15, 17, … 29
+    # Noise is within the null, and the null is within chance.
+    found = predict(
+        rng.normal(size=(90, 3)), prepare(np.tile([0, 1, 1], 30), np.repeat(np.arange(30), 3))
+    )
+    assert found.low < 0.5 < found.null_high < 0.75
+
+
 def test_a_known_signal_is_measured_and_noise_is_not_above_its_null(rng):
     labels = np.arange(400) % 2
     trial = prepare(labels, np.arange(400))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_reading_layouts import tree, write
+from test_reading_layouts import png, tree, write
 
 from covid_lab.__main__ import main
 from covid_lab.audit.command import Request, audit
@@ -128,6 +128,16 @@ def test_course_data_are_taken_as_they_are(tmp_path):
     for number, places in enumerate((["COVID/p001", "NORMAL/p002"], ["A", "B"], ["dev/COVID"])):
         other = write(tmp_path / f"c{number}", tree(*places))
         assert not is_course_data(opened(other, classes=None), other)
+
+
+def test_archives_whose_names_are_mended_are_arranged(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for number, name in enumerate(tree("COVID", "NORMAL", each=12)):
+            archive.writestr(name.replace("/", "\\"), png(number))
+    dataset = opened(tmp_path / "set.zip")
+    assert not is_course_data(dataset, tmp_path / "set.zip")
+    arrange(dataset, tmp_path / "a.zip", source="set.zip")
+    assert len(data.open_dataset(tmp_path / "a.zip").table) == 24
 
 
 @pytest.mark.parametrize("splits", [("train", "val", "test"), ("train", "test"), ()])

@@ -21,8 +21,8 @@ import pandas as pd
 from covid_lab.audit.checklists import answers
 from covid_lab.audit.controls import controls_table
 from covid_lab.audit.data_checks import DataAudit, audit_data, named_pairs
-from covid_lab.audit.duplicates import clusters, grouped_split, joined_groups
 from covid_lab.audit.findings import Finding, as_table, figure
+from covid_lab.audit.groups import clusters, grouped_split, joined_groups
 from covid_lab.audit.labels import audit_labels
 from covid_lab.audit.page import Report, page
 from covid_lab.audit.protocol import audit_protocol
@@ -253,6 +253,8 @@ def _settings(request: Request, data: DataAudit) -> dict:
             "fingerprint": data.dataset.fingerprint,
             "phantoms": data.dataset.is_phantom,
             "classes": list(data.dataset.classes),
+            "not_used": {r: len(names) for r, names in data.dataset.passed_over.items()},
+            "notes": [*data.dataset.notes, *([data.patients] if data.patients else [])],
             "images": {
                 f"{split or 'no split'}/{data.dataset.classes[label]}": int(count)
                 for (split, label), count in counts.items()

@@ -123,17 +123,26 @@ def prepare(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> Trial:
 def shuffle_labels(
     labels: np.ndarray, groups: np.ndarray, folds: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Labels uint (SHUFFLES, N) dealt out anew among the groups of each fold.
+    """Shuffle the labels as patients allow it: uint (SHUFFLES, N).
 
-    A group takes the label of another group's first image.
+    Groups of one label exchange it within their fold. In a group of several labels, as of a patient
+    who fell ill between two images, the images exchange theirs.
     """
     _, first = np.unique(groups, return_index=True)
     smallest = np.min_scalar_type(int(labels.max()))
+    mixed = pd.Series(labels).groupby(groups).transform("nunique").to_numpy() > 1
     dealt = np.tile(labels[first].astype(smallest), (SHUFFLES, 1))  # (SHUFFLES, groups)
     for fold in np.unique(folds):
-        members = np.flatnonzero(folds[first] == fold)
+        members = np.flatnonzero((folds[first] == fold) & ~mixed[first])
         dealt[:, members] = rng.permuted(dealt[:, members], axis=1)
-    return dealt[:, groups]
+    shuffled = dealt[:, groups]
+    rows = np.flatnonzero(mixed)
+    if len(rows):
+        places = rows[np.argsort(groups[rows], kind="stable")]  # group by group
+        for shuffle in shuffled:
+            order = np.lexsort((rng.random(len(rows)), groups[places]))
+            shuffle[places] = labels[places][order]
+    return shuffled
 
 
 def resample(labels: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:

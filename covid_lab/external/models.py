@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from covid_lab.progress import Progress
 from covid_lab.verify import TESTED, NotKept, load_kept, open_model
 from covid_project.data import DataError, Dataset, ImageFiles
 from covid_project.files import append_rows, read_csv
@@ -124,11 +125,12 @@ def score_images(tested: FinalModel, dataset: Dataset, rows: np.ndarray) -> np.n
     """
     parts = []
     files = ImageFiles(dataset, rows, tested.side)
+    progress, what = Progress(), f"{tested.name}: images scored"
+    progress(what, 0, len(rows))
     for first in range(0, len(rows), AT_ONCE):
         images = channels(tested, files[first : first + AT_ONCE])
         parts.append(logits(tested.model, images))
-        done = first + len(images)
-        print(f"{tested.name}: {done} of {len(rows)} images scored", flush=True)
+        progress(what, first + len(images), len(rows))
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 

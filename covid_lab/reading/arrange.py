@@ -43,6 +43,10 @@ def is_course_data(dataset: FoundDataset, path: Path) -> bool:
     table = dataset.table
     if isinstance(dataset.root, DicomRoot) or not (path.is_dir() or zipfile.is_zipfile(path)):
         return False
+    if isinstance(dataset.root, zipfile.Path):
+        members = dataset.root.root.infolist()
+        if any(member.filename != member.orig_filename for member in members):
+            return False  # names that were mended
     if [same_name(name) for name in dataset.classes] != [same_name(name) for name in CLASSES]:
         return False
     names = "|".join(re.escape(same_name(name)) for name in CLASSES)

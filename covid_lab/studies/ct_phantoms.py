@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from covid_lab.progress import tracked
 from covid_project.data import DataError
 
 DRAWING = 1  # to be raised whenever the same seed gives other pixels
@@ -146,7 +147,7 @@ def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: 
         for kind in ("full", "nodule", "masks/lungs", "masks/full", "masks/nodule"):
             (drawn / kind).mkdir(parents=True)
         rows = []
-        for number, grade in enumerate(grades):
+        for number, grade in enumerate(tracked(grades, "drawn CT slices")):
             patient = number // per_patient
             one = draw_slice(
                 np.random.default_rng([seed, 2, patient]),
@@ -165,8 +166,6 @@ def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: 
             for kind, picture in pictures.items():
                 write_slice(drawn / kind / f"{name}.nrrd", picture, one.spacing)
             rows.append((name, f"patient-{patient:04d}", int(grade)))
-            if (number + 1) % 100 == 0:
-                print(f"drawn CT slices: {number + 1} of {slices}", flush=True)
         table = pd.DataFrame(rows, columns=["name", "patient", "malignancy"])
         table.to_csv(drawn / "labels.csv", index=False)
         (drawn / "phantoms.json").write_text(record, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The documentation's generated pages, and the check of its links."""
