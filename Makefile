@@ -1,7 +1,11 @@
 # make run [DATA=path] [PROFILE=name] [RESULTS=folder] [SET="key=value ..."]
 # make extras [the same]   seeds, ablations, calibration, tests of explanations, after `make run`
 # make studies             the four studies on drawn images
-# make test
+# make test                the style check and all tests
+# make lint                style, links of the documents, generated pages
+# make docs                the documents as a site, in site/
+# make docs-tables         docs/results.md and docs/benchmarks.md, from results/
+# make pictures            docs/pictures, from a run on drawn images
 # make floor               the course package's tests with the oldest packages allowed
 # make newest              the same and the four notebooks with the newest packages on Python 3.13
 # make faults              the long form of tests/faults; writes results/faults.csv
@@ -18,7 +22,8 @@ STUDIES := $(filter-out course_extras another_hospital,$(basename $(notdir $(wil
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
 	$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
 
-.PHONY: run extras studies test floor newest faults lint report verify figures submission clean
+.PHONY: run extras studies test floor newest faults lint docs docs-tables pictures report verify \
+	figures submission clean
 
 # The run, the report and the hand-in share one results folder.
 run: $(VENV)/ready
@@ -54,6 +59,18 @@ faults: $(VENV)/ready
 lint: $(VENV)/ready
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m covid_lab.documentation --check
+
+docs-tables: $(VENV)/ready
+	$(PYTHON) -m covid_lab.documentation
+
+docs: $(VENV)/ready
+	$(PYTHON) -m pip install --quiet -r requirements-docs.txt
+	$(PYTHON) -m mkdocs build --strict
+
+pictures: $(VENV)/ready
+	test -f results/demo/metrics.csv || $(PYTHON) -m covid_lab run
+	$(PYTHON) -m covid_lab.documentation.pictures results/demo
 
 # The environment, made anew when the locked set of packages changes.
 $(VENV)/ready: requirements.lock
@@ -90,4 +107,4 @@ $(NEWEST)/ready: requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(FLOOR) $(NEWEST) .cache results/demo submission
+	rm -rf $(VENV) $(FLOOR) $(NEWEST) .cache results/demo submission site

@@ -176,3 +176,18 @@ def test_a_local_dask_cluster_gives_the_same_table_though_a_worker_is_killed(tmp
     assert found == {number: number**2 for number in range(6)}
     alone, _ = searched(tmp_path / "alone")
     pd.testing.assert_frame_equal(trials, alone)
+
+
+def test_dask_without_a_client_connects_to_the_cluster_that_is_named():
+    distributed = pytest.importorskip(
+        "distributed", reason="distributed comes with requirements-bench.txt"
+    )
+    import dask
+
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        # What the environment variable DASK_SCHEDULER_ADDRESS sets when dask is imported.
+        with dask.config.set({"scheduler-address": cluster.scheduler_address}):
+            assert dict(each(abs, [-1, -2], workers=2, backend="dask")) == {0: 1, 1: 2}
+        assert cluster.scheduler.transition_log  # the tasks were its own

@@ -1,7 +1,7 @@
 """The same work here or on many workers, from a laptop to a cluster.
 
-"loky" (joblib's own) starts processes on this machine; "ray" and "dask" use the cluster that the
-program is connected to (see README). When a worker dies, only what it was doing begins again.
+"loky" (joblib's own) starts processes on this machine; "ray" and "dask" use the cluster that
+`RAY_ADDRESS` or `DASK_SCHEDULER_ADDRESS` names, or else this machine. When a worker dies, only what it was doing begins again.
 
 ``partial(each, workers=2)`` in the place of ``covid_project.tuning.run_points`` spreads the trials
 of the course's searches over workers.
@@ -10,7 +10,7 @@ of the course's searches over workers.
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 import joblib
@@ -76,12 +76,22 @@ def each[Item, Result](
 
 
 def _through_joblib(backend: str, call: Callable, items: dict, workers: int) -> Iterator:
-    with _environment(call.args[1]), joblib.parallel_config(backend=backend):
+    client = _dask_client() if backend == "dask" else nullcontext()
+    with client, _environment(call.args[1]), joblib.parallel_config(backend=backend):
         pool = joblib.Parallel(
             n_jobs=workers, batch_size=1, pre_dispatch="all", return_as="generator_unordered"
         )
-        results = pool(joblib.delayed(call)(*item) for item in items.items())
-    yield from results
+        yield from pool(joblib.delayed(call)(*item) for item in items.items())
+
+
+def _dask_client():
+    """Return a context with the process' client of Dask, or else with one of its own."""
+    from distributed import Client, get_client
+
+    try:
+        return nullcontext(get_client())
+    except ValueError:
+        return Client()
 
 
 def _through_ray(call: Callable, items: dict, workers: int) -> Iterator:
