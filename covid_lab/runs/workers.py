@@ -1,7 +1,8 @@
 """The same work here or on many workers, from a laptop to a cluster.
 
 "loky" (joblib's own) starts processes on this machine; "ray" and "dask" use the cluster that
-`RAY_ADDRESS` or `DASK_SCHEDULER_ADDRESS` names, or else this machine. When a worker dies, only what it was doing begins again.
+`RAY_ADDRESS` or `DASK_SCHEDULER_ADDRESS` names, or else this machine. When a worker dies, only what
+it was doing begins again.
 
 ``partial(each, workers=2)`` in the place of ``covid_project.tuning.run_points`` spreads the trials
 of the course's searches over workers.
