@@ -93,7 +93,7 @@ def open_dataset(
     table: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     finding: str | None = None,
-) -> Dataset:
+) -> FoundDataset:
     """Open a folder or an archive of images.
 
     With ``as_found``, everything that `covid_lab.reading` knows; otherwise the layouts, splits and
@@ -117,8 +117,8 @@ def open_dataset(
 
     Returns
     -------
-    Dataset
-        `FoundDataset` with ``as_found``. Its table has three further columns: ``source`` (where the
+    FoundDataset
+        Its table has three further columns: ``source`` (where the
         image came from, as far as known; else the name of its class folder), ``group`` (images of
         one patient share it), ``mask`` (path of a lung mask, or ""); of DICOM files also those of
         `covid_lab.reading.dicom.COVARIATES`.
@@ -133,21 +133,21 @@ def open_dataset(
         dataset, patients = _as_found(path, classes, table, columns, finding)
     else:
         open_root(path)  # refuses what is unsafe
-        dataset = data.open_dataset(
+        course = data.open_dataset(
             path,
             classes=tuple(classes or CLASSES),
             splits_file=splits_file,
             seed=seed,
             allow_shared_files=allow_shared_files or as_found,
         )
+        dataset = FoundDataset(**vars(course))
         patients = pd.Series("", index=dataset.table.index)
     table = dataset.table
     folders = table["path"].map(_class_folder)
     source, said = _sources(dataset.root, table["path"], folders)
-    if said and isinstance(dataset, FoundDataset):
-        dataset = replace(dataset, notes=(*dataset.notes, *said))
     return replace(
         dataset,
+        notes=(*dataset.notes, *said),
         table=table.assign(
             source=source,
             group=patients.where(patients != "", table["path"].map(group_of)),
@@ -192,12 +192,12 @@ def _as_found(
     return dataset, rows["patient"]
 
 
-def described(dataset: Dataset, name: str) -> str:
+def described(dataset: FoundDataset, name: str) -> str:
     """Say on one line what is used of some data and what is not.
 
     Parameters
     ----------
-    dataset : Dataset
+    dataset : FoundDataset
     name : str
         Of the data.
 
@@ -212,9 +212,8 @@ def described(dataset: Dataset, name: str) -> str:
     if set(splits.index) != {""}:
         named = (f"{splits[s]:,} {s or 'without a split'}" for s in (*SPLITS, "") if s in splits)
         parts.append(f"splits: {', '.join(named)}")
-    if isinstance(dataset, FoundDataset):
-        parts.append(f"not used: {in_words(dataset.passed_over) or 'nothing'}")
-        parts += dataset.notes
+    left_out = f"{dataset.left_out:,} image files" if dataset.left_out else "nothing"
+    parts += [f"not used: {in_words(dataset.passed_over) or left_out}", *dataset.notes]
     if len(dataset.classes) == 1:
         parts.append("one class only: name the classes with --classes, or a table with --table")
     return "; ".join(parts)

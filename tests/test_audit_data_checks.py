@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from covid_lab.audit.data_checks import AREA, RULES, audit_data, named_pairs
-from covid_lab.audit.duplicates import groups_across_splits
+from covid_lab.audit.groups import groups_across_splits
 from covid_lab.datasets import open_dataset
 from covid_lab.phantoms import draw_radiograph
 from covid_project.data import DataError
@@ -162,14 +162,14 @@ def test_patients_are_known_from_names_a_pattern_or_a_table(clean, tmp_path):
     ages = audited(clean, tmp_path / "pattern", pattern=r"-(\d+)\.png")
     assert by_check(ages)[check].value == 1  # numbers 0 and 1 are in every split
     assert set(ages.dataset.table["group"]) == set("01234567")
-    table = pd.DataFrame({"image": list(clean), "patient": range(24)})
+    table = pd.DataFrame({"image": list(clean), "patient": map(str, range(24))})
     assert (
         by_check(audited(clean, tmp_path / "table", metadata=table))[check].verdict
         == "not applicable"
     )
-    table.loc[table["image"].str.contains("NORMAL-0"), "patient"] = 99
+    table.loc[table["image"].str.contains("NORMAL-0"), "patient"] = "99"
     assert by_check(audited(clean, tmp_path / "shared", metadata=table))[check].value == 2 / 8
-    with pytest.raises(DataError, match="no patient of"):
+    with pytest.raises(DataError, match="a patient of only 5 of 24 images"):
         audited(clean, tmp_path / "gap", metadata=table.iloc[:5])
 
 

@@ -75,7 +75,7 @@ def run(request: Request) -> Path:
     out = request.out or _folder(request) / (stem if split in (TEST, "") else f"{stem}_{split}")
     rows = np.arange(len(dataset.table))
     labels = dataset.table["label"].to_numpy()
-    counts = ", ".join(f"{(labels == k).sum()} {name}" for k, name in enumerate(CLASSES))
+    counts = ", ".join(f"{(labels == k).sum()} {c}" for k, c in enumerate(dataset.classes))
     what = f"{request.data.name}, {split}" if split else request.data.name
     print(f"external images: {what}: {counts}", flush=True)
     probed = _probe(request.probe) if request.probe else {}

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covid_lab import datasets
 from covid_lab.__main__ import main
 from covid_lab.datasets import load_images, open_dataset
+from covid_lab.reading import roots
 from covid_project import data
 from covid_project.data import DataError, ImageFiles
 
@@ -134,7 +134,7 @@ def test_fifty_times_all_bad_archives(tmp_path, record):
 
 
 def test_too_many_members_are_refused(tmp_path, record, monkeypatch):
-    monkeypatch.setattr(datasets, "MAX_MEMBERS", 2000)
+    monkeypatch.setattr(roots, "MAX_MEMBERS", 2000)
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         for number in range(2001):
