@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from covid_lab.audit.command import Request, audit
 from covid_lab.audit.controls import draw_phantoms
-from covid_lab.datasets import described, load_images, open_dataset
+from covid_lab.datasets import described, each_image, load_images, open_dataset
 from covid_lab.reading.dicom import decode_dicom, header, window
 from covid_project.data import DataError
 
@@ -152,3 +152,11 @@ def test_real_radiographs():
     facts = header((REAL / names[0]).read_bytes(), names[0])
     assert facts["view"] == "AP"
     assert facts["pixel_spacing"] == "0.168 x 0.168"
+
+
+def test_a_damaged_file_is_named_and_the_rest_is_read(tmp_path):
+    data = collection(tmp_path)
+    (data / "NORMAL" / "000.dcm").write_bytes(b"no DICOM")
+    dataset = open_dataset(data, classes=None, as_found=True)
+    _, unreadable = each_image(dataset, np.mean)
+    assert list(unreadable) == ["NORMAL/000.dcm"]

@@ -1,6 +1,5 @@
 """A folder or an archive of images as one table, with a count of what is not used and why."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -105,34 +104,95 @@ def collect(
             finding=finding,
             tests=_nih_tests(root, names),
         )
-        rows, kinds, notes = found.table, found.classes, found.notes
         left_out |= found.left_out
-        _leave_out(left_out, images, rows, "without a row in the table")
-        expected = (*EXPECTED, *found.left_out, *(["without a row"] if table else []))
-        outer = ""
+        placed = _Labelled("", found.table, found.classes, found.notes)
+        rest = "without a row in the table"
+        expected = [*EXPECTED, *found.left_out, *([rest] if table else [])]
+    elif columns or finding:
+        raise DataError("--columns and --finding need a table: name it with --table")
     else:
-        if columns or finding:
-            raise DataError("--columns and --finding need a table: name it with --table")
-        placed, kinds = layouts.place(images, classes)
-        if not placed:
-            wanted = f"no class folder {' or '.join(kinds)}" if kinds else "no class folders"
-            raise DataError(f"{wanted} with images. {explained}")
-        frame = pd.DataFrame([vars(image) for image in placed])
-        outer, frame, copies, around = layouts.one_place(frame, explained)
-        if len(copies):
-            left_out["in a second copy of the data further inside"] = list(copies["name"])
-        # Folders around the classes are of one patient, whatever the class.
-        folders = frame["inner"] if around is None else around
-        label = frame["label"].map(same_name) if around is None else folders
-        patients, said = groups_from_folders(folders, label)
-        rows = frame.assign(patient="" if patients is None else patients.fillna(""))
-        notes = [said] if said else []
-        others = _other_classes(images, rows, left_out)
+        placed, copies = _by_folders(images, classes, explained)
+        if copies:
+            left_out["in a second copy of the data further inside"] = copies
+        others = _other_classes(images, placed.rows, left_out)
         left_out |= others
-        _leave_out(left_out, images, rows, "outside the class folders")
-        expected = (*EXPECTED, *others)
-    refuse_unexplained(path, len(rows), left_out, expected, explained)
-    return _assembled(root, outer, rows, kinds, left_out, notes, dicoms, path)
+        rest = "outside the class folders"
+        expected = [*EXPECTED, *others]
+    known = {name for left in left_out.values() for name in left} | set(placed.rows["name"])
+    strays = [name for name in images if name not in known]
+    if strays:
+        left_out[rest] = strays
+    refuse_unexplained(path, len(placed.rows), left_out, expected, explained)
+    rows = _numbered(placed, explained)
+    notes = placed.notes
+    if dicoms:
+        rows, said = _with_headers(root.place, rows, dicoms)
+        notes = [*notes, *said]
+    start = len(placed.outer) + 1 if placed.outer else 0
+    rows = rows.assign(path=rows["name"].str[start:]).sort_values("path").reset_index(drop=True)
+    rows = rows[["path", "label", "split", "patient", *[c for c in COVARIATES if c in rows]]]
+    root = root.joinpath(placed.outer) if placed.outer else root
+    return Collection(root, rows, tuple(placed.classes), left_out, tuple(notes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Labelled:
+    """Images with the names of their classes; columns name, label, split, patient."""
+
+    outer: str  # folders around the data set
+    rows: pd.DataFrame
+    classes: Sequence[str]
+    notes: list[str]
+
+
+def _by_folders(
+    images: list[str], classes: Sequence[str] | None, explained: str
+) -> tuple[_Labelled, list[str]]:
+    """Label images by their folders; also return those in a second copy of the data."""
+    placed, kinds = layouts.place(images, classes)
+    if not placed:
+        wanted = f"no class folder {' or '.join(kinds)}" if kinds else "no class folders"
+        raise DataError(f"{wanted} with images. {explained}")
+    frame = pd.DataFrame([vars(image) for image in placed])
+    outer, frame, copies, around = layouts.one_place(frame, explained)
+    # Folders around the classes are of one patient, whatever the class.
+    folders = frame["inner"] if around is None else around
+    label = frame["label"].map(same_name) if around is None else folders
+    patients, said = groups_from_folders(folders, label)
+    rows = frame.assign(patient="" if patients is None else patients.fillna(""))
+    return _Labelled(outer, rows, kinds, [said] if said else []), list(copies["name"])
+
+
+def _numbered(placed: _Labelled, explained: str) -> pd.DataFrame:
+    """Rows with numbers for the names of classes; refuse classes without images."""
+    number = {same_name(name): label for label, name in enumerate(placed.classes)}
+    labels = placed.rows["label"].map(lambda name: number[same_name(name)])
+    missing = [name for label, name in enumerate(placed.classes) if label not in set(labels)]
+    if missing:
+        raise DataError(f"no class folder {' or '.join(missing)} with images. {explained}")
+    return placed.rows.assign(label=labels)
+
+
+def _with_headers(
+    root: Root, rows: pd.DataFrame, dicoms: set[str]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Add what DICOM headers say of device and, where it is not known, of the patient."""
+
+    def read(name: str) -> dict[str, str]:
+        try:
+            return header(read_bytes(root, name), name) if name in dicoms else {}
+        except DataError:  # it is named when its image is read
+            return {}
+
+    facts = pd.DataFrame([read(name) for name in rows["name"]], index=rows.index)
+    facts = facts.reindex(columns=["patient", *COVARIATES]).fillna("")
+    rows = rows.assign(**{name: facts[name] for name in COVARIATES if facts[name].any()})
+    several = (facts["patient"] != facts["patient"].iloc[0]).any()
+    if not several or (rows["patient"] != "").any():
+        return rows, []
+    known = (facts["patient"] != "").sum()
+    said = f"patients: DICOM's PatientID, in {known:,} of {len(rows):,} images"
+    return rows.assign(patient=facts["patient"]), [said]
 
 
 def sort_files(root: Root, names: list[str]) -> tuple[list[str], dict[str, list[str]], set[str]]:
@@ -196,15 +256,6 @@ def _nih_tests(root: Root, names: list[str]) -> list[str]:
     return [] if listing is None else read_bytes(root, listing).decode(errors="replace").split()
 
 
-def _leave_out(
-    left_out: dict[str, list[str]], images: list[str], rows: pd.DataFrame, reason: str
-) -> None:
-    known = {name for names in left_out.values() for name in names} | set(rows["name"])
-    rest = [name for name in images if name not in known]
-    if rest:
-        left_out[reason] = rest
-
-
 def _other_classes(
     images: list[str], rows: pd.DataFrame, left_out: dict[str, list[str]]
 ) -> dict[str, list[str]]:
@@ -263,42 +314,3 @@ def in_words(left_out: Mapping[str, Sequence[str]]) -> str:
         f"{reason}: {len(names):,} ({listed([printable(n) for n in names], limit=2)})"
         for reason, names in left_out.items()
     )
-
-
-def _assembled(
-    root: Root,
-    outer: str,
-    rows: pd.DataFrame,
-    classes: Sequence[str],
-    left_out: dict[str, list[str]],
-    notes: list[str],
-    dicoms: set[str],
-    path: Path,
-) -> Collection:
-    number = {same_name(name): label for label, name in enumerate(classes)}
-    rows = rows.assign(label=rows["label"].map(lambda name: number[same_name(name)]))
-    present = Counter(rows["label"])
-    missing = [name for label, name in enumerate(classes) if not present[label]]
-    if missing:
-        raise DataError(
-            f"no class folder {' or '.join(missing)} with images. Found in {path}, with their "
-            f"numbers of images: {layouts.in_words(rows['name'])}"
-        )
-    if dicoms:
-        headers = [
-            header(read_bytes(root.place, name), name) if name in dicoms else {}
-            for name in rows["name"]
-        ]
-        facts = pd.DataFrame(headers, index=rows.index).reindex(columns=["patient", *COVARIATES])
-        facts = facts.fillna("")
-        several = (facts["patient"] != facts["patient"].iloc[0]).any()
-        if several and not (rows["patient"] != "").any():
-            rows = rows.assign(patient=facts["patient"])
-            known = (facts["patient"] != "").sum()
-            notes = [*notes, f"patients: DICOM's PatientID, in {known:,} of {len(rows):,} images"]
-        rows = rows.assign(**{name: facts[name] for name in COVARIATES if facts[name].any()})
-    start = len(outer) + 1 if outer else 0
-    rows = rows.assign(path=rows["name"].str[start:]).sort_values("path").reset_index(drop=True)
-    columns = ["path", "label", "split", "patient", *[c for c in COVARIATES if c in rows]]
-    root = root.joinpath(outer) if outer else root
-    return Collection(root, rows[columns], tuple(classes), left_out, tuple(notes))
