@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from covid_lab.runs.settings import (
+    BACKENDS,
     EXTRAS,
     NOTEBOOKS,
     STUDIES,
@@ -15,7 +16,6 @@ from covid_lab.runs.settings import (
     RunSettings,
     course_settings,
 )
-from covid_lab.runs.workers import BACKENDS
 from covid_project.settings import PROJECT, Settings, SettingsError, as_yaml, read_yaml
 
 CACHE_LIMIT = 50e9  # bytes of a results folder's cache; the oldest entries are deleted first

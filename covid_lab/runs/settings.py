@@ -1,6 +1,6 @@
 """Settings of the lab's runs: profiles of the course run, and what all studies have in common.
 
-A profile is a YAML file in ``profiles/``, given by name or by path.
+A profile is a YAML file in ``profiles/``. It is named by its file's stem or by a path.
 """
 
 import math
@@ -25,6 +25,7 @@ from covid_project.settings import (
 
 PROFILES = PROJECT / "profiles"
 CACHE = PROJECT / ".cache"  # drawn data sets; may be deleted
+BACKENDS = ("loky", "ray", "dask")  # what runs the trials of a search, with several workers
 NOTEBOOKS = ("data_exploration", "baseline", "transfer_learning", "gradcam")  # in their order
 EXTRAS = "course_extras"  # more on the course run, in its results folder
 # Notebooks in ``studies/`` with a module of the same name in ``covid_lab.studies``.
@@ -39,10 +40,18 @@ STUDIES = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Phantoms:
-    """The drawn data set that is used where no data are given (see ``phantoms``)."""
+    """The drawn data set that is used where no data are given.
 
-    size: int = within(32, 1024)  # pixels
-    train: int = within(2, 100_000)  # images per class
+    Attributes
+    ----------
+    size : int, 32–1024
+        Pixels along each side of an image.
+    train, val, test : int, 2–100,000
+        Images per class in each split.
+    """
+
+    size: int = within(32, 1024)
+    train: int = within(2, 100_000)
     val: int = within(2, 100_000)
     test: int = within(2, 100_000)
 
@@ -52,13 +61,21 @@ class Phantoms:
 
 @dataclass(frozen=True, kw_only=True)
 class LabOptions:
-    """What a profile of the course run says beyond the settings of the course."""
+    """What a profile of the course run contains beyond the settings of the course.
+
+    Attributes
+    ----------
+    phantoms : Phantoms or None
+        Drawn where no data are given.
+    without_weights : {"stop", "random", "drawn"}
+        What replaces pretrained weights that are unavailable.
+    expected_seconds : dict of str to float, from 0
+        Time of each notebook, from which the time left is computed.
+    """
 
     phantoms: Phantoms | None = None
-    without_weights: str = one_of("stop", "random", "drawn", default="stop")  # if unavailable
-    expected_seconds: dict[str, float] = field(
-        default_factory=dict
-    )  # per notebook, only for the time that is left
+    without_weights: str = one_of("stop", "random", "drawn", default="stop")
+    expected_seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         _check_seconds(self.expected_seconds)
@@ -82,8 +99,13 @@ def course_settings(
         The images; None: phantoms are drawn.
     results : str or Path, optional
         Folder to write; None: the profile's, or else ``results`` beside the notebooks.
-    changes : mapping, optional
+    changes : mapping of str to object, optional
         Other values by dotted key, such as ``{"transfer.backbone": "MobileNetV2"}``.
+
+    Returns
+    -------
+    settings : Settings
+    options : LabOptions
 
     Raises
     ------
@@ -108,7 +130,18 @@ def course_settings(
 
 
 def drawn_phantoms(phantoms: Phantoms, seed: int) -> Path:
-    """Return the folder of a drawn data set, which is drawn where it is missing."""
+    """Draw a data set in the project's cache, unless it is there already.
+
+    Parameters
+    ----------
+    phantoms : Phantoms
+    seed : int, from 0
+
+    Returns
+    -------
+    Path
+        Folder of the data set.
+    """
     from covid_lab.phantoms import DRAWING, write_dataset
     from covid_project.data import SPLITS
     from covid_project.files import fingerprint
@@ -124,13 +157,27 @@ def drawn_phantoms(phantoms: Phantoms, seed: int) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What every study has; each has a subclass with more."""
+    """Settings that every study has; each study has a subclass with more.
 
-    data: str | None  # a zip, a folder or whatever the study reads; None: phantoms are drawn
+    Attributes
+    ----------
+    data : str or None
+        Archive, folder or whatever the study reads; None: phantoms are drawn.
+    results : str
+        Folder to write.
+    seed : int, 0 to 2³¹ − 1
+        Of everything random.
+    phantoms : Phantoms or None
+        Needed where ``data`` is None.
+    expected_seconds : dict of str to float, from 0
+        Time of each notebook, from which the time left is computed.
+    """
+
+    data: str | None
     results: str
     seed: int = within(0, 2**31 - 1)
     phantoms: Phantoms | None
-    expected_seconds: dict[str, float]  # per notebook, only for the time that is left
+    expected_seconds: dict[str, float]
 
     def __post_init__(self):
         if self.data is None and self.phantoms is None:
@@ -160,9 +207,14 @@ def load_profile[Kind: RunSettings](
     file : str or Path
         Name in ``profiles/`` or path of a YAML file.
     data, results : str or Path, optional
-        Instead of the profile's.
-    changes : mapping, optional
+        Used instead of the profile's.
+    changes : mapping of str to object, optional
         Other values by dotted key.
+
+    Returns
+    -------
+    RunSettings
+        Of the given kind.
 
     Raises
     ------
@@ -171,7 +223,7 @@ def load_profile[Kind: RunSettings](
     """
     values = read_file(profile_path(file))
     for key, value in (changes or {}).items():
-        change_value(values, key, value)  # as a whole: {backbones: …} replaces those of the profile
+        change_value(values, key, value)  # whole: {backbones: …} replaces those of the profile
     data = values.get("data") if data is None else data
     values["data"] = data and str(_absolute(data))  # the notebook runs in another folder
     values["results"] = str(_absolute(results) or _in_project(values.get("results"), ""))
@@ -181,9 +233,29 @@ def load_profile[Kind: RunSettings](
 def load_study[Kind: RunSettings](
     kind: type[Kind], name: str, file: str | Path | None = None, *, data=None, **options
 ) -> Kind:
-    """Read the settings of a study: `load_profile` of ``<name>``, or without data ``<name>_demo``.
+    """Read the settings of a study: of its profile, or without data of its demo.
 
-    A ``file`` takes the place of both.
+    Parameters
+    ----------
+    kind : type
+        The study's subclass of `RunSettings`.
+    name : str
+        Name of the study; its profiles are ``<name>`` and ``<name>_demo``.
+    file : str or Path, optional
+        Profile to use instead of both.
+    data : str or Path, optional
+    **options : object
+        ``results`` and ``changes`` of `load_profile`.
+
+    Returns
+    -------
+    RunSettings
+        Of the given kind.
+
+    Raises
+    ------
+    SettingsError
+        As `load_profile`.
     """
     return load_profile(kind, file or (name if data else f"{name}_demo"), data=data, **options)
 
@@ -192,7 +264,22 @@ def load_study[Kind: RunSettings](
 
 
 def profile_path(profile: str | Path) -> Path:
-    """Return the file of a profile that is given by name or by path."""
+    """Find the file of a profile.
+
+    Parameters
+    ----------
+    profile : str or Path
+        Name in ``profiles/`` without suffix, or path of a YAML file.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    SettingsError
+        There is no such file.
+    """
     for path in (PROFILES / f"{profile}.yaml", Path(profile).expanduser()):
         if path.is_file():
             return path

@@ -1,11 +1,11 @@
-"""The same work here or on many workers, from a laptop to a cluster.
+"""The same work in this process or on many workers, from a laptop to a cluster.
 
 "loky" (joblib's own) starts processes on this machine; "ray" and "dask" use the cluster that
-`RAY_ADDRESS` or `DASK_SCHEDULER_ADDRESS` names, or else this machine. When a worker dies, only what
-it was doing begins again.
+`RAY_ADDRESS` or `DASK_SCHEDULER_ADDRESS` names, or else this machine. When a worker dies, only the
+work that it had not finished is repeated.
 
-``partial(each, workers=2)`` in the place of ``covid_project.tuning.run_points`` spreads the trials
-of the course's searches over workers.
+``partial(each, workers=2)`` in place of ``covid_project.tuning.run_points`` spreads the trials of
+the course's searches over workers.
 """
 
 import os
@@ -17,12 +17,13 @@ from functools import partial
 import joblib
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-BACKENDS = ("loky", "ray", "dask")
-LOST_IN_A_ROW = 3  # times that workers may die before any of them finishes something
+from covid_lab.runs.settings import BACKENDS
+
+LOST_IN_A_ROW = 3  # deaths of workers without a result in between, until the work is given up
 
 
 class WorkersLost(RuntimeError):
-    """Workers die again and again: most likely they have too little memory."""
+    """Workers die repeatedly, most likely because they have too little memory."""
 
 
 def each[Item, Result](
@@ -32,17 +33,26 @@ def each[Item, Result](
     workers: int = 1,
     backend: str = "loky",
 ) -> Iterator[tuple[int, Result]]:
-    """Yield (number of the item, result) as soon as each is there, in any order.
+    """Yield the number of each item and its result as soon as it is finished, in any order.
 
     Parameters
     ----------
-    function
-        With one worker it is called here. Otherwise it is sent to the workers with all that it
-        refers to, such as arrays and settings.
-    workers
-        Processes at once; each has its share of this machine's cores.
-    backend
-        One of `BACKENDS`, with more than one worker.
+    function : callable
+        With one worker it is called here. Otherwise it is sent to the workers with everything that
+        it refers to, such as arrays and settings.
+    items : sequence
+        The function's argument, one per call.
+    workers : int, from 1
+        Processes at once; this machine's cores are divided among them.
+    backend : {"loky", "ray", "dask"}
+        Used with more than one worker.
+
+    Yields
+    ------
+    number : int
+        Index of the item.
+    result : object
+        What the function returned.
 
     Raises
     ------
@@ -73,7 +83,7 @@ def each[Item, Result](
                     f"workers died {lost} times before any finished something: use fewer of them "
                     "(setting workers), so that each has more memory"
                 ) from error
-            print(f"a worker died; {len(waiting)} of {len(items)} begin again", flush=True)
+            print(f"a worker died; {len(waiting)} of {len(items)} items start again", flush=True)
 
 
 def _through_joblib(backend: str, call: Callable, items: dict, workers: int) -> Iterator:
@@ -86,7 +96,7 @@ def _through_joblib(backend: str, call: Callable, items: dict, workers: int) -> 
 
 
 def _dask_client():
-    """Return a context with the process' client of Dask, or else with one of its own."""
+    """Return a context with the process' Dask client, or else with a new one."""
     from distributed import Client, get_client
 
     try:
@@ -96,7 +106,7 @@ def _dask_client():
 
 
 def _through_ray(call: Callable, items: dict, workers: int) -> Iterator:
-    """Ray's own tasks: its backend of joblib gives nothing back before all is done."""
+    """Use Ray's own tasks: its joblib backend returns nothing before everything is done."""
     import ray
 
     send = ray.remote(max_retries=LOST_IN_A_ROW)(lambda call, item: call(*item))
@@ -109,15 +119,15 @@ def _through_ray(call: Callable, items: dict, workers: int) -> Iterator:
 
 
 def _call(function: Callable, threads: int, number: int, item: object) -> tuple[int, object]:
-    if "tensorflow" in sys.modules:  # on a cluster, whose workers were started by others
-        with suppress(RuntimeError):  # it has begun to work, with the number that it had
+    if "tensorflow" in sys.modules:  # on a cluster, which others started
+        with suppress(RuntimeError):  # too late: TensorFlow has started its threads
             sys.modules["tensorflow"].config.threading.set_intra_op_parallelism_threads(threads)
     return number, function(item)
 
 
 @contextmanager
 def _environment(threads: int) -> Iterator[None]:
-    """What processes started now are told about threads; TensorFlow and BLAS read it."""
+    """Limit the threads of processes started here; TensorFlow and BLAS read these variables."""
     names = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, str(threads)))
