@@ -58,7 +58,7 @@ def test_f02_without_labels_nothing_is_explained_until_the_range_is_given(explai
     status, table, _, err = explain(model, tmp_path / "unlabelled")
     assert status == 1
     assert table is None
-    for words in ("cannot be told", "--input-range", "zero_one.keras", "0..255: 0 NORMAL, 6 COVID"):
+    for words in ("be determined", "--input-range", "zero_one.keras", "0..255: 0 NORMAL, 6 COVID"):
         assert words in err
     status, table, out, _ = explain(model, tmp_path / "unlabelled", "--input-range", "0..1")
     assert status == 0
@@ -71,8 +71,8 @@ def test_f02_a_wrong_range_is_not_silent(explain):
     )
     assert status == 0
     assert "which points to 0..1" in err
-    assert "every image is called COVID" in err
-    assert "as their folders say: 40 of 80" in out
+    assert "every image is predicted as COVID" in err
+    assert "in agreement with their folders: 40 of 80" in out
 
 
 def test_f03_a_probability_behind_any_wrapper_is_no_logit(explain):
@@ -89,7 +89,7 @@ def test_f03_a_probability_behind_any_wrapper_is_no_logit(explain):
 def test_classes_in_the_wrong_order_are_warned_of(explain):
     model, images = case("F03") / "end_sigmoid.keras", case("F02") / "test"
     _, _, out, err = explain(model, images, "--classes", "COVID,NORMAL")
-    assert "as their folders say: 23 of 80" in out
+    assert "in agreement with their folders: 23 of 80" in out
     assert "try --classes NORMAL,COVID" in err
 
 

@@ -21,7 +21,7 @@ from covid_lab.explain.features import last_spatial_layer, spatial_layers
 from covid_lab.explain.gradcam import grad_cam
 from covid_lab.explain.methods import METHODS
 from covid_lab.explain.outputs import remove_final_activation
-from covid_lab.explain.pictures import Picture
+from covid_lab.explain.pictures import find_pictures
 from covid_lab.explain.prepare import prepare
 from covid_project.data import DataError
 
@@ -443,7 +443,7 @@ def pictures(tmp_path_factory):
         coarse = random.integers(0, 256, (6, 6, 3), np.uint8)
         image = Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
         image.save(folder / f"{number}.png")
-    return [Picture(path) for path in sorted(folder.iterdir())]
+    return find_pictures([folder], "AB")[0]
 
 
 def as_taken(pictures, shape):
@@ -569,8 +569,8 @@ def test_a_probability_stays_one_where_a_logit_happens_to_be_small():
         (sigmoid, {"size": (64, 64)}, r"--size is 64x64.*m\.keras takes images of 32x32"),
         (two_outputs, {}, r"2 outputs: age \(None, 1\), diagnosis \(None, 1\).*--output"),
         (two_outputs, {"output": "sex"}, r"no output 'sex'; its outputs are age"),
-        (softmax_layer, {}, r"tells 4 classes apart, but 2 are named \(A, B\).*--classes"),
-        (values_of_0_to_1, {}, r"m\.keras: the range of values .* cannot be told"),
+        (softmax_layer, {}, r"distinguishes 4 classes, but 2 are named \(A, B\).*--classes"),
+        (values_of_0_to_1, {}, r"m\.keras: the range of values .* cannot be determined"),
         (sigmoid, {"input_range": "imagenet"}, r"3 colours.*1 channel"),
     ],
 )
@@ -595,7 +595,7 @@ def test_the_printed_lines_name_layer_score_and_range(pictures, tmp_path, capsys
     assert "layer: a/conv" in said.out
     assert "score: log-odds: average" in said.out
     assert "input range: 0..255 (rescaling" in said.out
-    assert "layer a/conv is not the only way from the image to the score" in said.err
+    assert "layer a/conv is not the only path from the image to the score" in said.err
 
 
 def test_weights_that_are_not_numbers_are_refused_with_their_file(pictures, tmp_path):

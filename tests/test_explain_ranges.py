@@ -132,7 +132,7 @@ def test_only_one_plausible_range_is_a_guess_and_several_are_refused(images):
     assert (found.name, found.certain) == ("0..255", False)
     model.get_layer("top").set_weights([kernel, np.zeros(1)])
     with pytest.raises(
-        ValueError, match=r"cannot be told.*--input-range.*0\.\.1: \d a, \d b, scor"
+        ValueError, match=r"cannot be determined.*--input-range.*0\.\.1: \d a, \d b, scor"
     ):
         find_input_range(model, grey, UNKNOWN, CLASSES)
 

@@ -61,7 +61,7 @@ def test_a_folder_gives_overlays_of_the_original_size_and_a_table(
         with Image.open(row.image) as original, Image.open(tmp_path / "out" / row.overlay) as made:
             assert made.size == original.size
             assert made.mode == "RGB"
-    assert "4 of 4 images explained" in capsys.readouterr().out
+    assert "images explained: 4 of 4" in capsys.readouterr().out
 
 
 def test_what_is_written_is_what_grad_cam_gives(model_path, images, tmp_path):
@@ -203,7 +203,7 @@ def test_a_console_of_few_letters_does_not_stop_an_explanation(model_path, image
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert "5 of 5 images explained" in done.stdout
+    assert "images explained: 5 of 5" in done.stdout
     assert "unreadable" in done.stderr
     table = pd.read_csv(tmp_path / "explanations.csv", encoding="utf-8")
     assert table["image"].str.endswith("рентген.png").sum() == 1
@@ -226,8 +226,8 @@ def test_pipes_and_devices_are_refused(model_path, images, tmp_path, capsys):
         (["--method", "gradcamera"], "Unknown method 'gradcamera'; the methods are grad-cam"),
         (["--layer", "conv9"], "no spatial layer named ['conv9']; it has ['normalization"),
         (["--target", "TUBERCULOSIS"], "none of the classes NORMAL, COVID"),
-        (["--classes", "A,B,C"], "tells 2 classes apart, but 3 are named"),
-        (["--target", "true", "--classes", "A,B"], "lies in the folder 'COVID'"),
+        (["--classes", "A,B,C"], "distinguishes 2 classes, but 3 are named"),
+        (["--target", "true", "--classes", "A,B"], "is in the folder 'COVID'"),
     ],
 )
 def test_what_cannot_be_explained_is_refused_and_nothing_written(
@@ -247,4 +247,4 @@ def test_missing_paths_and_finished_folders_are_refused(model_path, images, tmp_
     assert explain(model_path, images, out)[0] == 0
     capsys.readouterr()
     assert explain(model_path, images, out)[0] == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "exists already" in capsys.readouterr().err

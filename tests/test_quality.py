@@ -105,7 +105,7 @@ def test_a_perfect_method_beats_every_baseline_in_every_measure(images, capsys):
     # A small area is good in deletion: the difference is negative, and still "better".
     assert (versus(table, "perfect", "deletion")["value"] < 0).all()
     assert not len(versus(table, "random", "deletion"))
-    assert "faithfulness: 4 of 4 after" in capsys.readouterr().out
+    assert "faithfulness: 4 of 4 in" in capsys.readouterr().out
 
 
 def test_values_and_differences_are_means_over_images_with_their_intervals(images):
@@ -132,7 +132,9 @@ def test_values_and_differences_are_means_over_images_with_their_intervals(image
         bounds = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
         np.testing.assert_allclose([row["low"], row["high"]], bounds, atol=1e-6)
     game = mean_of(table, "saliency", "pointing game")
-    assert (game["low"], game["high"]) == pytest.approx(wilson_interval(game["value"] * 11, 11))
+    assert (game["low"], game["high"]) == pytest.approx(
+        wilson_interval(round(game["value"] * 11), 11)
+    )
 
 
 def test_blank_maps_are_left_out_and_counted(images):
@@ -179,6 +181,21 @@ def test_one_image_has_values_but_no_intervals_and_no_pairs(images):
     means = table[table["versus"].isna()]
     assert means["value"].notna().all()
     assert means[["low", "high", "reference"]].isna().all(axis=None)
+
+
+def test_the_interval_of_the_pointing_game_counts_every_hit():
+    def hits_29(model, images, target):  # 29 / 50 * 50 is 28.999999999999996
+        raw = np.zeros((50, SIZE, SIZE), np.float32)
+        raw[:29, 0, 0], raw[29:, 1, 1] = 1, 1
+        return Heatmaps.from_raw("none", raw, np.zeros(50), np.ones(50, int), {})
+
+    images, masks = np.zeros((50, SIZE, SIZE, 1)), np.zeros((50, SIZE, SIZE), bool)
+    masks[:, 0, 0] = True
+    table = explanation_quality(
+        square_model(), images, {"29": hits_29}, masks={"corner": masks}, tests=("localisation",)
+    )
+    game = mean_of(table, "29", "pointing game")
+    assert (game["low"], game["high"]) == pytest.approx(wilson_interval(29, 50))
 
 
 def test_mean_interval_of_normal_values_is_that_of_the_normal_law(rng):

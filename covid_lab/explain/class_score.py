@@ -1,7 +1,7 @@
-"""What is explained: the score of a class, for images and targets that have been checked.
+"""The score of a class, for images and targets that have been checked.
 
-A scalar output needs one care: with a single logit z, the score of class 1 is z and the score of
-class 0 is -z, so the evidence for one class is exactly the evidence against the other.
+With a single logit z, the score of class 1 is z and the score of class 0 is −z: evidence for one
+class is exactly the evidence against the other.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,19 +15,30 @@ from numpy.typing import ArrayLike
 from covid_lab.explain.network import fold_normalization
 
 PREDICTED = "predicted"
-ROUNDING = 1e-6  # of a score in float32, with some room
-_ANY = -1  # stands for the predicted class among class indices
+ROUNDING = 1e-6  # relative, of a score in float32, with some margin
+_ANY = -1  # index of the predicted class, until it is known
 
-# Keeps what was compiled for the last models: tracing a large backbone takes seconds. Weights are
-# read at each call, so that the same model with other weights need not be traced again.
+# Caches what was compiled for the last models, because tracing a large backbone takes seconds.
+# Weights are read at each call, so a model whose weights change is not traced again.
 keep_compiled = lru_cache(maxsize=8)
 
 
 def class_score(logits: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scores (N,) float32 of the target classes, and these classes (N,) int32.
+    """Scores of the target classes: the class's logit, or ±z where z is the only logit.
 
-    The score is the class's logit, or ±z where z is the only one. Logits have shape (N, 1) or
-    (N, K); targets come from `checked_target`, and the predicted class is filled in here.
+    Parameters
+    ----------
+    logits : tf.Tensor, (N, 1) or (N, K), float
+        Outputs of a model that ends in logits.
+    target : tf.Tensor, (N,), int32
+        Classes from `checked_target`; "predicted" is resolved here.
+
+    Returns
+    -------
+    scores : tf.Tensor, (N,), float32
+        Scores of the classes.
+    target : tf.Tensor, (N,), int32
+        The classes.
     """
     logits = tf.cast(logits, tf.float32)
     if logits.shape[-1] == 1:
@@ -41,9 +52,18 @@ def class_score(logits: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
 
 @keep_compiled
 def score_function(model: keras.Model) -> Callable:
-    """Compile (images (N, H, W, C) float32, target (N,)) → scores (N,), target (N,).
+    """Compile a function from images to class scores.
 
-    The model ends in logits; dropout is off and batch normalisation at its moving statistics.
+    Parameters
+    ----------
+    model : keras.Model
+        Classifier that ends in logits. Its weights are read at each call.
+
+    Returns
+    -------
+    callable
+        (images (N, H, W, C) float32, target (N,) int32) → scores (N,), target (N,). Dropout is off,
+        and batch normalisation uses its moving statistics.
     """
     network = fold_normalization(model)
 
@@ -55,10 +75,28 @@ def score_function(model: keras.Model) -> Callable:
 
 
 def score_change(scores: ArrayLike, others: ArrayLike) -> np.ndarray:
-    """`scores` − `others`, (P,) float32; 0 where they differ by no more than rounding.
+    """Difference of scores, set to 0 where it does not exceed the rounding error.
 
-    The same image can have scores that differ in their last digits in batches of another size, and
-    a map of such differences, once normalised, would look like evidence.
+    The same image can have scores that differ in their last digits in batches of another size. A
+    normalised map of such differences would look like evidence.
+
+    Parameters
+    ----------
+    scores : array_like, (P,), float32
+        Scores.
+    others : array_like, (P,), float32
+        Scores to subtract.
+
+    Returns
+    -------
+    np.ndarray, (P,), float32
+        `scores` − `others`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> score_change(np.float32([2, 1 + 1e-7]), np.float32([1, 1]))
+    array([1., 0.], dtype=float32)
     """
     scores, others = np.asarray(scores), np.asarray(others)
     change = scores - others
@@ -66,7 +104,18 @@ def score_change(scores: ArrayLike, others: ArrayLike) -> np.ndarray:
 
 
 def batch_signature(model: keras.Model) -> list[tf.TensorSpec]:
-    """What a compiled function of images and targets takes, for any number of images."""
+    """Input signature of a compiled function of images and targets, for any number of images.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Model with one input.
+
+    Returns
+    -------
+    list of tf.TensorSpec
+        Images (None, H, W, C) float32 and targets (None,) int32.
+    """
     # The batch size is left open, so that the last, smaller batch runs the same compiled graph.
     return [
         tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32),
@@ -75,12 +124,25 @@ def batch_signature(model: keras.Model) -> list[tf.TensorSpec]:
 
 
 def checked_images(model: keras.Model, images: ArrayLike) -> np.ndarray:
-    """The images as an array (N, H, W, C), after a look at their shape and values.
+    """Return the images as an array after a check of their shape and values.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Model with one input of shape (N, H, W, C).
+    images : array_like, (N, H, W, C), uint8 or float, 0..255
+        Images.
+
+    Returns
+    -------
+    np.ndarray, (N, H, W, C)
+        The images, not copied if they are an array already.
 
     Raises
     ------
-    ValueError : for a shape that the model does not take, values that are not finite, lie outside
-        0..255, or are fractions that never exceed 1: images that somebody has already scaled.
+    ValueError
+        The model does not take this shape, or values are not finite, are outside 0..255, or never
+        exceed 1 though they are floats, because then the images have probably been scaled already.
     """
     images, image_shape = np.asarray(images), model.inputs[0].shape[1:]
     if images.ndim != 1 + len(image_shape) or any(
@@ -98,23 +160,33 @@ def checked_images(model: keras.Model, images: ArrayLike) -> np.ndarray:
     scaled = np.issubdtype(images.dtype, np.floating) and 0 < high <= 1
     if low < 0 or high > 255 or scaled:
         raise ValueError(
-            f"Image values lie in {low:g}..{high:g}; expected 0..255. Where a model takes another "
-            "range, put a layer in front of it that converts (keras.layers.Rescaling)."
+            f"Image values are in {low:g}..{high:g}; expected 0..255. Where a model takes another "
+            "range, put a layer in front of it that converts them (keras.layers.Rescaling)."
         )
     return images
 
 
 def checked_target(model: keras.Model, target: ArrayLike, count: int) -> np.ndarray:
-    """The classes to explain, (count,) int32, for a model that ends in logits.
+    """Return the classes to explain as an array, for a model that ends in logits.
 
     Parameters
     ----------
-    target : one class index, `count` of them, or "predicted". A model with one logit has the
-        classes 0 and 1.
+    model : keras.Model
+        Classifier that ends in logits. With one logit it has the classes 0 and 1.
+    target : int, array_like of int (count,), or "predicted"
+        One class index, one per image, or the predicted class.
+    count : int
+        Number of images.
+
+    Returns
+    -------
+    np.ndarray, (count,), int32
+        Class indices; −1 stands for the predicted class, see `class_score`.
 
     Raises
     ------
-    ValueError : for a class that the model has not, or another number of classes than `count`.
+    ValueError
+        The model does not have the class, or the number of classes is neither 1 nor `count`.
     """
     if isinstance(target, str) and target == PREDICTED:
         return np.full(count, _ANY, np.int32)
@@ -133,12 +205,26 @@ def checked_target(model: keras.Model, target: ArrayLike, count: int) -> np.ndar
 def by_batches(
     function: Callable, images: np.ndarray, target: np.ndarray, batch_size: int
 ) -> tuple | dict:
-    """What `function(images, target)` gives for all images, computed `batch_size` at a time.
+    """Apply a function to batches of images and concatenate the results.
 
-    The function takes float32 images and gives a nest of arrays (N, …), which are joined along N.
+    Parameters
+    ----------
+    function : callable
+        (images (n, H, W, C) float32, target (n,)) → nest of arrays (n, …).
+    images : np.ndarray, (N, H, W, C)
+        Images. N may be 0.
+    target : np.ndarray, (N,), int32
+        Classes.
+    batch_size : int
+        Images per call.
+
+    Returns
+    -------
+    tuple or dict
+        The function's results for all images, concatenated along N.
     """
     count = len(images)
-    if count == 0:  # TensorFlow's fused kernels refuse empty batches: one image stands in
+    if count == 0:  # TensorFlow's fused kernels refuse empty batches: use one image instead
         images, target = np.zeros((1, *images.shape[1:])), np.zeros(1, np.int32)
     parts = [
         function(images[batch].astype(np.float32), target[batch])
@@ -152,9 +238,33 @@ def by_batches(
 def image_variant_pairs(
     images: int, variants: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices (image, variant) of every variant of every image, `batch_size` pairs at a time.
+    """Yield every pair of image and variant, `batch_size` pairs at a time.
 
-    All passes but the last are full, for one image with many variants as for many images.
+    All batches but the last are full, whether there are few images with many variants or the
+    reverse.
+
+    Parameters
+    ----------
+    images : int
+        Number of images.
+    variants : int
+        Number of variants of each image.
+    batch_size : int
+        Pairs per batch.
+
+    Yields
+    ------
+    image : np.ndarray, (P,), int64
+        Indices of the images.
+    variant : np.ndarray, (P,), int64
+        Indices of the variants.
+
+    Examples
+    --------
+    >>> for image, variant in image_variant_pairs(images=2, variants=3, batch_size=4):
+    ...     print(image, variant)
+    [0 0 0 1] [0 1 2 0]
+    [1 1] [1 2]
     """
     pairs = images * variants
     for start in range(0, pairs, batch_size):

@@ -1,7 +1,6 @@
 """Explain a saved model's decisions on image files: overlays, a table, side-by-side sheets."""
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,12 @@ import numpy as np
 import pandas as pd
 
 from covid_lab.datasets import UnreadableImage
-from covid_lab.explain.class_score import PREDICTED
+from covid_lab.explain.class_score import (
+    PREDICTED,
+    by_batches,
+    checked_target,
+    score_function,
+)
 from covid_lab.explain.features import is_bypassed, last_spatial_layer
 from covid_lab.explain.heatmaps import Heatmaps, on_one_scale
 from covid_lab.explain.methods import LAYERED, METHODS, method_named
@@ -24,12 +28,13 @@ from covid_lab.explain.pictures import (
 )
 from covid_lab.explain.prepare import Prepared, model_input, prepare
 from covid_lab.explain.writing import Chunk, draw_feature_maps, reduced, write_chunk
+from covid_lab.progress import Progress
 from covid_project.data import CLASSES, DataError, listed
 from covid_project.files import append_rows, read_csv
 
-TRUE = "true"  # target: the class that an image's folder is named after
+TRUE = "true"  # target: the class of the image's folder
 CHUNK = 64  # images explained and written at a time
-LONGEST = 50  # characters of a file's name in what is made of it: 255 bytes are a name's limit
+LONGEST = 50  # characters of an image's name in output names, which may have 255 bytes
 
 
 @dataclass(frozen=True)
@@ -38,30 +43,41 @@ class Request:
 
     Attributes
     ----------
-    methods
-        Names as in ``explain.methods.METHODS``, in any spelling that ``method_named`` knows.
-    targets
-        Each "predicted", "true" (the class folder that the image is in), or a class's name; every
-        target gets a map of its own.
-    classes
-        Names of the model's classes, in the order of its outputs; of one logit, the second is the
-        positive one.
-    layer
-        Layer for the methods that look at features, ``outer/inner`` for a layer of a model inside;
-        None: the last spatial one.
-    one_scale
-        Heat comparable between images instead of each on its own scale; needs all maps at once.
-    colour_map
-        Of Matplotlib.
-    masks
-        Folder or zip archive with lung masks, named as the images are; None: Kaggle's masks beside
-        the images, or else lungs are segmented, roughly.
-    table, columns, finding
-        Labels from a table, see `covid_lab.reading.manifests.read_manifest`.
-    feature_maps
+    methods : tuple of str
+        Names from ``explain.methods.METHODS``, in any spelling that ``method_named`` accepts.
+    targets : tuple of str
+        "predicted", "true" (the class folder of the image), or names of classes. Every target gets
+        its own map.
+    classes : tuple of str
+        Names of the model's classes, in the order of its outputs. For one logit, the second is the
+        positive class.
+    layer : str or None
+        Layer for the methods that explain with features, ``outer/inner`` for a layer of a nested
+        model; None: the last spatial layer.
+    one_scale : bool
+        Make heat comparable between images instead of scaling each map by itself. All maps are then
+        kept in memory.
+    colour_map : str
+        Name of a Matplotlib colour map.
+    masks : Path or None
+        Folder or zip archive with lung masks, named like the images. None: Kaggle's masks beside
+        the images; where there are none, the lungs are segmented, roughly.
+    table : Path or None
+        Labels from a table; see `covid_lab.reading.manifests.read_manifest`.
+    columns : tuple of (str, str)
+        Columns of the table, as for `read_manifest`.
+    finding : str or None
+        Finding in the table, as for `read_manifest`.
+    feature_maps : bool
         Also draw the strongest feature maps of the layer.
-    input_range, size, output, trust
-        What the model cannot say itself; see `explain.prepare.prepare`.
+    input_range : str or None
+        See `explain.prepare.prepare`.
+    size : tuple of int, (height, width), or None
+        See `explain.prepare.prepare`.
+    output : str or None
+        See `explain.prepare.prepare`.
+    trust : bool
+        See `explain.prepare.prepare`.
     """
 
     methods: tuple[str, ...] = ("grad-cam",)
@@ -82,35 +98,76 @@ class Request:
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Image files among the paths and, for folders, everywhere in them; sorted, each once."""
+    """List image files among the paths and, for folders, everywhere in them.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Files, folders and archives.
+
+    Returns
+    -------
+    list of Path
+        Sorted, without repetition.
+    """
     return [picture.path for picture in find_pictures(paths, CLASSES)[0]]
 
 
 def explain_files(
     model_path: Path, paths: Sequence[Path], out: Path, request: Request | None = None
 ) -> pd.DataFrame:
-    """Explain a model on image files, write what is found to ``out`` and return its table.
+    """Explain a model on image files, write the explanations to a folder and return their table.
 
-    ``explanations.csv`` has one row per image, method and target: image, method, layer, target,
-    score (of the target: a logit, or log-odds), predicted (the class with the largest score),
-    status (why a map is blank, or why a file cannot be read), strength (the evidence where the map
-    is 1), lungs ("mask", "segmented" where no masks are given, or "none"), lung_share (of the heat
-    that is in them), lung_area (of the image; a map without preference would have this fraction)
-    and overlay, the name of the picture. Overlays have the size of the original. Several methods or
-    targets also make a sheet with all of them beside the original. Rows are written chunk by chunk.
+    ``explanations.csv`` has one row per image, method and target:
+
+    - image, method, layer, target;
+    - score: of the target, a logit or log-odds;
+    - predicted: the class with the largest score;
+    - status: "ok", why the map is blank, or why a file cannot be read;
+    - strength: the evidence where the map is 1;
+    - lungs: "mask", "segmented" where no masks are given, or "none";
+    - lung_share: fraction of the heat inside the lungs;
+    - lung_area: the lungs' fraction of the image, and the expected lung_share of a uniform map;
+    - overlay: file name of the picture.
+
+    Overlays have the size of the original. Several methods or targets also give one sheet per image
+    with all maps beside the original. Rows are written chunk by chunk.
+
+    Parameters
+    ----------
+    model_path : Path
+        A ``.keras`` file.
+    paths : sequence of Path
+        Images, and folders or archives of images.
+    out : Path
+        Folder to write to; it is created if needed.
+    request : Request, optional
+        What is explained, and how it is shown; by default `Request()`.
+
+    Returns
+    -------
+    pd.DataFrame
+        The table.
 
     Raises
     ------
     DataError
-        Bad paths, a model or an option that does not fit, a class that cannot be told, or an
-        ``out`` that holds explanations already.
+        A path is wrong, the model or an option does not fit, a class cannot be determined, or
+        ``out`` already contains explanations.
     ValueError
-        An unknown method, layer or class.
+        A method, layer or class is unknown.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> rows = explain_files(  # doctest: +SKIP
+    ...     Path("model.keras"), [Path("images")], Path("out"), Request(methods=("lime",))
+    ... )
     """
     request = request or Request()
     table = out / "explanations.csv"
     if table.exists():
-        raise DataError(f"{table} is there already: name another folder with --out, or delete it")
+        raise DataError(f"{table} exists already: name another folder with --out, or delete it")
     pictures, passed_over = find_pictures(
         paths,
         request.classes,
@@ -151,8 +208,8 @@ def explain_files(
         layer = request.layer or last_spatial_layer(prepared.network)
         if is_bypassed(prepared.network, layer):
             prepared.warnings.append(
-                f"layer {layer} is not the only way from the image to the score: the map shows "
-                "its part; choose others with --layer"
+                f"layer {layer} is not the only path from the image to the score, and the map "
+                "shows only its contribution; choose other layers with --layer"
             )
     _report(model_path, prepared, layer)
     chunks = _explained(prepared, pictures, targets, methods, layer)
@@ -183,28 +240,29 @@ def _report(path: Path, prepared: Prepared, layer: str | None) -> None:
 def _report_predictions(
     rows: pd.DataFrame, pictures: Sequence[Picture], classes: Sequence[str]
 ) -> None:
-    """Say what is predicted how often, and how often it is the class of the folder."""
+    """Print how often each class is predicted, and how often this agrees with the folder."""
     predicted = rows.dropna(subset=["predicted"]).drop_duplicates("image")
     if predicted.empty:
         return
     counts = predicted["predicted"].value_counts()
-    said = ", ".join(f"{counts.get(name, 0)} {name}" for name in classes)
+    listing = ", ".join(f"{counts.get(name, 0)} {name}" for name in classes)
     labels = {str(p.path): classes[p.label] for p in pictures if p.label is not None}
     known = predicted[predicted["image"].isin(labels)]
     right = (known["predicted"] == known["image"].map(labels)).sum()
-    agree = f"; as their folders say: {right} of {len(known)}" if len(known) else ""
-    print(f"predicted: {said}{agree}")
+    agree = f"; in agreement with their folders: {right} of {len(known)}" if len(known) else ""
+    print(f"predicted: {listing}{agree}")
     if len(classes) == 2 and right + len(known) ** 0.5 < len(known) / 2:  # two standard errors
         print(
-            f"warning: only {right} of {len(known)} images are as their folders say: the classes "
-            f"may be in another order; try --classes {classes[1]},{classes[0]} (Keras reads class "
-            "folders in alphabetical order)",
+            f"warning: only {right} of {len(known)} predictions agree with the folders: the "
+            "classes may be in another order; "
+            f"try --classes {classes[1]},{classes[0]} (Keras reads class folders in alphabetical "
+            "order)",
             file=sys.stderr,
         )
     if len(set(known["image"].map(labels))) > 1 and len(set(known["predicted"])) == 1:
         print(
-            f"warning: every image is called {known['predicted'].iloc[0]}, whatever its folder: "
-            "check --input-range and --classes before you trust a map",
+            f"warning: every image is predicted as {known['predicted'].iloc[0]}, whatever its "
+            "folder: check --input-range and --classes before you trust a map",
             file=sys.stderr,
         )
 
@@ -216,7 +274,8 @@ def _explained(
     methods: Sequence[str],
     layer: str | None,
 ) -> Iterator[Chunk]:
-    begun = time.perf_counter()
+    progress, stage = Progress(), "images explained"
+    progress(stage, 0, len(pictures))
     network = prepared.network
     for start in range(0, len(pictures), CHUNK):
         inputs, originals, numbers, unreadable = [], [], [], {}
@@ -228,7 +287,7 @@ def _explained(
                 unreadable[picture.path] = error.reason
                 continue
             inputs.append(model_input(original, prepared.shape))
-            originals.append(reduced(original))  # a chunk of the largest would take gigabytes
+            originals.append(reduced(original))  # full-size images of a chunk can take gigabytes
             numbers.append(number)
         images = np.array(inputs, np.uint8).reshape(-1, *prepared.shape)
         heatmaps: dict[tuple[str, str], Heatmaps] = {}
@@ -245,9 +304,7 @@ def _explained(
         ]
         predicted = _predicted(network, images, heatmaps)
         yield Chunk(read, names, originals, images, heatmaps, predicted, unreadable)
-        done = min(start + CHUNK, len(pictures))
-        left = (time.perf_counter() - begun) * (len(pictures) / done - 1)
-        print(f"{done} of {len(pictures)} images explained; {left:.0f} s left", flush=True)
+        progress(stage, min(start + CHUNK, len(pictures)), len(pictures))
 
 
 def _predicted(
@@ -257,17 +314,12 @@ def _predicted(
     for (_, target), found in heatmaps.items():
         if target.casefold() == PREDICTED:
             return found.target
-        if network.outputs[0].shape[-1] == 1:  # scores of the two classes are opposite
-            return np.where(found.scores > 0, found.target, 1 - found.target)
-    parts = [
-        keras.ops.convert_to_numpy(network(images[first : first + 32].astype(np.float32)))
-        for first in range(0, len(images), 32)
-    ]
-    return np.concatenate([np.zeros(0, int), *(part.argmax(axis=1) for part in parts)])
+    target = checked_target(network, PREDICTED, len(images))
+    return by_batches(score_function(network), images, target, 32)[1]
 
 
 def _on_one_scale(chunks: list[Chunk]) -> list[Chunk]:
-    """Return the chunks with maps that can be compared between all of their images."""
+    """Return the chunks with maps that are comparable between all images."""
     ends = np.cumsum([len(chunk.pictures) for chunk in chunks])[:-1]
     scaled = {}
     for key in chunks[0].heatmaps:
@@ -296,7 +348,7 @@ def _targets(pictures: Sequence[Picture], wanted: str, request: Request) -> list
         lost = next((picture for picture in pictures if picture.label is None), None)
         if lost:
             raise DataError(
-                f"{lost.path} lies in the folder {lost.path.parent.name!r}, which is none of the "
+                f"{lost.path} is in the folder {lost.path.parent.name!r}, which is none of the "
                 f"classes {', '.join(request.classes)}{allowed} --classes"
             )
         return [picture.label for picture in pictures]

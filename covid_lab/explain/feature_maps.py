@@ -1,4 +1,4 @@
-"""What a layer makes of an image: its feature maps, the strongest first."""
+"""The feature maps of a layer, the strongest first."""
 
 import keras
 import numpy as np
@@ -16,20 +16,45 @@ def feature_maps(
 
     Parameters
     ----------
-    model, images : as for `explain.gradcam.grad_cam`.
-    layer : name of a spatial layer; see `spatial_layers`.
-    count : how many maps of each image; all of the layer where it has fewer.
-    batch_size : images computed at once.
+    model : keras.Model
+        As for `grad_cam`.
+    images : array_like, (N, H, W, C), uint8 or float, 0..255
+        As for `grad_cam`.
+    layer : str
+        Name of a spatial layer; see `spatial_layers`.
+    count : int, 1 or more
+        Maps per image; all maps of a layer that has fewer.
+    batch_size : int
+        Images per forward pass.
 
     Returns
     -------
-    maps : (N, count, h, w) float32, as the layer gives them, the strongest first.
-    channels : (N, count) int64, which of the layer's channels they are.
+    maps : np.ndarray, (N, count, h, w), float32
+        Outputs of the layer, the strongest first.
+    channels : np.ndarray, (N, count), int64
+        The layer's channels that they come from.
 
     Raises
     ------
-    ValueError : for bad images or an unknown layer, whose message lists the candidates; for a count
-        below 1.
+    ValueError
+        The images are invalid, the layer is unknown (the message lists the candidates), or `count`
+        is below 1.
+
+    Examples
+    --------
+    >>> import keras
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((8, 8, 1)),
+    ...         keras.layers.Conv2D(3, 3, activation="relu", name="features"),
+    ...         keras.layers.GlobalAveragePooling2D(),
+    ...         keras.layers.Dense(1),
+    ...     ]
+    ... )
+    >>> maps, channels = feature_maps(model, np.full((2, 8, 8, 1), 9.0), "features", count=2)
+    >>> maps.shape, channels.shape
+    ((2, 2, 6, 6), (2, 2))
     """
     if count < 1:
         raise ValueError(f"count is {count}; expected 1 or more.")

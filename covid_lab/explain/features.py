@@ -1,7 +1,7 @@
-"""The features that a map is made of: which layers have them, and which is the last.
+"""The features that a map is made of: which layers have them, and which of these is the last.
 
-Features lie on a grid of places: the maps (N, height, width, channels) of a convolutional network,
-or the tokens (N, tokens, channels) of a vision transformer, one for each patch of the image.
+Features are on a spatial grid: the maps (N, height, width, channels) of a convolutional network, or
+the tokens (N, tokens, channels) of a vision transformer, one for each patch of the image.
 """
 
 from collections.abc import Sequence
@@ -22,39 +22,88 @@ _MOST_LISTED = 40  # names of layers in a message
 
 @dataclass(frozen=True)
 class Grid:
-    """How tokens lie in the image: `height` by `width` patches, `before` other tokens first."""
+    """The grid of a transformer's patches, and the tokens that precede them.
+
+    Attributes
+    ----------
+    height : int
+        Patches along a column of the image.
+    width : int
+        Patches along a row of the image.
+    before : int
+        Tokens before those of the patches, such as a class token.
+    """
 
     height: int
     width: int
     before: int
 
     def __call__(self, tokens: tf.Tensor) -> tf.Tensor:
-        """Take the tokens of patches (N, T, K) to their places (N, height, width, K)."""
+        """Arrange the tokens of patches (N, T, K) on their grid (N, height, width, K)."""
         patches = tokens[:, self.before : self.before + self.height * self.width]
         return tf.reshape(patches, (-1, self.height, self.width, tokens.shape[-1]))
 
 
 def spatial_layers(model: keras.Model) -> list[str]:
-    """Places of the layers with features on a grid, from input to output.
+    """List the layers with features on a grid, from input to output.
 
-    A layer of a model inside the model is called ``outer/inner``.
+    Parameters
+    ----------
+    model : keras.Model
+        Functional or sequential model.
+
+    Returns
+    -------
+    list of str
+        Places of the layers. A layer of a nested model is called ``outer/inner``.
+
+    Examples
+    --------
+    >>> import keras
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((8, 8, 1)),
+    ...         keras.layers.Conv2D(2, 3, activation="relu", name="features"),
+    ...         keras.layers.MaxPooling2D(name="pool"),
+    ...         keras.layers.Flatten(),
+    ...         keras.layers.Dense(1),
+    ...     ]
+    ... )
+    >>> spatial_layers(model)
+    ['features', 'pool']
+    >>> last_spatial_layer(model)
+    'features'
     """
     return list(_spatial_nodes(flatten(model)))
 
 
 def last_spatial_layer(model: keras.Model) -> str:
-    """Place of the last layer whose output is a spatial feature map after its activation.
+    """Find the last layer whose output is a spatial feature map after its activation.
 
-    That is an activation, a convolution with an activation of its own, or a place where branches
-    meet, such as the end of a block of a transformer. Pooling, normalisation and dropout that
-    follow are passed over: they blur or rescale the same features. Where the score is read from a
-    class token alone, the tokens of the last block do not influence it: the last layer is then the
-    last one whose patch tokens do, the output of the block before.
+    This is an activation, a convolution with its own activation, or a layer that merges branches,
+    such as the end of a transformer block. Pooling, normalisation and dropout after it are ignored,
+    because they blur or rescale the same features. Where the score is read only from a class token,
+    it does not depend on the other tokens of the last block. The result is then the last layer
+    whose patch tokens the score depends on: the output of the block before.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Functional or sequential classifier.
+
+    Returns
+    -------
+    str
+        Place of the layer.
 
     Raises
     ------
     ValueError
-        There is none; the message lists all spatial layers.
+        The model has no such layer; the message lists all spatial layers.
+
+    Examples
+    --------
+    See `spatial_layers`.
     """
     model = flatten(model)
     nodes = _spatial_nodes(model)
@@ -77,14 +126,25 @@ def last_spatial_layer(model: keras.Model) -> str:
 
 
 def features_and_logits(model: keras.Model, names: Sequence[str]) -> keras.Model:
-    """Model with the outputs of the named spatial layers, then the given one's output.
+    """Model with the outputs of the named spatial layers, followed by the given model's output.
 
-    Outputs are (N, h, w, K), or tokens (N, T, K), which `token_grids` take to their places.
+    Parameters
+    ----------
+    model : keras.Model
+        Functional or sequential model.
+    names : sequence of str
+        Names of spatial layers.
+
+    Returns
+    -------
+    keras.Model
+        Its outputs are maps (N, h, w, K), or tokens (N, T, K), which `token_grids` arrange on a
+        grid.
 
     Raises
     ------
     ValueError
-        A layer that is unknown or not spatial; the message lists the candidates.
+        A layer is unknown or not spatial; the message lists the candidates.
     """
     model = flatten(model)
     nodes = _named(model, names)
@@ -92,14 +152,50 @@ def features_and_logits(model: keras.Model, names: Sequence[str]) -> keras.Model
 
 
 def token_grids(model: keras.Model, names: Sequence[str]) -> list[Grid | None]:
-    """How the tokens of each named layer lie in the image; None for maps (N, h, w, K)."""
+    """How the tokens of each named layer are arranged in the image.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Functional or sequential model.
+    names : sequence of str
+        Names of spatial layers.
+
+    Returns
+    -------
+    list of Grid or None
+        The grid of each layer; None for a layer whose output is maps (N, h, w, K).
+
+    Raises
+    ------
+    ValueError
+        A layer is unknown or not spatial.
+    """
     model = flatten(model)
     nodes = graph_nodes(model)
     return [_grid(node, nodes) for node in _named(model, names)]
 
 
 def is_bypassed(model: keras.Model, name: str) -> bool:
-    """Whether the output depends on the image also by ways that avoid a layer."""
+    """Whether the output also depends on the image through paths that avoid a layer.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Functional or sequential model with one input and one output.
+    name : str
+        Name of a spatial layer.
+
+    Returns
+    -------
+    bool
+        True if there is such a path.
+
+    Raises
+    ------
+    ValueError
+        The layer is unknown or not spatial.
+    """
     model = flatten(model)
     (layer,) = _named(model, [name])
     reached = {id(model.inputs[0])}
@@ -110,14 +206,27 @@ def is_bypassed(model: keras.Model, name: str) -> bool:
 
 
 def on_grid(features: tf.Tensor, grid: Grid | None) -> tf.Tensor:
-    """Features, or their gradients, as float32 (N, h, w, K)."""
+    """Arrange features, or their gradients, on a grid.
+
+    Parameters
+    ----------
+    features : tf.Tensor, (N, h, w, K) or (N, T, K), float
+        Maps or tokens.
+    grid : Grid or None
+        From `token_grids`.
+
+    Returns
+    -------
+    tf.Tensor, (N, h, w, K), float32
+        Features on the grid.
+    """
     features = tf.cast(features, tf.float32)
     return features if grid is None else grid(features)
 
 
 def _named(model: keras.Model, names: Sequence[str]) -> list:
     spatial = _spatial_nodes(model)
-    # A model inside is known by its name, too, and an inner layer by its own where that is clear.
+    # A nested model may be called by its name, and an inner layer by its own if that is unique.
     short = {}
     for path in spatial:
         outer, _, inner = path.rpartition("/")
@@ -134,7 +243,7 @@ def _named(model: keras.Model, names: Sequence[str]) -> list:
 
 
 def _candidates(names: list[str], wanted: str) -> str:
-    """All names, or of many those that are like the wanted one, and the last ones."""
+    """All names; where there are many, those similar to the wanted one, and the last ones."""
     if len(names) <= _MOST_LISTED:
         return str(names)
     inner = {name.rpartition("/")[2]: name for name in names}
@@ -144,7 +253,7 @@ def _candidates(names: list[str], wanted: str) -> str:
 
 
 def _spatial_nodes(model: keras.Model) -> dict:
-    """Place → call, for outputs on a grid with more than one place."""
+    """Place → call, for outputs on a grid of more than one place."""
     nodes = graph_nodes(model)
     return {
         place(node): node
@@ -182,7 +291,7 @@ def _grid(node, nodes: list) -> Grid | None:
 
 
 def _that_matter(model: keras.Model, names: list[str], grids: list[Grid | None]) -> list[str]:
-    """Those layers to whose places on the grid the output reacts, for images of noise."""
+    """Names of the layers to whose features on the grid the output reacts, for images of noise."""
     network = features_and_logits(model, names)
     images = np.random.default_rng(0).uniform(0, 255, (2, *model.inputs[0].shape[1:]))
     with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -5,10 +5,10 @@ last convolutional features, take the gradient of the class score with respect t
 into one weight per channel, average the features with these weights, normalise, map onto the
 image and overlay. `grad_cam` does the middle steps for a whole batch of images.
 
-The flow stands once, in `heatmap_function`. A method is one small function of the features and
-their gradients which returns the weights; `METHODS` names them. With A the features of one image
-(h, w, K), g the gradient of the class score with respect to them and w the weights, each map is
-Σ_k w_k A_k.
+All methods share the code of `heatmap_function`. A method is one small function that returns the
+weights for given features and gradients; `METHODS` names these functions. With A the features of
+one image (h, w, K), g the gradient of the class score with respect to them and w the weights, each
+map is Σ_k w_k A_k.
 
 References
 ----------
@@ -51,9 +51,6 @@ __all__ = [
     "spatial_layers",
 ]  # fmt: skip
 
-# Steps: evaluate the image, compute the gradients of the class score with respect to the
-# features, average them into channel weights, and average the features with these weights.
-
 
 def grad_cam(
     model: keras.Model,
@@ -67,26 +64,65 @@ def grad_cam(
 
     Parameters
     ----------
-    model : Sequential or functional classifier with one output of shape (N, 1) or (N, K). Models
-        inside are opened; probabilities become logits or log-odds (`outputs.scored`).
-    images : (N, H, W, C), uint8 or float, in 0..255, since models normalise inside. N may be 0.
-    target : the class to explain: one index, N indices, or "predicted" (the largest logit; for
-        one logit, class 1 if it is positive). A model with one logit has the classes 0 and 1.
-    layer : name of a spatial layer, ``outer/inner`` for a layer of a model inside; by default
-        `last_spatial_layer(model)`. The tokens of a transformer lie on the grid of its patches.
-    method : one of `METHODS`: "grad-cam", "grad-cam++", "hirescam", "layercam", or "eigen-cam",
-        which knows no class: its map is the same for every target.
-    batch_size : images computed at once; memory does not grow with N beyond the maps themselves.
+    model : keras.Model
+        Sequential or functional classifier with one output of shape (N, 1) or (N, K). Nested models
+        are flattened; probabilities become logits or log-odds (see `outputs.scored`).
+    images : array_like, (N, H, W, C), uint8 or float, 0..255
+        Images before normalisation, which is part of the model. N may be 0.
+    target : int, array_like of int (N,), or "predicted"
+        The class to explain: one index, one index per image, or the class with the largest logit
+        ("predicted"; for one logit, class 1 if it is positive). A model with one logit has the
+        classes 0 and 1.
+    layer : str, optional
+        Name of a spatial layer, ``outer/inner`` for a layer of a nested model. By default
+        `last_spatial_layer(model)`. Tokens of a transformer are placed on the grid of its patches.
+    method : str
+        One of `METHODS`: "grad-cam", "grad-cam++", "hirescam", "layercam" or "eigen-cam". Eigen-CAM
+        ignores the class: its map is the same for every target.
+    batch_size : int
+        Images per forward and backward pass. Apart from the maps, memory does not grow with N.
+
+    Returns
+    -------
+    Heatmaps
+        Maps (N, h, w) at the layer's resolution.
 
     Raises
     ------
-    ValueError : for an unknown layer, method or class, or images of another shape or range
-        or with values that are not finite.
+    ValueError
+        The layer, method or class is unknown, or the images have another shape or range or contain
+        values that are not finite.
+
+    See Also
+    --------
+    heatmap_function : Explain several layers in one pass.
 
     Notes
     -----
-    Compiles the model at the first call, which takes a second or two for a large backbone, and
-    keeps that for the next. For several layers in one pass take `heatmap_function`.
+    The first call compiles the model, which takes a second or two for a large backbone. The
+    compiled function is cached for the next call.
+
+    Examples
+    --------
+    >>> import keras
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((8, 8, 1)),
+    ...         keras.layers.Conv2D(2, 3, activation="relu", kernel_initializer="ones"),
+    ...         keras.layers.GlobalAveragePooling2D(),
+    ...         keras.layers.Dense(1, kernel_initializer="ones"),
+    ...     ]
+    ... )
+    >>> images = np.zeros((2, 8, 8, 1), np.uint8)
+    >>> images[0, 2:5, 2:5] = 100
+    >>> heatmaps = grad_cam(model, images, target=1)
+    >>> heatmaps.maps.shape
+    (2, 6, 6)
+    >>> np.unravel_index(heatmaps.maps[0].argmax(), (6, 6)) == (2, 2)
+    True
+    >>> [str(status) for status in heatmaps.status]
+    ['ok', 'zero features']
     """
     layer = layer or last_spatial_layer(model)
     return heatmap_function(model, [layer], method)(images, target, batch_size)[layer]
@@ -95,12 +131,29 @@ def grad_cam(
 def heatmap_function(
     model: keras.Model, layers: Sequence[str], method: str = "grad-cam"
 ) -> Callable[..., dict[str, Heatmaps]]:
-    """Compile `heatmaps(images, target, batch_size=32)`, which explains all `layers` in one pass.
+    """Compile a function that explains several layers in one forward and backward pass.
 
-    It returns one `Heatmaps` per layer, under the layer's name; see `grad_cam` for the arguments
-    and errors. All layers share one forward and one backward pass, with dropout off and batch
-    normalisation at its moving statistics. The model's weights are read at each call, save a last
-    layer with a sigmoid or softmax of its own, whose weights are copied here.
+    Parameters
+    ----------
+    model : keras.Model
+        Classifier, as for `grad_cam`. Its weights are read at each call, except those of a last
+        layer with its own sigmoid or softmax, which are copied here.
+    layers : sequence of str
+        Names of spatial layers.
+    method : str
+        One of `METHODS`.
+
+    Returns
+    -------
+    callable
+        ``heatmaps(images, target, batch_size=32)``, which returns a dict from each layer's name to
+        its `Heatmaps`. Arguments and errors are those of `grad_cam`. Dropout is off, and batch
+        normalisation uses its moving statistics.
+
+    Raises
+    ------
+    ValueError
+        The method or a layer is unknown.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown method '{method}'; the methods are {sorted(METHODS)}.")
@@ -121,9 +174,9 @@ def heatmap_function(
 
 @keep_compiled
 def _compiled(model: keras.Model, layers: tuple[str, ...], weigh: Callable) -> Callable:
-    """Compile (images, target) → scores (N,), target (N,), one (raw (N, h, w), reasons) per layer.
+    """Compile (images, target) → scores (N,), target (N,), and per layer (raw (N, h, w), reasons).
 
-    The reasons say for each image why its map may be blank; see `Heatmaps`.
+    The reasons are those of `Heatmaps.from_raw`: why each image's map may be blank.
     """
     network = fold_normalization(features_and_logits(model, layers))
     grids = token_grids(model, layers)
@@ -131,8 +184,8 @@ def _compiled(model: keras.Model, layers: tuple[str, ...], weigh: Callable) -> C
     @tf.function(input_signature=batch_signature(network))
     def explain_batch(images, target):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            # Watching images and weights records the features of every layer, wherever it lies.
-            # Gradients below the features are never asked for, so the compiled graph drops them.
+            # Watching images and weights records the features of every layer, wherever it is.
+            # Gradients below the features are never requested, so the compiled graph drops them.
             tape.watch([images, *(weight.value for weight in network.weights)])
             *features, logits = network(images, training=False)
             scores, target = class_score(logits, target)  # (N,)
@@ -143,12 +196,9 @@ def _compiled(model: keras.Model, layers: tuple[str, ...], weigh: Callable) -> C
         ):
             if gradient is None:
                 raise ValueError(f"The score cannot be differentiated back to layer '{layer}'.")
-            activation, gradient = (
-                on_grid(activation, grid),
-                on_grid(gradient, grid),
-            )  # (N, h, w, K)
-            # A sum over the channels as in the paper's equation 2; the average that the sheet
-            # asks for is this divided by their number, and normalisation removes that factor.
+            activation, gradient = on_grid(activation, grid), on_grid(gradient, grid)
+            # A sum over the channels as in the paper's equation 2. The average that the sheet
+            # asks for is this sum divided by K, and normalisation removes that factor.
             raw = tf.reduce_sum(weigh(activation, gradient) * activation, axis=-1)  # (N, h, w)
             reasons = {
                 "zero features": tf.reduce_all(activation == 0, axis=(1, 2, 3)),
@@ -169,11 +219,11 @@ def _positive_gradient_coefficients(features: tf.Tensor, gradients: tf.Tensor) -
     """Grad-CAM++: coefficients times positive gradients; Chattopadhay et al. 2018, equation 19.
 
     With Y = exp(z), every derivative of Y is exp(z) times a power of the gradient g of z, and
-    the paper's coefficient reduces to 1 / (2 + g ΣA). The factor exp(z) that is left on the
-    gradient scales the whole map, so it is dropped, and nothing can overflow.
+    the paper's coefficient reduces to 1 / (2 + g ΣA). The remaining factor exp(z) scales the whole
+    map, so it is dropped, and nothing can overflow.
 
-    Only g > 0 counts. The formula supposes features that follow a ReLU; where others sum to less
-    than zero, ΣA is taken as zero, which keeps the denominator at 2 or above.
+    Only g > 0 counts. The formula assumes features that follow a ReLU. Where the sum of other
+    features is negative, ΣA is taken as zero, which keeps the denominator at 2 or above.
     """
     positive = tf.nn.relu(gradients)
     total = tf.nn.relu(tf.reduce_sum(features, axis=(1, 2), keepdims=True))
@@ -181,15 +231,15 @@ def _positive_gradient_coefficients(features: tf.Tensor, gradients: tf.Tensor) -
 
 
 def _gradient(features: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
-    """HiResCAM: each place's own gradient, w_ij = g_ij; Draelos & Carin 2020.
+    """HiResCAM: the gradient of each place as its weight, w_ij = g_ij; Draelos & Carin 2020.
 
-    Where one dense layer follows the features, the sum of the map is the score less the bias.
+    Where one dense layer follows the features, the sum of the map is the score minus the bias.
     """
     return gradients
 
 
 def _positive_gradient(features: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
-    """LayerCAM: each place's positive gradient, w_ij = ReLU(g_ij); Jiang et al. 2021."""
+    """LayerCAM: the positive gradient of each place, w_ij = ReLU(g_ij); Jiang et al. 2021."""
     return tf.nn.relu(gradients)
 
 
@@ -197,8 +247,8 @@ def _first_principal_direction(features: tf.Tensor, gradients: tf.Tensor) -> tf.
     """Eigen-CAM: the first right singular vector v of A = U Σ Vᵀ; Muhammad & Yeasin 2020.
 
     A is the matrix (h·w, K) of the features, not centred, and the map is its projection A v. The
-    sign of v is arbitrary: here it makes the sum of the projection positive, and with it the whole
-    map where the features follow a ReLU.
+    sign of v is arbitrary. Here it is chosen so that the projection has a positive sum. After a
+    ReLU the whole map is then positive.
     """
     channels = features.shape[-1]
     matrix = tf.reshape(features, (tf.shape(features)[0], -1, channels))  # (N, h·w, K)

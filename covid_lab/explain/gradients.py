@@ -1,8 +1,8 @@
 """Gradients with respect to the image: saliency, SmoothGrad, Integrated Gradients.
 
-All three average the gradient of the class score over points near or on the way to the image; a
-method supplies these points. Saliency takes the image alone. The manner of calling is that of
-`gradcam`.
+All three average the gradient of the class score over points near the image or on a path to it.
+Each method supplies these points; saliency uses the image only. The signatures start like that of
+`gradcam.grad_cam`.
 
 References
 ----------
@@ -37,23 +37,53 @@ from covid_lab.explain.outputs import remove_final_activation
 def saliency(
     model: keras.Model, images: ArrayLike, target: ArrayLike, batch_size: int = 32
 ) -> Heatmaps:
-    """How strongly the class score reacts to each pixel, at the pixels of the image (N, H, W).
+    """Saliency: how strongly the class score reacts to each pixel.
+
+    The map is M_ij = max_c |∂S/∂I_ijc| (Simonyan et al. 2014, section 3.1), divided by its maximum.
 
     Parameters
     ----------
-    model, images, target, batch_size : as for `grad_cam`.
+    model : keras.Model
+        As for `grad_cam`.
+    images : array_like, (N, H, W, C), uint8 or float, 0..255
+        As for `grad_cam`.
+    target : int, array_like of int (N,), or "predicted"
+        As for `grad_cam`.
+    batch_size : int
+        Images per forward and backward pass.
 
     Returns
     -------
     Heatmaps
-        `raw` is the gradient of the score, of the colour channel where it is strongest: positive
-        where a brighter pixel would raise the score. `maps` shows its magnitude, the saliency
-        M_ij = max_c |∂S/∂I_ijc| of Simonyan et al. 2014, section 3.1, divided by its maximum.
+        At the pixels (N, H, W). `raw` is the gradient in the colour channel where it is strongest:
+        positive where a brighter pixel would raise the score. `maps` shows its magnitude.
 
     Raises
     ------
-    ValueError : for bad input, as `grad_cam`; for a model whose input is of an integer type, as
-        it has no gradient.
+    ValueError
+        The input is invalid (see `grad_cam`), or the model's input has an integer type and
+        therefore no gradient.
+
+    Examples
+    --------
+    >>> import keras
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((2, 2, 1)),
+    ...         keras.layers.Flatten(),
+    ...         keras.layers.Dense(1, kernel_initializer="zeros"),
+    ...     ]
+    ... )
+    >>> model.layers[-1].set_weights([np.array([[1.0], [0], [-2], [0]]), np.zeros(1)])
+    >>> images = np.full((1, 2, 2, 1), 100, np.uint8)
+    >>> heatmaps = saliency(model, images, target=1)
+    >>> heatmaps.raw[0]
+    array([[ 1.,  0.],
+           [-2.,  0.]], dtype=float32)
+    >>> heatmaps.maps[0]
+    array([[0.5, 0. ],
+           [1. , 0. ]], dtype=float32)
     """
     model = remove_final_activation(model)
     images = checked_images(model, images)
@@ -71,20 +101,56 @@ def smooth_grad(
     seed: int = 0,
     batch_size: int = 32,
 ) -> Heatmaps:
-    """Saliency averaged over noisy copies of the image, which smooths what flickers.
+    """SmoothGrad: saliency averaged over noisy copies of the image, which reduces speckle.
 
-    Smilkov et al. 2017, section 2.2: the mean over n samples of ∂S/∂I at I + ε, ε ~ N(0, σ²).
-    Returned and refused as by `saliency`.
+    The gradient is the mean over the samples of ∂S/∂I at I + ε, ε ~ N(0, σ²) (Smilkov et al. 2017,
+    section 2.2).
 
     Parameters
     ----------
-    model, images, target, batch_size : as for `grad_cam`. The score, and the predicted class, are
-        those of the image without noise.
-    samples : noisy copies of each image, 1 or more.
-    noise : σ as a share of the image's own range (largest less smallest value); the paper
-        recommends 0.1 to 0.2.
-    seed : of the noise. Every image gets the same noise, so that its map does not depend on the
-        images beside it.
+    model : keras.Model
+        As for `grad_cam`.
+    images : array_like, (N, H, W, C), uint8 or float, 0..255
+        As for `grad_cam`.
+    target : int, array_like of int (N,), or "predicted"
+        As for `grad_cam`. Score and predicted class are those of the image without noise.
+    samples : int, 1 or more
+        Noisy copies of each image.
+    noise : float, 0 or more
+        σ as a fraction of each image's own range (maximum minus minimum). The paper recommends 0.1
+        to 0.2.
+    seed : int
+        Seed of the noise. Every image gets the same noise, so that its map does not depend on the
+        other images.
+    batch_size : int
+        Noisy copies per forward and backward pass.
+
+    Returns
+    -------
+    Heatmaps
+        As from `saliency`.
+
+    Raises
+    ------
+    ValueError
+        As for `saliency`, or `samples` or `noise` is out of range.
+
+    Examples
+    --------
+    >>> import keras
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((8, 8, 1)),
+    ...         keras.layers.Conv2D(2, 3, activation="relu", kernel_initializer="ones"),
+    ...         keras.layers.GlobalAveragePooling2D(),
+    ...         keras.layers.Dense(1, kernel_initializer="ones"),
+    ...     ]
+    ... )
+    >>> images = np.zeros((1, 8, 8, 1), np.uint8)
+    >>> images[0, 2:5, 2:5] = 100
+    >>> smooth_grad(model, images, target=1, samples=4).maps.shape
+    (1, 8, 8)
     """
     if samples < 1 or noise < 0:
         raise ValueError(f"samples is {samples}, noise {noise}; expected 1 or more, 0 or more.")
@@ -106,21 +172,27 @@ def smooth_grad(
 
 @dataclass(frozen=True, eq=False)
 class IntegratedGradients(Heatmaps):
-    """Heatmaps whose `raw` shares the score out among the pixels.
+    """Heatmaps whose `raw` distributes the change of the score over the pixels.
 
     Attributes
     ----------
-    baseline_scores : (N,) float32, the class score of the baseline.
+    baseline_scores : np.ndarray, (N,), float32
+        The class score of the baseline.
     """
 
     baseline_scores: np.ndarray
 
     @property
     def residual(self) -> np.ndarray:
-        """What completeness leaves open, (N,) float64: Σ raw − (scores − baseline_scores).
+        """Error of the numerical integral: Σ raw − (scores − baseline_scores).
 
-        Sundararajan et al. 2017, proposition 1, make it 0 for the exact integral; what is found is
-        the error of the sum over steps. Judge it against scores − baseline_scores.
+        For the exact integral it is 0 (completeness; Sundararajan et al. 2017, proposition 1).
+        Compare it with scores − baseline_scores.
+
+        Returns
+        -------
+        np.ndarray, (N,), float64
+            In units of the score.
         """
         change = self.scores.astype(np.float64) - self.baseline_scores
         return self.raw.sum(axis=(1, 2), dtype=np.float64) - change
@@ -134,32 +206,61 @@ def integrated_gradients(
     steps: int = 64,
     batch_size: int = 32,
 ) -> IntegratedGradients:
-    """How much each pixel adds to the class score on the way from a baseline to the image.
+    """Integrated Gradients: what each pixel adds to the score from a baseline to the image.
 
     Sundararajan et al. 2017, equation 1, for an image x and a baseline x′:
 
         (x − x′) ∘ ∫₀¹ ∂S/∂x at x′ + α (x − x′) dα
 
-    summed over the colour channels. The integral is a mean over the midpoints of equal `steps`,
-    whose error falls with their square (equation 3 takes their ends, and converges more slowly).
+    summed over the colour channels. The integral is the mean over the midpoints of equal steps, and
+    its error falls with the square of their number. Equation 3 of the paper uses the ends of the
+    steps and converges more slowly.
 
     Parameters
     ----------
-    model, images, target, batch_size : as for `grad_cam`. The predicted class is the image's.
-    baseline : the image that stands for no evidence: one grey value, by default black, or an image
-        (H, W, C). Pixels that equal it get no share, whatever they mean.
-    steps : 1 or more.
+    model : keras.Model
+        As for `grad_cam`.
+    images : array_like, (N, H, W, C), uint8 or float, 0..255
+        As for `grad_cam`.
+    target : int, array_like of int (N,), or "predicted"
+        As for `grad_cam`. The predicted class is that of the image.
+    baseline : array_like, () or (H, W, C), 0..255
+        The image without evidence: one grey value, by default black, or an image. Pixels that equal
+        the baseline get no contribution, whatever they mean.
+    steps : int, 1 or more
+        Points on the path from the baseline to the image.
+    batch_size : int
+        Points per forward and backward pass.
 
     Returns
     -------
     IntegratedGradients
-        With `raw` at the pixels (N, H, W), in units of the score, and `residual`, which says
-        whether the steps suffice.
+        `raw` at the pixels (N, H, W) is in units of the score. `residual` shows whether `steps` is
+        large enough.
 
     Raises
     ------
-    ValueError : for bad input, as `grad_cam`; for a model whose input is of an integer type, as
-        it has no gradient; for a baseline of another shape.
+    ValueError
+        As for `saliency`, or `steps` is out of range, or the baseline has another shape.
+
+    Examples
+    --------
+    >>> import keras
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((2, 2, 1)),
+    ...         keras.layers.Flatten(),
+    ...         keras.layers.Dense(1, kernel_initializer="ones"),
+    ...     ]
+    ... )
+    >>> images = np.array([[10, 20], [0, 40]], np.uint8).reshape(1, 2, 2, 1)
+    >>> heatmaps = integrated_gradients(model, images, target=1)
+    >>> heatmaps.raw[0]
+    array([[10., 20.],
+           [ 0., 40.]], dtype=float32)
+    >>> heatmaps.residual
+    array([0.])
     """
     model = remove_final_activation(model)
     images = checked_images(model, images)
@@ -171,14 +272,12 @@ def integrated_gradients(
             f"grey value or an image {images.shape[1:]}."
         )
 
-    def on_the_way(image, step):
-        share = (step + 0.5).astype(np.float32).reshape(-1, 1, 1, 1) / steps
-        return baseline + share * (image - baseline)
+    def on_the_path(image, step):
+        fraction = (step + 0.5).astype(np.float32).reshape(-1, 1, 1, 1) / steps
+        return baseline + fraction * (image - baseline)
 
-    mean_gradients, score = (
-        _mean_gradients(model, on_the_way, steps, batch_size),
-        score_function(model),
-    )
+    mean_gradients = _mean_gradients(model, on_the_path, steps, batch_size)
+    score = score_function(model)
 
     def explain_batch(images, target):
         scores, target, gradients = mean_gradients(images, target)
@@ -220,9 +319,10 @@ def _gradient_function(model: keras.Model) -> Callable:
 
 
 def _mean_gradients(model: keras.Model, point: Callable, points: int, batch_size: int) -> Callable:
-    """As `_gradient_function`, with the mean of the gradients at several points of each image.
+    """As `_gradient_function`, with the mean of the gradients at several points for each image.
 
-    `point` takes images (P, H, W, C) and the indices (P,) of points, and gives these (P, H, W, C).
+    `point` takes images (P, H, W, C) and indices (P,) of points, and returns these points (P, H, W,
+    C).
     """
     score, gradients = score_function(model), _gradient_function(model)
 

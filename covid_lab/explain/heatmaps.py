@@ -1,4 +1,4 @@
-"""What every method gives: heatmaps, and where one is blank, the reason."""
+"""What every method returns: heatmaps, and the reason where one is blank."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -7,33 +7,38 @@ import numpy as np
 
 from covid_project.gradcam import normalize_heatmaps
 
-PIXELS = "pixels"  # stands for the layer where a method looks at the image itself
+PIXELS = "pixels"  # in place of a layer, for methods that explain with the image itself
 _AGAINST = "all negative"
 
 
 @dataclass(frozen=True, eq=False)
 class Heatmaps:
-    """The heatmaps of N images at one layer, whose features are h by w, or at the pixels.
+    """The heatmaps of N images at one layer or at the pixels.
 
     Attributes
     ----------
-    layer : name of the layer whose features were weighted; "pixels" for a method that looks at the
+    layer : str
+        Name of the layer whose features were weighted; "pixels" for a method that explains with the
         image itself, whose maps have the image's height and width.
-    maps : (N, h, w) float32 in [0, 1]; each map that is not blank has 1 as its maximum.
-    raw : (N, h, w) float32, the signed map from which `maps` keeps the positive part: positive
-        where the image speaks for the class explained, negative where it speaks against it.
-        (Saliency and SmoothGrad keep the magnitude instead; see there.)
-    scores : (N,) float32, the class score explained: a logit, or minus the one logit for class 0.
-    target : (N,) int32, the class explained.
-    status : (N,) str, "ok", or why the map is blank:
+    maps : np.ndarray, (N, h, w), float32, [0, 1]
+        Each map that is not blank has 1 as its maximum.
+    raw : np.ndarray, (N, h, w), float32
+        The signed map whose positive part is shown in `maps`: positive where the image is evidence
+        for the class explained, negative where it is evidence against it. (For saliency and
+        SmoothGrad, `maps` shows the magnitude instead.)
+    scores : np.ndarray, (N,), float32
+        The class score explained: a logit, or minus the only logit for class 0. Since scores are
+        logits, a map is never blank because a final sigmoid saturates.
+    target : np.ndarray, (N,), int32
+        The class explained.
+    status : np.ndarray, (N,), str
+        "ok", or why the map is blank:
 
-        - "zero features": the layer is silent for this image;
-        - "zero gradient": the score does not react to small changes at all;
-        - "no change": the score does not react to whatever is hidden;
-        - "equals baseline": the image is the one it is compared with;
-        - "all negative": the score does react, but no place speaks for the class.
-
-        Scores are logits, so a map is never blank because a final sigmoid saturates.
+        - "zero features": the layer does not respond to this image;
+        - "zero gradient": the score does not react to small changes;
+        - "no change": the score stays the same whatever is hidden;
+        - "equals baseline": the image equals the baseline that it is compared with;
+        - "all negative": the score reacts, but no place is evidence for the class.
     """
 
     layer: str
@@ -45,11 +50,33 @@ class Heatmaps:
 
     @property
     def strength(self) -> np.ndarray:
-        """Evidence where each map is 1, (N,) float32 in units of `raw`; 0 for a blank map."""
+        """Evidence where each map is 1.
+
+        Returns
+        -------
+        np.ndarray, (N,), float32
+            In units of `raw`; 0 for a blank map.
+        """
         flat = self.maps.reshape(len(self.maps), -1)
         hottest = flat.argmax(axis=1)[:, None]
         evidence = np.abs(np.take_along_axis(self.raw.reshape(flat.shape), hottest, axis=1))[:, 0]
         return evidence * flat.any(axis=1)
+
+    def take(self, rows: np.ndarray | slice) -> "Heatmaps":
+        """The heatmaps of some images.
+
+        Parameters
+        ----------
+        rows : np.ndarray, (n,), int, or slice
+            Which of the N images.
+
+        Returns
+        -------
+        Heatmaps
+            Their maps, without the attributes of a subclass.
+        """
+        arrays = self.maps, self.raw, self.scores, self.target, self.status
+        return Heatmaps(self.layer, *(array[rows] for array in arrays))
 
     @classmethod
     def from_raw(
@@ -62,18 +89,35 @@ class Heatmaps:
         evidence: np.ndarray | None = None,
         **more: np.ndarray,
     ) -> Self:
-        """Normalise signed maps and say which are blank, and why.
+        """Normalise signed maps and record which are blank, and why.
 
         Parameters
         ----------
-        reasons : status → (N,) bool, whether it holds; the first one that does is given for a
-            blank map, "all negative" where none does.
-        evidence : (N, h, w), what `maps` shows the positive part of; by default `raw`.
-        more : further attributes of a subclass.
+        layer : str
+            Name of the layer, or `PIXELS`.
+        raw : np.ndarray, (N, h, w), float32
+            Signed maps.
+        scores : np.ndarray, (N,), float32
+            Class scores explained.
+        target : np.ndarray, (N,), int32
+            Classes explained.
+        reasons : dict of str to np.ndarray, (N,), bool
+            For each possible status, the images it applies to. A blank map gets the first status
+            that applies, or "all negative" where none does.
+        evidence : np.ndarray, (N, h, w), optional
+            What `maps` shows the positive part of; by default `raw`.
+        **more : np.ndarray
+            Further attributes of a subclass.
+
+        Returns
+        -------
+        Heatmaps
+            The maps, of the class that the method is called on.
 
         Raises
         ------
-        ValueError : for maps that are not finite; names the layer and the images.
+        ValueError
+            Maps are not finite; the message names the layer and the images.
         """
         finite = np.isfinite(raw).all(axis=(1, 2))
         if not finite.all():
@@ -87,11 +131,29 @@ class Heatmaps:
 
 
 def on_one_scale(maps: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Maps (N, h, w) whose heat can be compared between images, still in [0, 1].
+    """Rescale maps so that their heat can be compared between images.
 
-    Each is multiplied by its `Heatmaps.strength` (N,), and all are divided by the largest, so that
-    only the strongest evidence among them is 1.
+    Each map is multiplied by its strength and divided by the largest strength, so that only the
+    strongest evidence in all images is 1.
+
+    Parameters
+    ----------
+    maps : np.ndarray, (N, h, w), float, [0, 1]
+        Maps of several images.
+    strength : np.ndarray, (N,), float, 0 or more
+        `Heatmaps.strength` of these maps.
+
+    Returns
+    -------
+    np.ndarray, (N, h, w), [0, 1]
+        Rescaled maps of the same type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> on_one_scale(np.ones((2, 1, 1)), np.array([4.0, 1.0])).ravel()
+    array([1.  , 0.25])
     """
     largest = strength.max(initial=0)
-    shares = strength / largest if largest > 0 else np.zeros_like(strength)
-    return maps * shares.astype(maps.dtype)[:, None, None]
+    fractions = strength / largest if largest > 0 else np.zeros_like(strength)
+    return maps * fractions.astype(maps.dtype)[:, None, None]

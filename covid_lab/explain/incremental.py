@@ -1,14 +1,14 @@
-"""Class scores of images with a covered patch, computed only where the patch is felt.
+"""Class scores of images with a covered patch, computed only where the patch has an effect.
 
-A patch of 20 pixels changes a window of 22 behind a 3×3 convolution, of 12 behind the pooling that
-follows, and so on: all the rest of each feature map is that of the whole image, computed once. The
-network is followed layer by layer with such windows until they fill most of a map, or meet a layer
-that is not known here; there the windows are pasted into the whole maps, and what is left of the
-network runs as it is. Nothing is approximated. A network that looks at the whole image at once, or
-begins with a layer unknown here, runs as a whole: the same scores in more time.
+A patch of 20 pixels changes a window of 22 pixels after a 3×3 convolution, of 12 after the pooling
+that follows, and so on. The rest of each feature map equals that of the whole image, which is
+computed once. The network is followed layer by layer with such windows until they fill most of a
+map or reach an unsupported layer. There the windows are pasted into the whole maps, and the rest of
+the network runs as usual. The scores are exact. A network that uses the whole image at once, or
+begins with an unsupported layer, runs as a whole: the same scores in more time.
 
-Reference
----------
+References
+----------
 Nakandala, Kumar & Papakonstantinou, "Incremental and Approximate Inference for Faster
 Occlusion-based Deep CNN Explanations" (Krypton), SIGMOD 2019, section 3.
 """
@@ -24,12 +24,12 @@ from keras import layers
 from covid_lab.explain.class_score import batch_signature, class_score
 from covid_lab.explain.network import CONVOLUTIONS, convolve, graph_nodes
 
-# Windows that fill a larger part of their map are not worth the cutting and pasting.
+# Windows that fill a larger fraction of their map are not worth the cutting and pasting.
 LARGEST_SHARE = 0.9
 
 _POOLING = {layers.MaxPooling2D: tf.nn.max_pool2d, layers.AveragePooling2D: tf.nn.avg_pool2d}
-# Each place of their output follows from the same place of their inputs, if these are equally wide
-# and high. An activation must be one of Keras' own: another function may look at the whole map.
+# Each place of their output depends only on the same place of their inputs, if these have the same
+# size. An activation must be one of Keras' own: another function may use the whole map.
 _PLACE_BY_PLACE = (
     layers.Activation,
     layers.Add,
@@ -54,8 +54,8 @@ _PLACE_BY_PLACE = (
 class _Window:
     """Where a map of `shape` (height, width) changes under each of P patches.
 
-    `first` and `end` (P, 2) int enclose the rows and the columns that can change. What is computed
-    has one `size` (height, width) for all patches, and begins at `start` (P, 2).
+    `first` and `end` (P, 2) int enclose the rows and columns that can change. The computed windows
+    have one `size` (height, width) for all patches, and begin at `start` (P, 2).
     """
 
     first: np.ndarray
@@ -65,13 +65,13 @@ class _Window:
     shape: tuple[int, int]
 
     @property
-    def share(self) -> float:
-        """Part of the map that is computed, up to 1."""
+    def fraction(self) -> float:
+        """Fraction of the map that is computed, up to 1."""
         return np.prod(self.size) / np.prod(self.shape)
 
 
 def _window(first, end, shape, multiple=1) -> _Window:
-    """Window around what changes; where it fits, it starts and ends at multiples of a number."""
+    """Window around the changes; where it fits, it starts and ends at multiples of a number."""
     shape, multiple = np.array(shape), np.array(multiple)
     first = np.clip(first, 0, shape - 1)
     end = np.clip(end, first + 1, shape)
@@ -83,11 +83,11 @@ def _window(first, end, shape, multiple=1) -> _Window:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """One layer on windows: it looks at a rectangle of its inputs' maps and gives a window.
+    """One layer on windows: it reads a rectangle of its inputs' maps and returns a window.
 
-    The rectangles begin at `start` (P, 2) and have one `size`; where they reach beyond the maps,
-    the layer sees `beyond`. `compute` takes what is seen of each input (B, *size, C), and `start`
-    for these B patches.
+    The rectangles begin at `start` (P, 2) and have one `size`. Where they extend beyond the maps,
+    the layer reads the value `beyond`. `compute` takes the rectangles of each input (B, *size, C),
+    and `start` for these B patches.
     """
 
     inputs: tuple[keras.KerasTensor, ...]
@@ -97,8 +97,8 @@ class _Step:
     compute: Callable[[list[tf.Tensor], tf.Tensor], tf.Tensor]
     beyond: float = 0.0
 
-    def sees_only(self, window: _Window) -> bool:
-        """Whether it looks at nothing but this window of an input."""
+    def reads_only(self, window: _Window) -> bool:
+        """Whether it reads exactly this window of an input."""
         return self.size == window.size and np.array_equal(self.start, window.start)
 
 
@@ -109,17 +109,22 @@ def covered_scores_functions(
 
     Parameters
     ----------
-    model : takes images (N, H, W, C) of one fixed size, float32, and ends in logits.
-    corners : (P, 2) int, the first row and column of each patch; all lie inside the image.
-    patch : side of the square patches in pixels.
-    largest_share : a feature map of which a larger part can change is computed as a whole.
+    model : keras.Model
+        Takes images (N, H, W, C) of one fixed size, float32, and ends in logits.
+    corners : array_like, (P, 2), int
+        First row and column of each patch; all patches are inside the image.
+    patch : int, 1 to the image's smaller side
+        Side of the square patches in pixels.
+    largest_share : float, 0..1
+        A feature map of which a larger fraction can change is computed as a whole.
 
     Returns
     -------
-    `look(images, target)` → scores (N,), target (N,), and the feature maps that are handed on.
-
-    `covered_scores(maps, fills, target, image, place)` → scores (B,): of the images numbered
-    `image` (B,), covered by their `fills` (N, C) at the corners numbered `place` (B,).
+    look : callable
+        (images, target) → scores (N,), target (N,), and the feature maps for `covered_scores`.
+    covered_scores : callable
+        (maps, fills, target, image, place) → scores (B,) of the images numbered `image` (B,),
+        covered by their `fills` (N, C) at the corners numbered `place` (B,).
     """
     origin = model.inputs[0]
     steps, windows = _plan(model, np.asarray(corners), patch, largest_share)
@@ -136,7 +141,7 @@ def covered_scores_functions(
         tensor
         for step in [*steps.values(), *pastes.values()]
         for tensor in step.inputs
-        if not step.sees_only(windows[tensor])
+        if not step.reads_only(windows[tensor])
     )
     whole = keras.Model(model.inputs, [*kept, *model.outputs])
     rest = keras.Model(borders, model.outputs)
@@ -160,7 +165,7 @@ def covered_scores_functions(
             start = tf.gather(step.start, place)
             views = [
                 changed[tensor]
-                if step.sees_only(windows[tensor])
+                if step.reads_only(windows[tensor])
                 else _view(
                     maps[tensor],
                     image,
@@ -199,13 +204,13 @@ def _plan(
             continue
         output = node.outputs[0]
         step = _step(node, windows, _multiple(output, nodes))
-        if step is not None and step.window.share <= largest_share:
+        if step is not None and step.window.fraction <= largest_share:
             steps[output], windows[output] = step, step.window
     return steps, windows
 
 
 def _multiple(tensor: keras.KerasTensor, nodes: list) -> np.ndarray:
-    """Strides of the pooling that follows on a map: windows that fit them need no more context."""
+    """Strides of the pooling that follows a map: windows aligned to them need no more context."""
     multiple = np.ones(2, int)
     for node in nodes:
         if tensor in node.input_tensors:
@@ -218,7 +223,7 @@ def _multiple(tensor: keras.KerasTensor, nodes: list) -> np.ndarray:
 
 
 def _step(node, windows: dict[keras.KerasTensor, _Window], multiple: np.ndarray) -> _Step | None:
-    """The call of a layer as a step on windows; None for a layer that is not known."""
+    """The call of a layer as a step on windows; None for an unsupported layer."""
     layer, inputs = node.operation, tuple(node.input_tensors)
     given = [windows[tensor] for tensor in inputs]
     activation = getattr(layer, "activation", None)
@@ -259,7 +264,7 @@ def _step(node, windows: dict[keras.KerasTensor, _Window], multiple: np.ndarray)
     missing = np.maximum((outputs - 1) * strides + extent - shape, 0)
     before = missing // 2 if layer.padding == "same" else np.zeros(2, int)
     if kind is layers.AveragePooling2D and layer.padding == "same" and missing.any():
-        return None  # its means count what lies inside the map alone
+        return None  # its means ignore what is outside the map
     window = _window(
         -((extent - 1 - before - first) // strides),
         (end - 1 + before) // strides + 1,
@@ -277,7 +282,7 @@ def _step(node, windows: dict[keras.KerasTensor, _Window], multiple: np.ndarray)
 
 
 def _paste(border: keras.KerasTensor, window: _Window) -> _Step:
-    """The step to the whole map, with the window in its place."""
+    """The step from a window to the whole map that contains it."""
     start = np.zeros_like(window.start)
     return _Step((border,), start, window.shape, window, lambda views, start: views[0])
 
@@ -298,7 +303,7 @@ def _pooler(layer: layers.MaxPooling2D | layers.AveragePooling2D) -> Callable:
 
 
 def _normalizer(layer: layers.Normalization) -> Callable:
-    """Normalise by statistics (1, 1 or H, 1 or W, 1 or C): each pixel by its own."""
+    """Normalise each pixel by its own statistics, of shape (1, 1 or H, 1 or W, 1 or C)."""
 
     def compute(views, start):
         mean, variance = (
@@ -332,15 +337,15 @@ def _view(
     """Cut rectangles (B, *size, C) that begin at `start` (B, 2) out of maps with a changed window.
 
     The maps are `whole` (N, H, W, C) of the images `image` (B,), with the windows `changed`
-    (B, h, w, C) put at `place` (B, 2); beyond the maps, the value is `beyond`.
+    (B, h, w, C) pasted at `place` (B, 2). Beyond the maps, the value is `beyond`.
     """
     height, width, channels = whole.shape[1:]
     inner_height, inner_width = changed.shape[1:3]
     rows, columns = _places(start, size)
     inner_rows, inner_columns = rows - place[:, :1], columns - place[:, 1:]
-    within = _both(_lies(inner_rows, inner_height), _lies(inner_columns, inner_width))
-    outside = ~_both(_lies(rows, height), _lies(columns, width))
-    # One gather from one list of places: those of the whole maps, of the windows, and the outside.
+    within = _both(_inside(inner_rows, inner_height), _inside(inner_columns, inner_width))
+    outside = ~_both(_inside(rows, height), _inside(columns, width))
+    # One gather from one list of values: of the whole maps, of the windows, and the outside.
     count = tf.shape(whole)[0] * height * width
     batch = tf.range(tf.shape(changed)[0])
     rows, inner_rows = (
@@ -368,7 +373,7 @@ def _places(start: tf.Tensor, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tens
     return start[:, :1] + tf.range(size[0]), start[:, 1:] + tf.range(size[1])
 
 
-def _lies(places: tf.Tensor, length: int) -> tf.Tensor:
+def _inside(places: tf.Tensor, length: int) -> tf.Tensor:
     return (places >= 0) & (places < length)
 
 

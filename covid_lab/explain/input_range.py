@@ -1,9 +1,9 @@
-"""The range of values that a network was trained on: stated, or found and always reported.
+"""The range of values that a network was trained on: stated by the user, or found and reported.
 
-A network trained on grey values 0..1 gives confident nonsense for 0..255, without any error. What
-decides, in this order: preprocessing in the network itself; the class folders that labelled images
-are in; the statistics of its batch normalisation; the plausibility of its scores. Where several
-ranges remain possible, nothing is explained.
+A network trained on grey values 0..1 gives confident nonsense for 0..255, without any error. Four
+sources decide, in this order: preprocessing in the network; the class folders of labelled images;
+the statistics of its batch normalisation; the plausibility of its scores. Where several ranges
+remain possible, nothing is explained.
 """
 
 from collections.abc import Callable
@@ -26,19 +26,29 @@ _CONVERSIONS = {
     "caffe": (np.ones(3), -_CAFFE_MEAN),  # after the order of the channels is reversed
 }
 RANGES = tuple(_CONVERSIONS)
-# What layers with weights are usually given: 0..1, -1..1, and standardised colours.
+# Usual inputs of layers with weights: 0..1, -1..1, and standardised colours.
 _USUAL = ((0.0, 1.0), (-1.0, 1.0), (-2.12, 2.64))
-_NEAR, _FARTHEST, _CAFFE_FARTHEST = 1.5, 3.0, 25.0  # from the usual, of a range still recognised
+_NEAR, _FARTHEST, _CAFFE_FARTHEST = 1.5, 3.0, 25.0  # largest distances from the usual ranges
 _CAFFE = (-123.68, 151.06)
-LABELLED = 8  # images in class folders from which their labels can decide
+LABELLED = 8  # images in class folders that are enough for their labels to decide
 _LOWEST, _HIGHEST = 0.1, 30.0  # plausible scores: their spread over images, and their size
-_WORST_PROBABILITY = 0.01  # bounds what one image adds to the loss
-_OVERFLOW = 1e6  # stands for a score that is infinite
+_WORST_PROBABILITY = 0.01  # bounds the loss of one image
+_OVERFLOW = 1e6  # replaces an infinite score
 
 
 @dataclass(frozen=True)
 class InputRange:
-    """A range of values, one of `RANGES`, why it was taken, and whether that is certain."""
+    """The range of values that a network takes, and how it is known.
+
+    Attributes
+    ----------
+    name : str
+        One of `RANGES`.
+    reason : str
+        Why this range was chosen, in words.
+    certain : bool
+        Whether the range is certain or a guess.
+    """
 
     name: str
     reason: str
@@ -46,12 +56,24 @@ class InputRange:
 
 
 def conversion(name: str, channels: int) -> Callable | None:
-    """What takes images of 0..255 to a range, for the front of a network; None for 0..255.
+    """Return the layer that converts images of 0..255 to a range, for the front of a network.
+
+    Parameters
+    ----------
+    name : str
+        One of `RANGES`.
+    channels : int
+        Channels of the network's images.
+
+    Returns
+    -------
+    callable or None
+        Function of a Keras tensor; None for 0..255.
 
     Raises
     ------
     ValueError
-        The range is unknown, or one of colours for a network of one channel.
+        The range is unknown, or is defined for colours and the network takes one channel.
     """
     if name not in _CONVERSIONS:
         raise ValueError(f"unknown input range {name!r}; allowed: {', '.join(RANGES)}")
@@ -74,15 +96,24 @@ def find_input_range(
 
     Parameters
     ----------
-    network : flat, with the input as it was built, ending in scores (see `outputs.scored`).
-    images : uint8 (N, H, W, C), in 0..255, N ≥ 1.
-    labels : int (N,), the class of each image; -1 where it is unknown.
-    classes : names of the classes, for messages.
+    network : keras.Model
+        Flat network with its original input, ending in scores (see `outputs.scored`).
+    images : np.ndarray, (N, H, W, C), uint8, 0..255
+        One image or more.
+    labels : np.ndarray, (N,), int
+        The class of each image; -1 where it is unknown.
+    classes : tuple of str
+        Names of the classes, for messages.
+
+    Returns
+    -------
+    InputRange
+        The range, with the reason.
 
     Raises
     ------
     ValueError
-        It cannot be told; the message says what each range would give.
+        The range cannot be determined; the message reports the predictions for each range.
     """
     if found := _from_graph(network, images):
         return found
@@ -96,7 +127,7 @@ def find_input_range(
     if found is None:
         given = "; ".join(f"{name}: {_summary(scores[name], classes)}" for name in names)
         raise ValueError(
-            "the range of values that the network was trained on cannot be told: it has no "
+            "the range of values that the network was trained on cannot be determined: it has no "
             "preprocessing inside, and neither class folders nor its scores decide. Give "
             f"--input-range ({', '.join(RANGES)}). Each would give: {given}"
         )
@@ -104,12 +135,26 @@ def find_input_range(
 
 
 def contradiction(network: keras.Model, images: np.ndarray, labels: np.ndarray, name: str) -> str:
-    """Say what speaks against a stated range, with arguments as `find_input_range`; "" if nothing.
+    """Say what contradicts a stated range: preprocessing in the network, or the class folders.
 
-    Preprocessing in the network or the class folders may point to another range.
+    Parameters
+    ----------
+    network : keras.Model
+        As for `find_input_range`.
+    images : np.ndarray, (N, H, W, C), uint8, 0..255
+        As for `find_input_range`.
+    labels : np.ndarray, (N,), int
+        As for `find_input_range`.
+    name : str
+        The stated range, one of `RANGES`.
+
+    Returns
+    -------
+    str
+        A warning; "" where nothing contradicts the range.
     """
     found = _from_graph(network, images) or _from_labels(
-        {each: _scores(network, images, each) for each in _possible(images)}, labels
+        {other: _scores(network, images, other) for other in _possible(images)}, labels
     )
     if found is None or found.name == name or not found.certain:
         return ""
@@ -128,13 +173,13 @@ def _converted(images: np.ndarray, name: str) -> np.ndarray:
 
 
 def _scores(network: keras.Model, images: np.ndarray, name: str) -> np.ndarray:
-    """Scores (N, K) of images taken to a range."""
+    """Scores (N, K) of images converted to a range."""
     values = _run(network, images, name).astype(np.float64)
     return np.nan_to_num(values, nan=0.0, posinf=_OVERFLOW, neginf=-_OVERFLOW)
 
 
 def _run(network: keras.Model, images: np.ndarray, name: str) -> np.ndarray:
-    """What a network makes of images taken to a range, a few at a time: memory is bounded."""
+    """Outputs of a network for images converted to a range, in small batches to bound memory."""
     parts = [
         ops.convert_to_numpy(network(_converted(images[first : first + 16], name), training=False))
         for first in range(0, len(images), 16)
@@ -146,7 +191,7 @@ def _run(network: keras.Model, images: np.ndarray, name: str) -> np.ndarray:
 
 
 def _from_graph(network: keras.Model, images: np.ndarray) -> InputRange | None:
-    """The range that preprocessing layers take to one of the usual ranges."""
+    """The range that the network's preprocessing layers convert to one of the usual ranges."""
     inputs, changed, names = _before_weights(network)
     if changed is None:
         return None
@@ -167,7 +212,7 @@ def _from_graph(network: keras.Model, images: np.ndarray) -> InputRange | None:
     if _distance(ends["0..255"], _CAFFE) < _CAFFE_FARTHEST:
         return InputRange("0..255", f"{layers_named} subtracts a mean from values of 0..255")
     far = {name: min(_distance(end, usual) for usual in _USUAL) for name, end in ends.items()}
-    # Nothing but a conversion brings 0..255 near the usual, whatever it does to smaller values.
+    # Only a conversion brings 0..255 near the usual range, whatever it does to smaller values.
     best = "0..255" if far["0..255"] < _NEAR else min(far, key=far.get)
     if far[best] > _FARTHEST:
         return None
@@ -180,9 +225,9 @@ def _distance(ends: tuple[float, float], usual: tuple[float, float]) -> float:
 
 
 def _before_weights(network: keras.Model) -> tuple:
-    """Input, what the first layer with weights receives, and the layers before it, by name.
+    """Input, what the first layer with weights receives, and the names of the layers before it.
 
-    Normalisation counts as preprocessing. None where that layer receives the image itself.
+    Normalisation counts as preprocessing. The second is None where that layer receives the image.
     """
     image = network.inputs[0]
     reached, names = {id(image)}, []
@@ -198,7 +243,7 @@ def _before_weights(network: keras.Model) -> tuple:
 
 
 def _learns_features(layer: keras.Operation) -> bool:
-    """Whether a layer has weights, and is no normalisation, which counts as preprocessing."""
+    """Whether a layer has weights and is not a normalisation, which counts as preprocessing."""
     if isinstance(layer, layers.BatchNormalization):
         return not _is_trained(layer)
     is_layer = isinstance(layer, layers.Layer) and not isinstance(layer, layers.Normalization)
@@ -229,7 +274,7 @@ def _from_labels(scores: dict[str, np.ndarray], labels: np.ndarray) -> InputRang
     rivals = [n for n, loss in losses.items() if n != best and not _is_above(loss, losses[best])]
     if losses[best].mean() >= chance or (rivals and not _is_above(chance, losses[best])):
         return None
-    others = ", ".join(f"{name}: {share:.2f}" for name, share in right.items() if name != best)
+    others = ", ".join(f"{name}: {part:.2f}" for name, part in right.items() if name != best)
     return InputRange(
         best,
         f"the class folders of {known.sum()} images: {right[best]:.2f} are right ({others})",
@@ -251,7 +296,7 @@ def _is_trained(layer: layers.BatchNormalization) -> bool:
 def _from_normalization(
     network: keras.Model, images: np.ndarray, names: list[str]
 ) -> InputRange | None:
-    """The range for which the first batch normalisation meets what it saw in training."""
+    """The range whose features fit the statistics of the first batch normalisation best."""
     for node in graph_nodes(network):
         layer = operation_of(node)
         if isinstance(layer, layers.BatchNormalization):
@@ -282,11 +327,11 @@ def _from_normalization(
 
 
 def _from_scores(scores: dict[str, np.ndarray]) -> InputRange | None:
-    """The only range with plausible scores."""
+    """The only range with plausible scores; None where there are several or none."""
     plausible = [name for name, values in scores.items() if _is_plausible(values)]
     if len(plausible) != 1:
         return None
-    return InputRange(plausible[0], "only for it the scores are plausible", certain=False)
+    return InputRange(plausible[0], "it is the only range with plausible scores", certain=False)
 
 
 def _is_plausible(scores: np.ndarray) -> bool:

@@ -1,18 +1,18 @@
-"""LIME, through the lime library: which superpixels of an image hold the class score up.
+"""LIME with the lime library: which superpixels of an image support the class score.
 
-Superpixels are switched off at random, and a linear model is fitted to what this does to the class
-score, with a weight for how near each sample is to the image. The library does the drawing of
-samples and the fit; what it is given here makes up for what it lacks:
+Superpixels are switched off at random, and a linear model predicts the class score from the
+superpixels that remain. Samples nearer to the image have more weight. The library draws the
+samples and fits the model. Four parts differ from its defaults:
 
-- superpixels of our own (SLIC, which draws no random numbers): the library drops the seed that it
-  is given for quickshift;
-- the class score, signed where there is one logit, and not the probability, which hardly moves
-  where the network is sure;
-- a colour image with three equal channels for a network that takes grey ones;
-- its neighbourhood drawn by the same random numbers but blended for a whole batch at once, which
-  the library does superpixel by superpixel.
+- superpixels come from SLIC, which needs no random numbers, because the library ignores the seed
+  that it is given for quickshift;
+- the score is the signed logit instead of the probability, which hardly changes where the network
+  is confident;
+- grey images are passed to the library with three equal channels;
+- whole batches of samples are blended at once, with the library's random numbers; the library
+  blends one superpixel at a time.
 
-A local fit can be poor, and another draw can give other weights: both are measured and returned.
+A local fit can be poor, and other samples can give other weights. Both are measured and returned.
 
 References
 ----------
@@ -46,14 +46,16 @@ from covid_lab.explain.outputs import remove_final_activation
 
 @dataclass(frozen=True, eq=False)
 class LimeHeatmaps(Heatmaps):
-    """Heatmaps whose `raw` (N, H, W) holds the weight of each pixel's superpixel.
+    """Heatmaps whose `raw` (N, H, W) is the weight of each pixel's superpixel.
 
     Attributes
     ----------
-    fit : (N,) float64, weighted R² of the linear model around each image, mean over the runs. Near
-        1 it stands for the network there; near 0 the weights mean little.
-    stability : (N,) float64, mean correlation (Pearson) between the weights of two runs, which
-        differ in the samples drawn; NaN for a single run, and where a run's weights are all equal.
+    fit : np.ndarray, (N,), float64
+        Weighted R² of the linear model around each image, mean over the runs. Near 1 it represents
+        the network there; near 0 the weights mean little.
+    stability : np.ndarray, (N,), float64
+        Mean Pearson correlation between the weights of two runs, which differ in the samples drawn.
+        NaN for a single run, and where a run's weights are all equal.
     """
 
     fit: np.ndarray
@@ -70,24 +72,59 @@ def lime(
     seed: int = 0,
     batch_size: int = 32,
 ) -> LimeHeatmaps:
-    """Weights of superpixels in a linear model of the class score around each image.
+    """LIME: weights of superpixels in a linear model of the class score around each image.
 
     Takes `samples` · `runs` forward passes for each image.
 
     Parameters
     ----------
-    model, images, target : as for `grad_cam`, with 1 or 3 colour channels.
-    superpixels : about how many; see `segment`.
-    samples : images in which each superpixel is replaced by its own mean colour or not, at random;
-        the first is the image itself. 2 or more in each run.
-    runs : draws of samples, 1 or more; `raw` is the mean of their weights, in units of the score.
-    seed : of the samples; run r has seed + r, the same for every image, so that a map does not
-        depend on the images beside it.
-    batch_size : samples computed at once; memory does not grow with N beyond the maps.
+    model : keras.Model
+        As for `grad_cam`.
+    images : array_like, (N, H, W, 1 or 3), uint8 or float, 0..255
+        As for `grad_cam`.
+    target : int, array_like of int (N,), or "predicted"
+        As for `grad_cam`.
+    superpixels : int, 2 or more
+        Approximate number of superpixels; see `segment`.
+    samples : int, 2 or more
+        Images per run, in which each superpixel is replaced by its mean colour with probability
+        1/2; the first sample is the image itself.
+    runs : int, 1 or more
+        Independent draws of samples. `raw` is the mean of their weights, in units of the score.
+    seed : int
+        Seed of the samples. Run r uses seed + r for every image, so that a map does not depend on
+        the other images.
+    batch_size : int
+        Samples per forward pass. Apart from the maps, memory does not grow with N.
+
+    Returns
+    -------
+    LimeHeatmaps
+        Maps at the pixels, with the quality of the fit.
 
     Raises
     ------
-    ValueError : for bad input, as `grad_cam`; for superpixels, samples or runs out of range.
+    ValueError
+        The input is invalid (see `grad_cam`), or `superpixels`, `samples` or `runs` is out of
+        range.
+
+    Examples
+    --------
+    >>> import keras
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((8, 8, 1)),
+    ...         keras.layers.Conv2D(2, 3, activation="relu", kernel_initializer="ones"),
+    ...         keras.layers.GlobalAveragePooling2D(),
+    ...         keras.layers.Dense(1, kernel_initializer="ones"),
+    ...     ]
+    ... )
+    >>> images = np.zeros((1, 8, 8, 1), np.uint8)
+    >>> images[0, 2:5, 2:5] = 100
+    >>> heatmaps = lime(model, images, target=1, superpixels=4, samples=20)
+    >>> heatmaps.maps.shape, heatmaps.fit.shape, heatmaps.stability.shape
+    ((1, 8, 8), (1,), (1,))
     """
     if samples < 2 or runs < 1:
         raise ValueError(f"samples is {samples}, runs {runs}; expected 2 or more, 1 or more.")
@@ -103,22 +140,41 @@ def lime(
     for i, image in enumerate(images.astype(np.float32)):
         segments = segment(image, superpixels)
         found = [
-            _fitted(sample_scores, image, segments, target[i], samples, seed + run, batch_size)
+            _weights_and_fit(
+                sample_scores, image, segments, target[i], samples, seed + run, batch_size
+            )
             for run in range(runs)
         ]
         weights = np.array([weights for weights, _ in found])  # (runs, S)
         raw[i] = weights.mean(axis=0)[segments]
-        fit[i] = np.mean([share for _, share in found])
+        fit[i] = np.mean([r2 for _, r2 in found])
         stability[i] = _mean_correlation(weights)
     reasons = {"no change": ~raw.any(axis=(1, 2))}
     return LimeHeatmaps.from_raw(PIXELS, raw, scores, target, reasons, fit=fit, stability=stability)
 
 
 def segment(image: np.ndarray, superpixels: int) -> np.ndarray:
-    """Superpixels of an image (H, W, 1 or 3) in 0..255, as int64 (H, W) numbered from 0.
+    """Divide an image into superpixels (SLIC; Achanta et al. 2012).
 
-    SLIC (Achanta et al. 2012) on values scaled to 0..1, with compactness 0.1 and connected pieces;
-    their number comes near `superpixels` (2 or more) and depends on the image.
+    SLIC runs on values scaled to 0..1, with compactness 0.1 for grey images and 10 for colour
+    images.
+
+    Parameters
+    ----------
+    image : np.ndarray, (H, W, 1 or 3), 0..255
+        Image.
+    superpixels : int, 2 or more
+        Approximate number of superpixels; the number found depends on the image.
+
+    Returns
+    -------
+    np.ndarray, (H, W), int64
+        Number of each pixel's superpixel, from 0 without gaps. Superpixels are connected.
+
+    Raises
+    ------
+    ValueError
+        `superpixels` is below 2.
     """
     if superpixels < 2:
         raise ValueError(f"superpixels is {superpixels}; expected 2 or more.")
@@ -134,13 +190,13 @@ def segment(image: np.ndarray, superpixels: int) -> np.ndarray:
 
 
 class _BatchedExplainer(LimeImageExplainer):
-    """The library's explainer, with the samples of a whole batch blended at once."""
+    """The library's explainer, which blends the samples of a whole batch at once."""
 
     def data_labels(self, image, fudged_image, segments, classifier_fn, num_samples, batch_size=10):
         """Which superpixels each sample keeps (M, S), and its score (M, 1).
 
-        Other than in the library, `classifier_fn` takes (image, fudged image, which superpixels
-        are kept (P, S)), so that no sample has to be made here; the draws are the same.
+        Unlike the library's, `classifier_fn` takes (image, fudged image, kept superpixels (P, S)),
+        so that no sample has to be made here. The random draws are the same.
         """
         superpixels = segments.max() + 1
         kept = self.random_state.randint(0, 2, num_samples * superpixels)
@@ -153,7 +209,7 @@ class _BatchedExplainer(LimeImageExplainer):
         return kept, np.concatenate(scores)[:, None]
 
 
-def _fitted(
+def _weights_and_fit(
     sample_scores: Callable,
     image: np.ndarray,
     segments: np.ndarray,
@@ -172,12 +228,12 @@ def _fitted(
     explained = _BatchedExplainer(random_state=seed).explain_instance(
         np.broadcast_to(image, (*image.shape[:2], 3)),
         scores,
-        labels=(0,),  # the one column there is
+        labels=(0,),  # the only column
         top_labels=None,
         num_samples=samples,
         batch_size=batch_size,
         segmentation_fn=lambda _: segments,
-        random_seed=seed,  # of the library's own segmentation; else drawn from our samples' stream
+        random_seed=seed,  # else the library draws one from our samples' stream
     )
     superpixels, weights = zip(*explained.local_exp[0], strict=True)
     return np.array(weights)[np.argsort(superpixels)], float(explained.score)
@@ -207,7 +263,7 @@ def _sample_scores(model: keras.Model) -> Callable:
 
 
 def _mean_correlation(weights: np.ndarray) -> float:
-    """Mean correlation of each two rows of weights (R, S); NaN where it is undefined."""
+    """Mean correlation between all pairs of rows of weights (R, S); NaN where it is undefined."""
     if len(weights) < 2 or (np.ptp(weights, axis=1) == 0).any():
         return np.nan
     return float(np.corrcoef(weights)[np.triu_indices(len(weights), k=1)].mean())

@@ -1,8 +1,8 @@
-"""Every method of explanation by its name, all called in one manner.
+"""All explanation methods by name, with one signature.
 
-`METHODS[name](model, images, target)` gives `Heatmaps`; what else a method takes is in its own
-documentation. Those in `LAYERED` look at the features of a layer, which the argument `layer` names;
-the others look at the pixels.
+`METHODS[name](model, images, target)` returns `Heatmaps`; each method documents its further
+arguments. The methods in `LAYERED` explain with the features of a layer, which the argument
+`layer` names. The others explain with the pixels.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from covid_lab.explain.scorecam import score_cam
 
 
 def _lime(*arguments, **options) -> Heatmaps:
-    """LIME; imported when it is called, as the notebooks must run without its library."""
+    """Call LIME; imported here because the notebooks must run without its library."""
     from covid_lab.explain.lime import lime
 
     return lime(*arguments, **options)
@@ -36,11 +36,27 @@ METHODS: dict[str, Callable[..., Heatmaps]] = {
 
 
 def method_named(name: str) -> str:
-    """Return the key of `METHODS` that is meant; case, "-", "_" and " " do not count.
+    """Return the key of `METHODS` for a name in any spelling.
+
+    Parameters
+    ----------
+    name : str
+        Name of a method. Case, "-", "_" and spaces do not count.
+
+    Returns
+    -------
+    str
+        The key.
 
     Raises
     ------
-    ValueError : for a method that there is not; the message lists them.
+    ValueError
+        The method is unknown; the message lists the methods.
+
+    Examples
+    --------
+    >>> method_named("GradCAM")
+    'grad-cam'
     """
     plain = {_plain(key): key for key in METHODS}
     if _plain(name) not in plain:

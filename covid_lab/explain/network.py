@@ -1,4 +1,4 @@
-"""The graph of a network, flat for models inside models, and with less to compute."""
+"""The graph of a network: nested models flattened, and batch normalisation folded away."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,27 +12,47 @@ CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D)
 
 
 def graph_nodes(model: keras.Model) -> list:
-    """Every call of an operation in the model's graph, from the input to the output."""
-    # Not `layer.output`: that is the layer's first call ever, which may belong to another model
-    # or, for a nested model, lie inside it. Keras offers no public list of a model's calls.
+    """List every call of an operation in the model's graph, from the input to the output.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Functional or sequential model.
+
+    Returns
+    -------
+    list of keras.Node
+        The calls, in an order in which they can be computed.
+    """
+    # Not `layer.output`: that is the layer's very first call, which may belong to another model
+    # or, for a nested model, to its inside. Keras offers no public list of a model's calls.
     by_depth = keras.Function(model.inputs, model.outputs)._nodes_by_depth
     return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
 
-@lru_cache(maxsize=8)  # what is compiled for a flat model is kept for it
+@lru_cache(maxsize=8)  # functions compiled for a flat model are cached by that model
 def flatten(
     model: keras.Model, shape: tuple[int, int, int] | None = None, front: Callable | None = None
 ) -> keras.Model:
-    """The same model without models inside; the given one where there are none.
+    """Return the same model without nested models; the given one where it has none.
 
-    All layers are shared. A layer `inner` of a model `outer` has the place ``outer/inner``, see
-    `place`. Layers of one name in several inner models are called through an `Alias`.
+    All layers are shared. A layer `inner` of a nested model `outer` gets the place ``outer/inner``
+    (see `place`). Where several nested models have layers of the same name, all but the first are
+    called through an `Alias`.
 
     Parameters
     ----------
-    model : functional or sequential model with one input, or several where `shape` is None.
-    shape : (height, width, channels) of the images, to fix the size of a model that takes any.
-    front : what to apply to the images first: a layer, or another function of a Keras tensor.
+    model : keras.Model
+        Functional or sequential model with one input, or with several where `shape` is None.
+    shape : tuple of int, (height, width, channels), optional
+        Shape of the images, to fix the size of a model that takes any size.
+    front : callable, optional
+        Applied to the images first: a layer, or another function of a Keras tensor.
+
+    Returns
+    -------
+    keras.Model
+        Flat model. The last eight are cached, with what was compiled for them.
     """
     if shape is None and front is None:
         if not any(_is_nested(node.operation) for node in graph_nodes(model)):
@@ -47,18 +67,48 @@ def flatten(
 
 
 def place(node) -> str:
-    """Where a call of a layer is in the model: its name, or ``outer/inner`` after `flatten`."""
+    """Where a call of a layer is in the model.
+
+    Parameters
+    ----------
+    node : keras.Node
+        Call of a layer, from `graph_nodes`.
+
+    Returns
+    -------
+    str
+        The layer's name, or ``outer/inner`` after `flatten`.
+    """
     return getattr(node.outputs[0], "place", operation_of(node).name)
 
 
 def operation_of(node) -> keras.Operation:
-    """The layer or operation that is called, without an `Alias`."""
+    """The layer or operation that is called, without an `Alias`.
+
+    Parameters
+    ----------
+    node : keras.Node
+        Call of a layer, from `graph_nodes`.
+
+    Returns
+    -------
+    keras.Operation
+        The layer or operation.
+    """
     operation = node.operation
     return operation.operation if isinstance(operation, Alias) else operation
 
 
 class Alias(layers.Layer):
-    """Another name for a layer, since no two layers of a model may have the same."""
+    """A layer under another name, because the layers of a model must have different names.
+
+    Parameters
+    ----------
+    operation : keras.Operation
+        The layer or operation to call.
+    name : str
+        Its other name.
+    """
 
     def __init__(self, operation: keras.Operation, name: str):
         super().__init__(name=name)
@@ -66,11 +116,37 @@ class Alias(layers.Layer):
         self.built = True
 
     def call(self, *arguments, **options):
-        """Call the layer."""
+        """Call the layer.
+
+        Parameters
+        ----------
+        *arguments : object
+            Arguments of the layer.
+        **options : object
+            Keyword arguments of the layer.
+
+        Returns
+        -------
+        tensor or list of tensor
+            Outputs of the layer.
+        """
         return self.operation(*arguments, **options)
 
     def compute_output_spec(self, *arguments, **options):
-        """Shape and type of the layer's outputs."""
+        """Shape and type of the layer's outputs.
+
+        Parameters
+        ----------
+        *arguments : object
+            Arguments of the layer.
+        **options : object
+            Keyword arguments of the layer.
+
+        Returns
+        -------
+        keras.KerasTensor or list of keras.KerasTensor
+            Symbolic outputs.
+        """
         return self.operation.compute_output_spec(*arguments, **options)
 
 
@@ -80,10 +156,10 @@ def _is_nested(operation: keras.Operation) -> bool:
 
 
 def _inlined(model: keras.Model, tensors: list, prefix: str, names: dict[str, object]) -> list:
-    """Call the model's operations on tensors; return its outputs, as a list."""
+    """Call the model's operations on tensors; return its outputs as a list."""
 
     def call(operation, *arguments, **options):
-        # Explanations are made without training, whatever the model was built with.
+        # Explanations use inference mode, whatever the model was built with.
         options = {key: value for key, value in options.items() if key != "training"}
         if _is_nested(operation):
             given = keras.tree.flatten([arguments, options])
@@ -107,12 +183,22 @@ def _inlined(model: keras.Model, tensors: list, prefix: str, names: dict[str, ob
 
 
 def fold_normalization(model: keras.Model) -> keras.Model:
-    """The same network for inference, with each BatchNorm inside the convolution before it.
+    """Return the same network for inference, with each BatchNorm folded into its convolution.
 
-    With its moving mean μ and variance σ², γ (W∗x + b − μ) / √(σ² + ε) + β is one convolution with
-    other weights, which saves two passes over every feature map: a third of MobileNetV2's time.
-    The weights are derived from the given model's at each call, which shares all its layers.
-    A convolution whose own output is an output of the model, or is used twice, stays as it is.
+    With the moving mean μ and variance σ² of the BatchNorm, γ (W∗x + b − μ) / √(σ² + ε) + β is one
+    convolution with other weights. This saves two passes over every feature map, a third of
+    MobileNetV2's time.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Flat model.
+
+    Returns
+    -------
+    keras.Model
+        Network that shares all layers with the given one and reads their weights at each call. A
+        convolution stays as it is if its own output is an output of the model or is used twice.
     """
     nodes = graph_nodes(model)
     calls = Counter(node.operation for node in nodes)
@@ -125,8 +211,8 @@ def fold_normalization(model: keras.Model) -> keras.Model:
         if type(norm) is layers.BatchNormalization:
             features = node.input_tensors[0]
             convolution = producers.get(features)
-            alone = uses[features] == calls[convolution] == calls[norm] == 1
-            if alone and _is_plain(convolution) and norm.axis in (-1, 3):
+            used_once = uses[features] == calls[convolution] == calls[norm] == 1
+            if used_once and _is_plain(convolution) and norm.axis in (-1, 3):
                 replaced[convolution] = layers.Identity()
                 replaced[norm] = _without_options(FoldedConvolution(convolution, norm))
     if not replaced:
@@ -138,7 +224,7 @@ def fold_normalization(model: keras.Model) -> keras.Model:
 
 
 def _without_options(layer: layers.Layer) -> Callable:
-    """Call the layer with the inputs alone, not with what a BatchNorm takes besides."""
+    """Call the layer with the inputs only, without the other arguments of a BatchNorm."""
     return lambda inputs, **options: layer(inputs)
 
 
@@ -153,7 +239,15 @@ def _is_plain(layer: keras.Operation) -> bool:
 
 
 class FoldedConvolution(layers.Layer):
-    """A convolution and the BatchNorm behind it, as one."""
+    """A convolution and the BatchNorm that follows it, as one layer.
+
+    Parameters
+    ----------
+    convolution : keras.layers.Conv2D or keras.layers.DepthwiseConv2D
+        Convolution without activation.
+    normalization : keras.layers.BatchNormalization
+        BatchNorm over the convolution's output channels.
+    """
 
     def __init__(self, convolution: layers.Layer, normalization: layers.BatchNormalization):
         super().__init__(name=normalization.name)
@@ -161,7 +255,18 @@ class FoldedConvolution(layers.Layer):
         self.built = True
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Convolve (N, H, W, C) with the kernel W γ / √(σ² + ε), and add the bias."""
+        """Convolve with the kernel W γ / √(σ² + ε), and add the bias.
+
+        Parameters
+        ----------
+        inputs : tf.Tensor, (N, H, W, C), float32
+            Features.
+
+        Returns
+        -------
+        tf.Tensor, (N, H', W', K), float32
+            What convolution and BatchNorm give at inference.
+        """
         convolution, norm = self.convolution, self.normalization
         factors = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
         if norm.scale:
@@ -173,7 +278,7 @@ class FoldedConvolution(layers.Layer):
             bias += norm.beta
         kernel = convolution.kernel
         if isinstance(convolution, layers.DepthwiseConv2D):
-            # Its last two axes together, input channel and multiplier, are the output's channels.
+            # Its last two axes, input channel and multiplier, together are the output's channels.
             factors = tf.reshape(factors, kernel.shape[2:])
         features = convolve(convolution, inputs, kernel * factors, convolution.padding)
         return tf.nn.bias_add(features, bias)
@@ -185,7 +290,24 @@ def convolve(
     kernel: tf.Tensor,
     padding: str,
 ) -> tf.Tensor:
-    """A layer's convolution of (N, H, W, C), without bias, with some kernel and padding."""
+    """Convolve with a layer's strides and dilation, without bias.
+
+    Parameters
+    ----------
+    layer : keras.layers.Conv2D or keras.layers.DepthwiseConv2D
+        Layer that supplies strides, dilation and kind of convolution.
+    inputs : tf.Tensor, (N, H, W, C), float32
+        Features.
+    kernel : tf.Tensor, (height, width, C, K), float32
+        Kernel, of the shape of the layer's own.
+    padding : str
+        "same" or "valid".
+
+    Returns
+    -------
+    tf.Tensor, (N, H', W', K), float32
+        Convolved features; C·K channels for a depthwise convolution.
+    """
     depthwise = isinstance(layer, layers.DepthwiseConv2D)
     return (tf.nn.depthwise_conv2d if depthwise else tf.nn.conv2d)(
         inputs,

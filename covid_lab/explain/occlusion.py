@@ -1,10 +1,10 @@
-"""Occlusion sensitivity: cover a part of the image, and see how far the class score falls.
+"""Occlusion sensitivity: cover a part of the image, and measure how far the class score falls.
 
-The manner of calling is that of `gradcam`. No gradient is needed, and what is shown is what the
-model does, at the price of one forward pass per patch.
+The map shows directly what the model does, without gradients, at the cost of one forward pass per
+patch. The signature starts like that of `gradcam.grad_cam`.
 
-Reference
----------
+References
+----------
 Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2.
 """
 
@@ -26,6 +26,7 @@ from covid_lab.explain.class_score import (
 )
 from covid_lab.explain.heatmaps import PIXELS, Heatmaps
 from covid_lab.explain.incremental import covered_scores_functions
+from covid_lab.explain.network import flatten
 from covid_lab.explain.outputs import remove_final_activation
 
 
@@ -42,29 +43,61 @@ def occlusion(
 
     Parameters
     ----------
-    model, images, target : as for `grad_cam`. The predicted class is that of the whole image.
-    patch : side of the square in pixels, at most the image's.
-    stride : pixels from one patch to the next, at most `patch`. The last patch in a row or column
-        ends at the image's edge, whatever the stride, so that every pixel is covered.
-    fill : grey value 0..255 under the patch; by default each image's own mean, by colour channel.
-    batch_size : covered images computed at once; memory does not grow with N beyond the maps.
+    model : keras.Model
+        As for `grad_cam`.
+    images : array_like, (N, H, W, C), uint8 or float, 0..255
+        As for `grad_cam`.
+    target : int, array_like of int (N,), or "predicted"
+        As for `grad_cam`. The predicted class is that of the uncovered image.
+    patch : int, 1 to the image's smaller side
+        Side of the square in pixels.
+    stride : int, 1 to `patch`
+        Pixels from one patch to the next. The last patch in a row or column ends at the image's
+        edge, whatever the stride, so that every pixel is covered.
+    fill : float, 0..255, optional
+        Grey value under the patch; by default the mean of each image's colour channel.
+    batch_size : int
+        Covered images per forward pass. Apart from the maps, memory does not grow with N.
 
     Returns
     -------
     Heatmaps
         `raw` at the pixels (N, H, W) is the mean of S(image) − S(image with a patch) over the
-        patches that cover the pixel, in units of the score: positive where the image speaks for
-        the class. A map whose score no patch changes is blank, "no change".
+        patches that cover the pixel, in units of the score: positive where the image is evidence
+        for the class. Where no patch changes the score, the map is blank, "no change".
 
     Raises
     ------
-    ValueError : for bad input, as `grad_cam`; for a patch that does not fit into the image, a
-        stride that leaves pixels uncovered, or a fill out of range.
+    ValueError
+        The input is invalid (see `grad_cam`), the patch does not fit into the image, the stride
+        leaves pixels uncovered, or the fill is out of range.
+
+    See Also
+    --------
+    occlusion_function : Compile once for many calls.
 
     Notes
     -----
-    Compiles the model for this one call, which takes seconds for a large backbone. For many calls
-    keep the function that `occlusion_function` returns.
+    Each call compiles the model, which takes seconds for a large backbone.
+
+    Examples
+    --------
+    >>> import keras
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((4, 4, 1)),
+    ...         keras.layers.Flatten(),
+    ...         keras.layers.Dense(1, kernel_initializer="ones"),
+    ...     ]
+    ... )
+    >>> images = np.zeros((1, 4, 4, 1), np.uint8)
+    >>> images[0, :2, :2] = 50
+    >>> occlusion(model, images, target=1, patch=2, stride=2, fill=0).raw[0]
+    array([[200., 200.,   0.,   0.],
+           [200., 200.,   0.,   0.],
+           [  0.,   0.,   0.,   0.],
+           [  0.,   0.,   0.,   0.]], dtype=float32)
     """
     return occlusion_function(model, patch, stride, fill)(images, target, batch_size)
 
@@ -72,17 +105,35 @@ def occlusion(
 def occlusion_function(
     model: keras.Model, patch: int = 20, stride: int = 10, fill: float | None = None
 ) -> Callable[..., Heatmaps]:
-    """Return `heatmaps(images, target, batch_size=32)`; arguments and errors as for `occlusion`.
+    """Return a function for many calls of `occlusion` with the same model.
 
     The model is compiled at the first call for each size of images.
+
+    Parameters
+    ----------
+    model : keras.Model
+        As for `grad_cam`.
+    patch : int, 1 to the image's smaller side
+        Side of the square in pixels.
+    stride : int, 1 to `patch`
+        Pixels from one patch to the next.
+    fill : float, 0..255, optional
+        Grey value under the patch; by default the mean of each image's colour channel.
+
+    Returns
+    -------
+    callable
+        ``heatmaps(images, target, batch_size=32)``, which returns `Heatmaps`. Arguments and errors
+        are those of `occlusion`.
     """
     model = remove_final_activation(model)
 
     @cache
     def compiled(height: int, width: int):
         corners = list(product(_starts(height, patch, stride), _starts(width, patch, stride)))
-        functions = covered_scores_functions(_of_size(model, height, width), corners, patch)
-        return corners, *functions
+        shape = model.inputs[0].shape[1:]
+        sized = flatten(model, (height, width, shape[2])) if None in shape else model
+        return corners, *covered_scores_functions(sized, corners, patch)
 
     def heatmaps(images: ArrayLike, target: ArrayLike, batch_size: int = 32) -> Heatmaps:
         images = checked_images(model, images)
@@ -123,13 +174,5 @@ def occlusion_function(
 
 
 def _starts(length: int, patch: int, stride: int) -> list[int]:
-    """First pixels of the patches along a side; the last patch ends at the edge."""
+    """First pixels of the patches along one side; the last patch ends at the edge."""
     return sorted({*range(0, length - patch, stride), length - patch})
-
-
-def _of_size(model: keras.Model, height: int, width: int) -> keras.Model:
-    """The model for images of one size, where it takes any."""
-    if None not in model.inputs[0].shape[1:]:
-        return model
-    images = keras.Input((height, width, model.inputs[0].shape[-1]))
-    return keras.Model(images, model(images))

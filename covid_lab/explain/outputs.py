@@ -1,9 +1,10 @@
 """From a classifier's output to the scores of its classes: logits, or log-odds of probabilities.
 
-A sigmoid near 0 or 1 has no gradient left, and the softmax of one class also holds the evidence
-against the others; the logit is free of both. The output is traced back through reshaping, casts
-and averages to the activation that made it a probability. Where that fails, its values decide: an
-output that stays in 0..1 whatever the image is a probability p, and its log-odds are the score.
+A sigmoid near 0 or 1 has a vanishing gradient, and the softmax of one class also contains the
+evidence against the others. The logit has neither problem. The output is traced back through
+reshaping, casts and averages to the activation that made it a probability. Where that fails, the
+values decide: an output that stays in 0..1 whatever the image is a probability p, and its log-odds
+are the score.
 """
 
 import keras
@@ -20,7 +21,7 @@ ACTIVATION_LAYERS = (
     layers.ReLU,
     layers.Softmax,
 )
-# Operations as `keras.ops` puts them into a graph, by name: Keras exports no classes for them.
+# Names of the operations that `keras.ops` puts into a graph; Keras exports no classes for them.
 _ACTIVATION_OPERATIONS = {
     "Sigmoid", "Softmax", "LogSoftmax", "LogSigmoid", "HardSigmoid", "Relu", "Relu6", "Silu",
     "Gelu", "Elu", "Selu", "LeakyRelu", "Softplus", "Tanh", "HardSilu",
@@ -32,29 +33,56 @@ _RESHAPING_LAYERS = (
 _UNBOUNDED = (
     layers.Dense, layers.EinsumDense, layers.Conv2D, layers.Conv1D, layers.SeparableConv2D,
 )  # fmt: skip
-SMALLEST = 1e-7  # probability: next to 1 float32 knows no finer step
+SMALLEST = 1e-7  # probability; close to 1, float32 has no finer steps
 _TOLERANCE = 1e-5  # of probabilities, in half precision too
 
 
 def remove_final_activation(model: keras.Model) -> keras.Model:
-    """Return a flat classifier that ends in scores; the given one if it already is that.
+    """Return a flat classifier that ends in scores; the given one if it is that already.
 
-    The returned model shares its layers with the given one, which is not changed, except a last
-    layer with an activation of its own (`Dense(1, "sigmoid")`): that one becomes a linear layer
-    with a copy of the weights. See `scored` for what is returned and raised.
+    The returned model shares its layers with the given one, which is not changed. One layer is an
+    exception: a last layer with its own activation, such as `Dense(1, "sigmoid")`, becomes a linear
+    layer with a copy of the weights.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Functional or sequential classifier.
+
+    Returns
+    -------
+    keras.Model
+        Classifier with one input and one output (N, K).
+
+    Raises
+    ------
+    ValueError
+        As for `scored`.
     """
     return scored(model)[0]
 
 
 def scored(model: keras.Model) -> tuple[keras.Model, str]:
-    """Return a flat classifier that ends in scores (N, K), and how its output was recognised.
+    """Return a flat classifier that ends in scores, and how its output was recognised.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Functional or sequential classifier.
+
+    Returns
+    -------
+    scores : keras.Model
+        Classifier with one input and one output (N, K); see `remove_final_activation`.
+    how : str
+        How the output was recognised, in words.
 
     Raises
     ------
     ValueError
-        Anything but one input and one output with one value per class; weights that are NaN or
-        infinite, naming their layers: a fused kernel may turn NaN into 0, and what is computed from
-        it looks like a score.
+        The model does not have one input and one output with one value per class, or weights are
+        NaN or infinite. The message names their layers. Such weights are refused because a fused
+        kernel may turn NaN into 0, and the result looks like a score.
     """
     if bad := [weight.path for weight in model.weights if not np.isfinite(weight.numpy()).all()]:
         raise ValueError(f"Model '{model.name}' has NaN or infinite weights: {', '.join(bad)}.")
@@ -78,19 +106,24 @@ def scored(model: keras.Model) -> tuple[keras.Model, str]:
 
 
 def choose_output(model: keras.Model, wanted: str | None = None) -> keras.Model:
-    """The same model with one of its outputs, from a tensor to a tensor.
-
-    The given one where it is that already. Models with a mapping for inputs or outputs are not.
+    """Return the same model with only one of its outputs, from a tensor to a tensor.
 
     Parameters
     ----------
     model : keras.Model
-    wanted : name or number (from 0) of the output; None: the only one with one value per class.
+        Functional or sequential model, also one with a mapping of inputs or outputs.
+    wanted : str, optional
+        Name or number (from 0) of the output; by default the only one with one value per class.
+
+    Returns
+    -------
+    keras.Model
+        Model with one output; the given one if it already maps a tensor to a tensor.
 
     Raises
     ------
     ValueError
-        An unknown output, or several that could be meant; the message lists them.
+        The output is unknown, or several are possible; the message lists them.
     """
     outputs = model.outputs
     plain = isinstance(model, keras.Sequential) or all(
@@ -117,13 +150,35 @@ def choose_output(model: keras.Model, wanted: str | None = None) -> keras.Model:
 
 
 def is_score(tensor: keras.KerasTensor) -> bool:
-    """Whether an output has one value per class: (N,), (N, K), or (N, 1, 1, K)."""
+    """Whether an output has one value per class: (N,), (N, K), or (N, 1, 1, K).
+
+    Parameters
+    ----------
+    tensor : keras.KerasTensor
+        Output of a model.
+
+    Returns
+    -------
+    bool
+        True for one value per class.
+    """
     sides = tensor.shape[1:]
     return None not in sides and sum(side != 1 for side in sides) <= 1 and len(sides) != 2
 
 
 def has_activation(layer: keras.Operation) -> bool:
-    """Whether a layer is an activation, or applies one that is not linear."""
+    """Whether a layer is an activation, or applies one that is not linear.
+
+    Parameters
+    ----------
+    layer : keras.Operation
+        Layer or operation of a model.
+
+    Returns
+    -------
+    bool
+        True for such a layer.
+    """
     if isinstance(layer, ACTIVATION_LAYERS) or _is_operation(layer, _ACTIVATION_OPERATIONS):
         return True
     return getattr(layer, "activation", None) not in (None, keras.activations.linear)
@@ -134,7 +189,7 @@ def _is_operation(layer: keras.Operation, names: set[str]) -> bool:
 
 
 def _traced(tensor: keras.KerasTensor, producers: dict, linear: dict) -> tuple:
-    """Scores before the final activation, or None; how they were found, None for not at all.
+    """Scores before the final activation and how they were found; None where tracing fails.
 
     `linear` collects the scores of layers that were copied without their activation.
     """
@@ -175,20 +230,20 @@ def _traced(tensor: keras.KerasTensor, producers: dict, linear: dict) -> tuple:
 
 def _passes_on(layer: keras.Operation) -> bool:
     return (
-        # An activation here is a linear one: others are found before.
+        # An activation here is a linear one: others have been found before.
         isinstance(layer, (layers.Activation, *_RESHAPING_LAYERS))
         or _is_operation(layer, _RESHAPING_OPERATIONS)
     )
 
 
 def _activation_name(layer: keras.Operation) -> str | None:
-    """Name of the activation that a layer is or applies, in small letters."""
+    """Name of the activation that a layer is or applies, in lower case."""
     function = getattr(layer, "activation", None)
     return getattr(function, "__name__", type(layer).__name__).lower()
 
 
 def _probability_kind(tensor: keras.KerasTensor, producers: dict) -> str | None:
-    """Return "sigmoid" or "softmax", where a tensor comes from one of them."""
+    """Return "sigmoid" or "softmax" where a tensor comes from one of them."""
     node = producers[id(tensor)]
     layer = operation_of(node)
     if has_activation(layer):
@@ -198,12 +253,12 @@ def _probability_kind(tensor: keras.KerasTensor, producers: dict) -> str | None:
 
 
 def _by_values(model: keras.Model) -> tuple:
-    """Log-odds of an output that stays in 0..1 for images of every kind, else nothing."""
+    """Log-odds where the output stays in 0..1 for images of every kind, else None; and how."""
     output = model.outputs[0]
     shape = [side or 64 for side in model.inputs[0].shape[1:]]
     random = np.random.default_rng(0)
     probes = [np.zeros(shape), np.full(shape, 255), *random.uniform(0, 255, (4, *shape))]
-    # A logit grows with the image; a probability stays one.
+    # A logit grows with the image; a probability stays in 0..1.
     probes += [scale * random.standard_normal(shape) for scale in (1, 1e2, 1e3, 1e4)]
     values = ops.convert_to_numpy(model(np.float32(probes), training=False)).astype(np.float64)
     values = values.reshape(len(probes), -1)
@@ -216,14 +271,31 @@ def _by_values(model: keras.Model) -> tuple:
 
 
 class LogOdds(layers.Layer):
-    """log p − log(1 − p) of probabilities, or log p of those that sum to 1."""
+    """Log-odds log p − log(1 − p) of probabilities, or log p of those that sum to 1.
+
+    Parameters
+    ----------
+    kind : str
+        "sigmoid" for log-odds, "softmax" for log p.
+    """
 
     def __init__(self, kind: str):
         super().__init__(dtype="float32")
         self.kind = kind
 
     def call(self, probabilities):
-        """Take probabilities of any shape to scores of the same."""
+        """Convert probabilities to scores.
+
+        Parameters
+        ----------
+        probabilities : tensor, float, [0, 1]
+            Probabilities of any shape.
+
+        Returns
+        -------
+        tensor, float32
+            Scores of the same shape.
+        """
         known = ops.clip(ops.cast(probabilities, "float32"), SMALLEST, 1 - SMALLEST)
         odds = ops.log(known)
         return odds if self.kind == "softmax" else odds - ops.log1p(-known)
@@ -233,7 +305,12 @@ class MeanProbability(layers.Layer):
     """Log-odds of a mean of sigmoids, or log of a mean of softmaxes, from the logits.
 
     With p_i = σ(z_i), log (Σ p_i / Σ (1 − p_i)) = LSE(log σ(z_i)) − LSE(log σ(−z_i)), where LSE is
-    the logarithm of a sum of exponentials: a saturated member keeps its gradient.
+    the logarithm of a sum of exponentials. In this form a saturated member keeps its gradient.
+
+    Parameters
+    ----------
+    kind : str
+        "sigmoid" or "softmax".
     """
 
     def __init__(self, kind: str):
@@ -241,8 +318,19 @@ class MeanProbability(layers.Layer):
         self.kind = kind
 
     def call(self, logits):
-        """Take a list of logits (N, K) to scores (N, K)."""
-        stacked = ops.stack([ops.cast(each, "float32") for each in logits])
+        """Convert the logits of several models to scores of their mean.
+
+        Parameters
+        ----------
+        logits : list of tensor, (N, K), float
+            Logits of each model.
+
+        Returns
+        -------
+        tensor, (N, K), float32
+            Scores.
+        """
+        stacked = ops.stack([ops.cast(member, "float32") for member in logits])
         if self.kind == "softmax":
             return ops.logsumexp(ops.log_softmax(stacked, axis=-1), axis=0) - np.log(len(logits))
         positive = ops.logsumexp(ops.log_sigmoid(stacked), axis=0)

@@ -1,4 +1,4 @@
-"""Which images are explained, what is passed over, and how they and their masks are read."""
+"""Find the images to explain, report which files are ignored, and read images and lung masks."""
 
 import io
 import warnings
@@ -33,13 +33,13 @@ class Picture:
     Attributes
     ----------
     path : Path
-        Of the file, or of its archive followed by its name in there.
+        Path of the file, or of its archive followed by its name in the archive.
     label : int or None
-        Number of the class whose folder it is in, or that a table gives it.
+        Number of its class, from a class folder or a table.
     root : Path, zipfile.Path or DicomRoot
-        Where it is read from.
+        Folder or archive that it is read from.
     name : str
-        Its path under the root.
+        Path under the root.
     """
 
     path: Path
@@ -48,12 +48,17 @@ class Picture:
     name: str
 
     def read(self) -> bytes:
-        """Return its content.
+        """Return the content of the file.
+
+        Returns
+        -------
+        bytes
+            Content.
 
         Raises
         ------
         UnreadableImage
-            It is not a regular file, or is too large.
+            The path is not a regular file, or the file is too large.
         """
         if not self.root.joinpath(self.name).is_file():
             raise UnreadableImage(str(self.path), "not a regular file (a broken link or a device)")
@@ -64,7 +69,18 @@ class Picture:
             raise UnreadableImage(str(self.path), reason) from None
 
     def grey(self) -> np.ndarray:
-        """Decode it to grey values uint8 (h, w); errors as `read`, or it is no image."""
+        """Decode the image to grey values.
+
+        Returns
+        -------
+        np.ndarray, (h, w), uint8
+            Grey values.
+
+        Raises
+        ------
+        UnreadableImage
+            As for `read`, or the file is not an image.
+        """
         content = self.read()
         try:
             with warnings.catch_warnings():
@@ -83,48 +99,54 @@ def find_pictures(
     columns: Mapping[str, str] | None = None,
     finding: str | None = None,
 ) -> tuple[list[Picture], list[str]]:
-    """Find the images among files, folders and archives, sorted, each once.
+    """Find the images among files, folders and archives, sorted and without repetition.
 
-    In folders and archives, lung masks and files of other kinds are passed over, and, where some
-    images are in class folders or in a table, those that are not.
+    In folders and archives, lung masks and files of other kinds are ignored. Where some images are
+    in class folders or in a table, the other images are ignored too.
 
     Parameters
     ----------
     paths : sequence of Path
+        Files, folders and archives.
     classes : sequence of str
         Names of the class folders, in the order of their numbers.
-    table, columns, finding
-        Labels from a table, see `covid_lab.reading.manifests.read_manifest`.
+    table : Path, optional
+        Labels from a table; see `covid_lab.reading.manifests.read_manifest`.
+    columns : mapping of str to str, optional
+        Columns of the table, as for `read_manifest`.
+    finding : str, optional
+        Finding in the table, as for `read_manifest`.
 
     Returns
     -------
     pictures : list of Picture
+        The images.
     passed_over : list of str
-        What is passed over, in words.
+        Which files are ignored, in words.
 
     Raises
     ------
     DataError
-        A path that does not exist, no image at all, or more than 5 % of the files left out for no
-        reason.
+        A path does not exist, there is no image, or more than 5 % of the files are ignored for no
+        known reason.
     """
     found: dict[Path, Picture] = {}
-    said = []
+    ignored = []
     for path in (Path(path).expanduser() for path in paths):
         if not path.exists():
             raise DataError(f"no such path: {path}; give images, or folders or archives of them")
         if path.is_dir() or path.name.lower().endswith(ARCHIVES):
             inside, passed_over = _inside(path, classes, table, columns, finding)
-            said += [passed_over] if passed_over else []
+            ignored += [passed_over] if passed_over else []
         else:
             inside = [_alone(path, classes)]
         for picture in inside:
             found.setdefault(picture.path, picture)
-    return list(found.values()), said
+    return list(found.values()), ignored
 
 
 def _alone(path: Path, classes: Sequence[str]) -> Picture:
-    """Return an image file that is named itself."""
+    """Return an image whose file is named by the user."""
     if not path.is_file():
         raise DataError(f"{path}: no regular file (a device or a pipe)")
     with path.open("rb") as stream:
@@ -143,7 +165,7 @@ def _inside(
     columns: Mapping[str, str] | None,
     finding: str | None,
 ) -> tuple[list[Picture], str]:
-    """Images of a folder or an archive, and what is passed over."""
+    """Images of a folder or an archive, and which files are ignored."""
     if table or finding:
         found = collect(
             path,
@@ -172,7 +194,7 @@ def _inside(
 
 
 def _label(folders: Sequence[str], root: Path, classes: Sequence[str]) -> int | None:
-    """Number of the innermost folder that is named as a class, at or below ``root``."""
+    """Number of the innermost folder with the name of a class, at or below ``root``."""
     names = [same_name(name) for name in classes]
     outer = root.resolve()
     around = [outer.parent.name] if outer.name.casefold() == IMAGE_FOLDER else []
@@ -183,20 +205,39 @@ def _label(folders: Sequence[str], root: Path, classes: Sequence[str]) -> int | 
 
 
 def classes_in_words(pictures: Sequence[Picture], classes: Sequence[str]) -> str:
-    """Number of images, and of those in each class folder."""
+    """Number of images, in total and in each class.
+
+    Parameters
+    ----------
+    pictures : sequence of Picture
+        Images.
+    classes : sequence of str
+        Names of the classes.
+
+    Returns
+    -------
+    str
+        Such as "5 (2 NORMAL, 3 COVID)".
+    """
     counts = Counter(picture.label for picture in pictures if picture.label is not None)
     known = ", ".join(f"{counts[number]} {classes[number]}" for number in sorted(counts))
     return f"{len(pictures)} ({known})" if known else str(len(pictures))
 
 
 def read_picture(picture: Picture, *, colour: bool) -> np.ndarray:
-    """Read an image: uint8 (h, w), or (h, w, 3) of red, green and blue for a coloured one.
+    """Read an image as grey values or, where it is coloured, as colours.
 
     Parameters
     ----------
     picture : Picture
+        Image file.
     colour : bool
         Keep colours. Otherwise they become grey values (luminance).
+
+    Returns
+    -------
+    np.ndarray, (h, w) or (h, w, 3), uint8
+        Grey values, or red, green and blue.
 
     Raises
     ------
@@ -216,7 +257,7 @@ def read_picture(picture: Picture, *, colour: bool) -> np.ndarray:
                 image = image.convert("RGBA")
                 opacity = np.asarray(image.getchannel("A"), np.uint16)[..., None]
             colours = np.asarray(image.convert("RGB"))
-    except Exception:  # a kind that only `decode` knows, and reads as grey values
+    except Exception:  # a format that only `decode` knows, and reads as grey values
         return grey
     if opacity is not None and opacity.any():  # over black, as `decode` does
         colours = ((colours * opacity + 127) // 255).astype(np.uint8)
@@ -226,24 +267,37 @@ def read_picture(picture: Picture, *, colour: bool) -> np.ndarray:
 
 
 def grey_values(image: np.ndarray) -> np.ndarray:
-    """Luminance uint8 (h, w) of an image (h, w) or (h, w, 3)."""
+    """Luminance of an image.
+
+    Parameters
+    ----------
+    image : np.ndarray, (h, w) or (h, w, 3), uint8
+        Image.
+
+    Returns
+    -------
+    np.ndarray, (h, w), uint8
+        Grey values.
+    """
     return image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L"))
 
 
 class LungMasks:
-    """Lung masks in a folder or zip archive, under the paths or the names of images.
+    """Lung masks in a folder or zip archive that match the paths or names of images.
 
-    Suffixes do not count, and ``…_mask`` is allowed.
+    File suffixes do not count, and ``…_mask`` is allowed.
 
     Parameters
     ----------
     path : Path
+        Folder or archive.
     images : sequence of Path
+        Paths of the images.
 
     Raises
     ------
     DataError
-        No such path, or no mask that fits an image; names some of both.
+        The path does not exist, or no mask matches an image; the message names some of both.
     """
 
     def __init__(self, path: Path, images: Sequence[Path]):
@@ -257,7 +311,7 @@ class LungMasks:
         self.names: dict[Path, str] = {}
         for image in images:
             parts = [part for part in image.parts if part != image.anchor]
-            # The longest part of its path that fits counts.
+            # The longest part of its path that matches decides.
             keys = (_key("/".join(parts[start:])) for start in range(len(parts)))
             found = next((paths[key] for key in keys if key in paths), None)
             name = _key(image.name)
@@ -267,13 +321,24 @@ class LungMasks:
                 self.names[image] = found
         if not self.names:
             raise DataError(
-                f"no mask in {self.path} fits an image: masks are named as the images are, or with "
+                f"no mask in {self.path} matches an image: name the masks like the images, or with "
                 f"_mask. Masks: {listed(sorted(names), limit=3) or 'none'}; images: "
                 f"{listed([image.name for image in images], limit=3)}"
             )
 
     def read(self, image: Path) -> np.ndarray | None:
-        """Read the mask of an image, bool (h, w); None where it has none."""
+        """Read the mask of an image.
+
+        Parameters
+        ----------
+        image : Path
+            Path of the image.
+
+        Returns
+        -------
+        np.ndarray, (h, w), bool, or None
+            The mask; None where the image has none.
+        """
         name = self.names.get(image)
         if name is None:
             return None
@@ -286,7 +351,18 @@ def _key(name: str) -> str:
 
 
 def mask_beside(picture: Picture) -> np.ndarray | None:
-    """Read Kaggle's lung mask, bool (h, w): ``masks`` beside ``images``, with the image's name."""
+    """Read Kaggle's lung mask: the file of the same name in ``masks`` beside ``images``.
+
+    Parameters
+    ----------
+    picture : Picture
+        Image file.
+
+    Returns
+    -------
+    np.ndarray, (h, w), bool, or None
+        The mask; None where there is none.
+    """
     *folders, folder, file = ["", *Path(picture.name).as_posix().split("/")]
     name = "/".join([*folders, "masks", file]).removeprefix("/")
     if picture.name.startswith("/"):
@@ -298,5 +374,18 @@ def mask_beside(picture: Picture) -> np.ndarray | None:
 
 
 def resized_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize a mask bool (h, w) to ``shape``."""
+    """Resize a mask.
+
+    Parameters
+    ----------
+    mask : np.ndarray, (h, w), bool
+        Mask.
+    shape : tuple of int, (H, W)
+        New height and width.
+
+    Returns
+    -------
+    np.ndarray, (H, W), bool
+        Resized mask.
+    """
     return resize(np.uint8(255) * mask, shape) >= 128

@@ -1,4 +1,4 @@
-"""A user's model made ready for explanation: one image in, 0..255, one score per class out."""
+"""Prepare a user's model for explanation: one image of 0..255 in, one score per class out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,20 +22,25 @@ from covid_lab.verify import open_model
 from covid_project.data import DataError
 from covid_project.images import resize
 
-SAMPLE = 48  # images that are looked at to find the input range
+SAMPLE = 48  # images that are used to find the input range
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A network that takes images of 0..255, and what was found on the way.
+    """A network that takes images of 0..255, and what was found during its preparation.
 
     Attributes
     ----------
-    network : flat, from images float32 (N, H, W, C) in 0..255 to scores (N, K).
-    classes : number of classes; a single score tells two apart.
-    score : how the output was recognised, in words.
-    input_range : None where no image could be read.
-    warnings : what the user must know.
+    network : keras.Model
+        Flat network from images (N, H, W, C) float32, 0..255, to scores (N, K).
+    classes : int
+        Number of classes; a single score distinguishes two.
+    score : str
+        How the output was recognised, in words.
+    input_range : InputRange or None
+        Range of the original model; None where no image could be read.
+    warnings : list of str
+        What the user must know.
     """
 
     network: keras.Model
@@ -46,12 +51,24 @@ class Prepared:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the images."""
+        """Shape of the images.
+
+        Returns
+        -------
+        tuple of int
+            Height, width and channels.
+        """
         return tuple(self.network.inputs[0].shape[1:])
 
     @property
     def in_colour(self) -> bool:
-        """Whether the network takes colours."""
+        """Whether the network takes colour images.
+
+        Returns
+        -------
+        bool
+            True for three channels.
+        """
         return self.shape[2] == 3
 
 
@@ -65,7 +82,7 @@ def prepare(
     output: str | None = None,
     trust: bool = False,
 ) -> Prepared:
-    """Load a model and bring it to the form that explanations need.
+    """Load a model and convert it to the form that explanations need.
 
     Parameters
     ----------
@@ -76,18 +93,23 @@ def prepare(
     classes : sequence of str
         Names of the model's classes, in the order of its outputs.
     input_range : str, optional
-        One of `input_range.RANGES`; None: it is found.
-    size : tuple of int, optional
-        Height and width of the images, for a model that takes any.
+        One of `input_range.RANGES`; by default it is found.
+    size : tuple of int, (height, width), optional
+        Size of the images, for a model that takes any.
     output : str, optional
         Name or number of the output, for a model with several.
     trust : bool
         Run the code in the file; see `covid_lab.checkpoints.load_model`.
 
+    Returns
+    -------
+    Prepared
+        The network, and what was found.
+
     Raises
     ------
     DataError
-        A model that cannot be explained, or options that do not fit it; the message says why.
+        The model cannot be explained, or the options do not fit it; the message says why.
     ModelRefused, NotKept, WeightsUnavailable
         See `covid_lab.verify.open_model`.
     """
@@ -112,7 +134,7 @@ def prepare(
     count = max(network.outputs[0].shape[-1], 2)
     if count != len(classes):
         raise DataError(
-            f"{path} tells {count} classes apart, but {len(classes)} are named "
+            f"{path} distinguishes {count} classes, but {len(classes)} are named "
             f"({', '.join(classes)}): name them in their order with --classes"
         )
     sample, labels = _sample(pictures, shape)
@@ -151,7 +173,7 @@ def _image_shape(
     shapes = [tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or []]
     fits = len(shapes) == 1 and len(shapes[0]) == 4 and shapes[0][3] in (1, 3)
     if not fits:
-        taken = ", ".join(map(str, shapes)) or "unknown: it is no functional or sequential model"
+        taken = ", ".join(map(str, shapes)) or "unknown: it is not a functional or sequential model"
         raise DataError(
             f"{path} takes inputs of the shape {taken}; only models of one image "
             "(height, width, 1 or 3) can be explained"
@@ -173,7 +195,7 @@ def _image_shape(
 def _sample(
     pictures: Sequence[Picture], shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Some of the images, uint8 (n, H, W, C), and their labels (n,), -1 where unknown."""
+    """A sample of the images, uint8 (n, H, W, C), and their labels (n,), -1 where unknown."""
     chosen = np.unique(np.linspace(0, len(pictures) - 1, SAMPLE).round().astype(int))
     images, labels = [], []
     for picture in (pictures[number] for number in chosen):
@@ -186,6 +208,19 @@ def _sample(
 
 
 def model_input(image: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Resize an image (h, w) or (h, w, 3) to (H, W, C); grey values are repeated in colours."""
+    """Resize an image to a model's input; grey values are repeated in all colour channels.
+
+    Parameters
+    ----------
+    image : np.ndarray, (h, w) or (h, w, 3), uint8
+        Image.
+    shape : tuple of int, (H, W, C)
+        Shape of the model's input.
+
+    Returns
+    -------
+    np.ndarray, (H, W, C), uint8
+        Resized image, read-only.
+    """
     small = resize(image, shape[:2])
     return np.broadcast_to(small if small.ndim == 3 else small[..., None], shape)

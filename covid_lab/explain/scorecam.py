@@ -1,13 +1,13 @@
-"""Score-CAM: weigh each feature map by the score of the image that is seen through it.
+"""Score-CAM: weigh each feature map by the score of the image that is masked with it.
 
-No gradient is needed, so the flow is its own; the manner of calling is that of `gradcam`.
+Score-CAM needs no gradient. The signature is that of `gradcam.grad_cam` without `method`.
 
-The published formula takes the network's probability, and for a single sigmoid output, whose
-softmax over classes is always 1, libraries that take it give every channel the same weight. Here
-the score is the logit, with the sign of the class explained.
+The published formula uses the network's probability. For a single sigmoid output, the softmax over
+the classes is always 1, and libraries that use it give every channel the same weight. Here the
+score is the logit, with the sign of the class explained.
 
-Reference
----------
+References
+----------
 Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
 CVPR Workshops 2020.
 """
@@ -48,10 +48,56 @@ def score_cam(
     layer: str | None = None,
     batch_size: int = 32,
 ) -> Heatmaps:
-    """Score-CAM heatmaps of the evidence for a class; arguments and errors as for `grad_cam`.
+    """Score-CAM heatmaps of the evidence for a class.
 
-    Takes one forward pass per channel of the layer and image. For several layers, or many calls,
-    keep the function that `score_cam_function` returns.
+    Takes one forward pass per image and channel of the layer.
+
+    Parameters
+    ----------
+    model : keras.Model
+        As for `grad_cam`.
+    images : array_like, (N, H, W, C), uint8 or float, 0..255
+        As for `grad_cam`.
+    target : int, array_like of int (N,), or "predicted"
+        As for `grad_cam`.
+    layer : str, optional
+        As for `grad_cam`; by default `last_spatial_layer(model)`.
+    batch_size : int
+        Masked images per forward pass. Apart from the maps, memory does not grow with N.
+
+    Returns
+    -------
+    Heatmaps
+        Maps (N, h, w) at the layer's resolution.
+
+    Raises
+    ------
+    ValueError
+        The input is invalid (see `grad_cam`).
+
+    See Also
+    --------
+    score_cam_function : Compile once, for several layers or many calls.
+
+    Examples
+    --------
+    >>> import keras
+    >>> import numpy as np
+    >>> model = keras.Sequential(
+    ...     [
+    ...         keras.Input((8, 8, 1)),
+    ...         keras.layers.Conv2D(2, 3, activation="relu", kernel_initializer="ones"),
+    ...         keras.layers.GlobalAveragePooling2D(),
+    ...         keras.layers.Dense(1, kernel_initializer="ones"),
+    ...     ]
+    ... )
+    >>> images = np.zeros((1, 8, 8, 1), np.uint8)
+    >>> images[0, 2:5, 2:5] = 100
+    >>> heatmaps = score_cam(model, images, target="predicted")
+    >>> int(heatmaps.target[0]), heatmaps.maps.shape
+    (1, (1, 6, 6))
+    >>> np.unravel_index(heatmaps.maps[0].argmax(), (6, 6)) == (2, 2)
+    True
     """
     layer = layer or last_spatial_layer(model)
     return score_cam_function(model, [layer])(images, target, batch_size)[layer]
@@ -60,10 +106,25 @@ def score_cam(
 def score_cam_function(
     model: keras.Model, layers: Sequence[str]
 ) -> Callable[..., dict[str, Heatmaps]]:
-    """Compile `heatmaps(images, target, batch_size=32)`, which explains all `layers`.
+    """Compile a function that explains several layers by Score-CAM.
 
-    It returns one `Heatmaps` per layer, under the layer's name. `batch_size` masked images are
-    computed at once, and memory does not grow with the number of images beyond the maps.
+    Parameters
+    ----------
+    model : keras.Model
+        As for `grad_cam`.
+    layers : sequence of str
+        Names of spatial layers.
+
+    Returns
+    -------
+    callable
+        ``heatmaps(images, target, batch_size=32)``, which returns a dict from each layer's name to
+        its `Heatmaps`. Arguments and errors are those of `score_cam`.
+
+    Raises
+    ------
+    ValueError
+        A layer is unknown.
 
     Notes
     -----
@@ -75,8 +136,9 @@ def score_cam_function(
         raw = Σ_k α_k A_k
 
     A constant A_k gives a black mask. All weights are positive, so `raw` is negative only where
-    features are. Where no mask changes the score (S = 0), the weights would all be equal and the
-    map a mean of the features that says nothing about the class: it is blank, "no change".
+    features are. Where no mask changes the score (S = 0), all weights would be equal, and the map
+    would be a mean of the features without information about the class. Such a map is blank, "no
+    change".
     """
     model = remove_final_activation(model)
     network = fold_normalization(features_and_logits(model, layers))
@@ -84,13 +146,13 @@ def score_cam_function(
     score = score_function(model)
 
     @tf.function(input_signature=batch_signature(model))
-    def look(images, target):
+    def evaluate(images, target):
         *features, logits = network(images, training=False)
-        features = [on_grid(*each) for each in zip(features, grids, strict=True)]
+        features = list(map(on_grid, features, grids))
         return features, class_score(logits, target)
 
     def explain_batch(images, target, batch_size):
-        features, (scores, target) = look(images, target)
+        features, (scores, target) = evaluate(images, target)
         black, _ = score(np.zeros_like(images), target)
         maps = []
         for activation in features:
@@ -124,7 +186,7 @@ def score_cam_function(
 
 
 def _masks(features: tf.Tensor, images: np.ndarray) -> tf.Tensor:
-    """Feature maps (P, h, w) as masks (P, H, W, 1) in [0, 1] of the images' size."""
+    """Turn feature maps (P, h, w) into masks (P, H, W, 1) in [0, 1] of the images' size."""
     enlarged = tf.image.resize(features[..., None], images.shape[1:3])
     low = tf.reduce_min(enlarged, axis=(1, 2), keepdims=True)
     high = tf.reduce_max(enlarged, axis=(1, 2), keepdims=True)

@@ -1,4 +1,4 @@
-"""Write explanations: overlays, rows of the table, sheets, feature maps."""
+"""Write explanations to files: overlays, rows of the table, sheets, feature maps."""
 
 import re
 import warnings
@@ -35,21 +35,24 @@ CAPTION = (
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Some images that could be read, with their maps, and the reasons of those that could not.
+    """A batch of images with their maps, and the files that could not be read.
 
     Attributes
     ----------
     pictures : list of Picture
+        The images that could be read.
     names : list of str
-        What is made of each file is named after it; no two are equal.
-    originals : list of np.ndarray, uint8 (h, w) or (h, w, 3)
-        No side above `TALLEST`.
-    images : np.ndarray, uint8 (N, H, W, C)
-        As the model takes them.
+        Unique stem of the files that are written for each image.
+    originals : list of np.ndarray, (h, w) or (h, w, 3), uint8
+        Images with no side above `TALLEST`.
+    images : np.ndarray, (N, H, W, C), uint8
+        Inputs of the model.
     heatmaps : dict of (str, str) to Heatmaps
         By method and target.
-    predicted : np.ndarray, int (N,)
+    predicted : np.ndarray, (N,), int
+        Predicted classes.
     unreadable : dict of Path to str
+        Reason by file.
     """
 
     pictures: list[Picture]
@@ -62,15 +65,24 @@ class Chunk:
 
 
 def write_chunk(chunk: Chunk, out: Path, request, masks: LungMasks | None) -> pd.DataFrame:
-    """Write the pictures of a chunk; return its rows of the table.
+    """Write the overlays and sheets of a chunk; return its rows of the table.
 
     Parameters
     ----------
     chunk : Chunk
+        Images with their maps.
     out : Path
+        Folder of the explanations.
     request : explain.command.Request
+        What is explained, and how it is shown.
     masks : LungMasks, optional
-        None: Kaggle's masks beside the images, or else lungs are segmented, roughly.
+        Lung masks. By default Kaggle's masks beside the images are used. Where there are none, the
+        lungs are segmented, roughly.
+
+    Returns
+    -------
+    pd.DataFrame
+        Rows with the columns `COLUMNS`; see `covid_lab.explain.command.explain_files`.
     """
     rows = [
         {"image": str(file), "status": f"unreadable: {reason}"}
@@ -118,7 +130,19 @@ def write_chunk(chunk: Chunk, out: Path, request, masks: LungMasks | None) -> pd
 
 
 def draw_feature_maps(network: keras.Model, chunk: Chunk, out: Path, layer: str) -> None:
-    """Draw the strongest feature maps of a layer for each image of a chunk."""
+    """Draw the strongest feature maps of a layer for each image of a chunk.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Network that was explained.
+    chunk : Chunk
+        Images.
+    out : Path
+        Folder of the explanations.
+    layer : str
+        Name of a spatial layer.
+    """
     maps, channels = feature_maps(network, chunk.images, layer)
     for name, own, numbers in zip(chunk.names, maps, channels, strict=True):
         figure = figures.feature_maps(own, [f"channel {number}" for number in numbers])
@@ -127,7 +151,18 @@ def draw_feature_maps(network: keras.Model, chunk: Chunk, out: Path, layer: str)
 
 
 def reduced(image: np.ndarray) -> np.ndarray:
-    """Image (h, w) or (h, w, 3) with no side above `TALLEST`."""
+    """Reduce an image so that no side exceeds `TALLEST`.
+
+    Parameters
+    ----------
+    image : np.ndarray, (h, w) or (h, w, 3), uint8
+        Image.
+
+    Returns
+    -------
+    np.ndarray, (h, w) or (h, w, 3), uint8
+        Reduced image; the given one where it is small enough.
+    """
     sides = image.shape[:2]
     factor = TALLEST / max(sides)
     if factor >= 1:
@@ -152,8 +187,8 @@ def _save_picture(path: Path, pixels: np.ndarray) -> None:
 def _lungs(picture: Picture, masks: LungMasks | None, image: np.ndarray) -> tuple[str, np.ndarray]:
     """How the lungs of a grey image (h, w) were found, and their mask, bool of its shape.
 
-    "mask": given, or beside the image; "segmented": by `lungs.segment_lungs`, which is rough;
-    "none": nothing gives anything that can be two lungs.
+    "mask": given, or beside the image. "segmented": by `lungs.segment_lungs`, which is rough.
+    "none": no source gives a plausible pair of lungs.
     """
     nothing = np.zeros(image.shape, bool)
     if masks:
@@ -170,7 +205,7 @@ def _lungs(picture: Picture, masks: LungMasks | None, image: np.ndarray) -> tupl
 
 
 def _lung_share(heat: np.ndarray, lungs: np.ndarray) -> dict[str, float]:
-    """Fraction of the heat that is in the lungs, and the fraction of the image that they are."""
+    """Fraction of the heat inside the lungs, and the lungs' fraction of the image."""
     if not lungs.any() or not heat.any():
         return {}
     enlarged = resize_heatmaps(heat[None], lungs.shape)[0]

@@ -1,9 +1,9 @@
-"""Explanations that are themselves tested: whether a map shows what it claims to show.
+"""Tests of explanations: whether a map shows what it claims to show.
 
-`explanation_quality` runs all tests of all methods: localisation against masks, faithfulness to
-the model, sanity under randomised weights, stability, each beside three baselines that know nothing
-of the model. Each measure is a pure function in the module of its test. A method under test is a
-callable (model, images, target) → `Heatmaps`, as all functions of `explain` are.
+`explanation_quality` runs all tests of all methods: localisation against masks, faithfulness to the
+model, sanity under randomised weights, and stability. It compares each method with three baselines
+that are independent of the model. Each measure is a pure function in the module of its test. A
+method under test is a callable (model, images, target) → `Heatmaps`, like all methods of `explain`.
 """
 
 from covid_lab.explain.quality.baselines import Method, baseline, baseline_maps
@@ -33,30 +33,9 @@ from covid_lab.explain.quality.table import explanation_quality, mean_interval
 from covid_lab.explain.quality_terms import BASELINES
 
 __all__ = [
-    "BASELINES",
-    "Method",
-    "across_seeds",
-    "area",
-    "baseline",
-    "baseline_maps",
-    "blocks",
-    "box_masks",
-    "deletion",
-    "energy_inside",
-    "explanation_quality",
-    "impute",
-    "insertion",
-    "iou_at_otsu",
-    "mean_interval",
-    "noisy",
-    "pointing_game",
-    "probability_function",
-    "randomisations",
-    "randomised",
-    "rank_correlation",
-    "road",
-    "similarity",
-    "similarity_of_pairs",
-    "ssim",
-    "under_noise",
-]
+    "BASELINES", "Method", "across_seeds", "area", "baseline", "baseline_maps", "blocks",
+    "box_masks", "deletion", "energy_inside", "explanation_quality", "impute", "insertion",
+    "iou_at_otsu", "mean_interval", "noisy", "pointing_game", "probability_function",
+    "randomisations", "randomised", "rank_correlation", "road", "similarity",
+    "similarity_of_pairs", "ssim", "under_noise",
+]  # fmt: skip

@@ -1,8 +1,8 @@
-"""Maps that know nothing of the model: what an explanation has to beat.
+"""Maps that are independent of the model: what an explanation has to beat.
 
-A centred Gaussian says where pictures of chests are of interest, an edge detector what a picture
-shows; neither has seen the model (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018,
-for the edge detector).
+A centred Gaussian shows where chest radiographs are usually of interest, and an edge detector shows
+what an image contains. Neither uses the model. Adebayo et al., "Sanity Checks for Saliency Maps",
+NeurIPS 2018, compare with an edge detector.
 """
 
 from collections.abc import Callable
@@ -17,24 +17,47 @@ from covid_lab.explain.heatmaps import PIXELS, Heatmaps
 from covid_lab.explain.quality_terms import BASELINES
 from covid_project.gradcam import normalize_heatmaps
 
-SPREAD = 0.25  # standard deviation of the Gaussian, as a share of each side
+SPREAD = 0.25  # standard deviation of the Gaussian, as a fraction of each side
 
-# A method under test, as all of this package: (model, images, target) → Heatmaps.
+# A method under test, like all methods of `explain`: (model, images, target) → Heatmaps.
 Method = Callable[[keras.Model, ArrayLike, ArrayLike], Heatmaps]
 
 
 def baseline_maps(images: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
-    """Maps (N, H, W) float32 in [0, 1] of images (N, H, W, C), each with 1 as its maximum.
+    """Maps that are independent of a model.
 
     Parameters
     ----------
-    kind : one of `BASELINES`:
+    images : np.ndarray, (N, H, W, C), uint8 or float, 0..255
+        Images.
+    kind : str
+        One of `BASELINES`:
 
-        - "random": every pixel uniform and independent, other values for every image;
+        - "random": every pixel uniform and independent, different for every image;
         - "centred Gaussian": the same for all images, largest in the middle;
-        - "edges": the magnitude of Sobel's gradient of the mean over the channels; blank where the
+        - "edges": magnitude of the Sobel gradient of the mean over the channels; blank where the
           image is constant.
-    seed : of the random maps. The first images get the same maps however many follow.
+    seed : int
+        Seed of the random maps. The map of an image does not depend on how many images follow.
+
+    Returns
+    -------
+    np.ndarray, (N, H, W), float32, [0, 1]
+        Maps, each with 1 as its maximum.
+
+    Raises
+    ------
+    ValueError
+        The kind is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> images = np.zeros((1, 2, 4, 1))
+    >>> images[:, :, 2:] = 9
+    >>> baseline_maps(images, "edges")[0]
+    array([[0., 1., 1., 0.],
+           [0., 1., 1., 0.]], dtype=float32)
     """
     count, height, width = images.shape[:3]
     if kind == "random":
@@ -54,7 +77,20 @@ def baseline_maps(images: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
 
 
 def baseline(kind: str, seed: int = 0) -> Method:
-    """`baseline_maps` as a method. The model is asked nothing: its scores are NaN."""
+    """`baseline_maps` as a method.
+
+    Parameters
+    ----------
+    kind : str
+        One of `BASELINES`.
+    seed : int
+        Seed of the random maps.
+
+    Returns
+    -------
+    Method
+        (model, images, target) → Heatmaps. The model is not run: its scores are NaN.
+    """
 
     def method(model: keras.Model, images: ArrayLike, target: ArrayLike) -> Heatmaps:
         images = checked_images(model, images)

@@ -1,15 +1,15 @@
-"""Does the heat lie where the model finds its evidence? Take the hot pixels away, and see.
+"""Does the heat show where the model finds its evidence? Remove the hot pixels and measure.
 
-The pixels of each image are ranked by its map, resized bilinearly to the image; places of equal
-heat are ranked at random, the same way for every method. What is looked at is the probability of
-the class explained. An image whose map is blank has no ranking: NaN.
+The pixels of each image are ranked by its map, resized bilinearly to the image. Ties are ranked at
+random, in the same way for every method. All measures use the probability of the class explained.
+An image whose map is blank has no ranking: its values are NaN.
 
 References
 ----------
 Petsiuk, Das & Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC
-2018 (deletion and insertion). Rong et al., "A Consistent and Efficient Evaluation
-Strategy for Attribution Methods", ICML 2022 (ROAD): a constant fill shows the model the outline of
-what was cut out, a smooth one does not.
+2018 (deletion and insertion). Rong et al., "A Consistent and Efficient Evaluation Strategy for
+Attribution Methods", ICML 2022 (ROAD): a constant fill shows the model the outline of what was cut
+out, a smooth fill does not.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ from covid_lab.explain.outputs import remove_final_activation
 from covid_project.gradcam import resize_heatmaps
 
 FILLS = ("mean", "blurred")
-BLUR = 0.1  # standard deviation as a share of the image's side: no finding is left to be seen
-NOISE = 2.55  # grey levels: 0.01 of the range, as the authors of ROAD have it
+BLUR = 0.1  # standard deviation as a fraction of the image's side: no finding remains visible
+NOISE = 2.55  # grey levels: 0.01 of the range, as in the ROAD paper
 IMPUTED_SIDE = 112  # pixels; larger images are imputed on a coarser grid
 
 # (images (P, H, W, C) in 0..255, classes (P,)) → probabilities (P,)
@@ -33,9 +33,20 @@ Probability = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def probability_function(model: keras.Model) -> Probability:
-    """Compile (images (P, H, W, C), target (P,)) → probability (P,) float32 of the target class.
+    """Compile a function from images to the probability of a class.
 
-    The sigmoid of the class score where the model has one logit, else the softmax over its logits.
+    The probability is the sigmoid of the class score where the model has one logit, and the softmax
+    over its logits otherwise.
+
+    Parameters
+    ----------
+    model : keras.Model
+        As for `grad_cam`.
+
+    Returns
+    -------
+    Probability
+        (images (P, H, W, C), target (P,)) → probability (P,) float32.
     """
     model = remove_final_activation(model)
 
@@ -60,20 +71,50 @@ def deletion(
     fill: str = "mean",
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Probability (N, steps + 1) float64 as the hottest pixels are replaced, from none to all.
+    """Deletion curve: the probability as the hottest pixels are replaced, from none to all.
 
-    Petsiuk et al. 2018: the sooner it falls, the smaller the `area`, the better the map.
+    The sooner it falls, the smaller the `area`, and the better the map (Petsiuk et al. 2018).
 
     Parameters
     ----------
-    probability : see `probability_function`.
-    images : (N, H, W, C) in 0..255.
-    maps : (N, h, w) in [0, 1].
-    target : (N,), the classes explained.
-    steps : the share of replaced pixels grows by 1 / steps.
-    fill : what replaces them: "mean", the image's mean by channel, or "blurred", the image under a
-        Gaussian of a tenth of its side.
-    batch_size : changed images looked at together.
+    probability : Probability
+        See `probability_function`.
+    images : np.ndarray, (N, H, W, C), uint8 or float, 0..255
+        Images.
+    maps : np.ndarray, (N, h, w), float32, [0, 1]
+        Maps of these images.
+    target : np.ndarray, (N,), int
+        The classes explained.
+    steps : int, 1 or more
+        Steps of the curve; each replaces a fraction 1 / steps of the pixels.
+    fill : str
+        What replaces the pixels: "mean", the image's mean in each channel, or "blurred", the image
+        after a Gaussian blur with a tenth of its side.
+    batch_size : int
+        Changed images per forward pass.
+
+    Returns
+    -------
+    np.ndarray, (N, steps + 1), float64, [0, 1]
+        Probabilities; NaN for a blank map.
+
+    Raises
+    ------
+    ValueError
+        The fill is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def probability(images, target):
+    ...     return images[:, 0, 0, 0] / 255
+    >>> image = np.array([[255, 0], [0, 0]], np.uint8).reshape(1, 2, 2, 1)
+    >>> heat = np.array([[[1, 0.2], [0.3, 0.1]]], np.float32)
+    >>> curve = deletion(probability, image, heat, np.array([1]), steps=2)
+    >>> curve
+    array([[1.  , 0.25, 0.25]])
+    >>> area(curve)
+    array([0.4375])
     """
     filled = _filled(images, fill)
     return _curve(probability, images, filled, maps, target, steps, batch_size)
@@ -88,16 +129,68 @@ def insertion(
     fill: str = "blurred",
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Probability (N, steps + 1) as the hottest pixels are put back, from none to all.
+    """Insertion curve: the probability as the hottest pixels are restored, from none to all.
 
-    As `deletion`, the other way round: the sooner it rises, the larger the `area`, the better.
+    The reverse of `deletion`: the sooner it rises, the larger the `area`, and the better the map.
+
+    Parameters
+    ----------
+    probability : Probability
+        As for `deletion`.
+    images : np.ndarray, (N, H, W, C), uint8 or float, 0..255
+        As for `deletion`.
+    maps : np.ndarray, (N, h, w), float32, [0, 1]
+        As for `deletion`.
+    target : np.ndarray, (N,), int
+        As for `deletion`.
+    steps : int, 1 or more
+        Steps of the curve; each restores a fraction 1 / steps of the pixels.
+    fill : str
+        "mean" or "blurred": the image at the start.
+    batch_size : int
+        Changed images per forward pass.
+
+    Returns
+    -------
+    np.ndarray, (N, steps + 1), float64, [0, 1]
+        Probabilities; NaN for a blank map.
+
+    Raises
+    ------
+    ValueError
+        The fill is unknown.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def probability(images, target):
+    ...     return images[:, 0, 0, 0] / 255
+    >>> image = np.array([[255, 0], [0, 0]], np.uint8).reshape(1, 2, 2, 1)
+    >>> heat = np.array([[[1, 0.2], [0.3, 0.1]]], np.float32)
+    >>> insertion(probability, image, heat, np.array([1]), steps=2, fill="mean")
+    array([[0.25, 1.  , 1.  ]])
     """
     filled = _filled(images, fill)
     return _curve(probability, filled, images, maps, target, steps, batch_size)
 
 
 def area(curve: np.ndarray) -> np.ndarray:
-    """Area (N,) in [0, 1] under curves (N, steps + 1) over the share of pixels (trapezoids)."""
+    """Area under curves over the fraction of pixels, by the trapezoidal rule.
+
+    Parameters
+    ----------
+    curve : np.ndarray, (N, steps + 1), float, [0, 1]
+        From `deletion` or `insertion`.
+
+    Returns
+    -------
+    np.ndarray, (N,), float64, [0, 1]
+        Areas.
+
+    Examples
+    --------
+    See `deletion`.
+    """
     return np.trapezoid(curve, dx=1 / (curve.shape[1] - 1), axis=1)
 
 
@@ -111,19 +204,59 @@ def road(
     seed: int = 0,
     batch_size: int = 32,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities, each (N, F), when the most and when the least relevant pixels are removed.
+    """ROAD: probabilities when the most and when the least relevant pixels are removed.
 
-    Rong et al. 2022: MoRF (most relevant first) should fall far, LeRF (least relevant first)
-    little. Removed pixels are imputed by `impute`. The paper looks at the accuracy over a data set;
-    here it is the probability, which says something about each image.
+    After removal of the most relevant pixels first (MoRF) the probability should fall far, and
+    after removal of the least relevant first (LeRF) little. Removed pixels are filled in by
+    `impute`. Rong et al. 2022 report the accuracy over a data set. Here it is the probability,
+    which is defined for each image.
 
     Parameters
     ----------
-    fractions : shares of removed pixels, each in (0, 1).
-    noise : standard deviation of the noise on imputed pixels, in grey levels.
+    probability : Probability
+        As for `deletion`.
+    images : np.ndarray, (N, H, W, C), uint8 or float, 0..255
+        As for `deletion`.
+    maps : np.ndarray, (N, h, w), float32, [0, 1]
+        As for `deletion`.
+    target : np.ndarray, (N,), int
+        As for `deletion`.
+    fractions : sequence of float, (F,), each between 0 and 1
+        Fractions of removed pixels.
+    noise : float, 0 or more
+        Standard deviation of the noise on imputed pixels, in grey levels.
+    seed : int
+        Seed of the noise.
+    batch_size : int
+        Images per forward pass.
+
+    Returns
+    -------
+    most_first : np.ndarray, (N, F), float64, [0, 1]
+        Probabilities without the most relevant pixels; NaN for a blank map.
+    least_first : np.ndarray, (N, F), float64, [0, 1]
+        Probabilities without the least relevant pixels; NaN for a blank map.
+
+    Raises
+    ------
+    ValueError
+        A fraction is not between 0 and 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def probability(images, target):
+    ...     return images[:, 0, 0, 0] / 255
+    >>> image = np.array([[255, 0], [0, 0]], np.uint8).reshape(1, 2, 2, 1)
+    >>> heat = np.array([[[1, 0.2], [0.3, 0.1]]], np.float32)
+    >>> most_first, least_first = road(
+    ...     probability, image, heat, np.array([1]), fractions=[0.5], noise=0
+    ... )
+    >>> most_first.round(3), least_first.round(3)
+    (array([[0.]]), array([[1.]]))
     """
     if not all(0 < fraction < 1 for fraction in fractions):
-        raise ValueError(f"fractions are {list(fractions)}; expected shares between 0 and 1.")
+        raise ValueError(f"fractions are {list(fractions)}; expected values between 0 and 1.")
     ranks, blank = _ranks(maps, images.shape[1:3])
     pixels = images.shape[1] * images.shape[2]
     most_first, least_first = np.full((2, len(images), len(fractions)), np.nan)
@@ -144,17 +277,51 @@ def road(
 def impute(
     images: np.ndarray, missing: np.ndarray, noise: float = NOISE, seed: int = 0
 ) -> np.ndarray:
-    """Images (N, H, W, C) float32 whose missing pixels (N, H, W) bool have been filled in.
+    """Fill in missing pixels by noisy linear imputation (Rong et al. 2022).
 
-    Noisy linear imputation (Rong et al. 2022): each missing pixel is the weighted mean
-    of its eight neighbours, missing ones among them, with 1/6 for direct and 1/12 for diagonal
-    ones; at the image's edge the weights of those that exist are scaled to one sum. Gaussian
-    noise is added, and the result clipped to 0..255.
+    Each missing pixel is the weighted mean of its eight neighbours, including missing ones, with
+    weight 1/6 for direct and 1/12 for diagonal neighbours. At the image's edge, the weights of the
+    existing neighbours are scaled to the same sum. Gaussian noise is added, and the result is
+    clipped to 0..255.
 
-    The equations are sparse, symmetric and positive definite, and are solved to a
-    hundred-thousandth of their right side. Where a side has more than 112 pixels they are set up
-    on a grid of k by k pixels, k as small as that allows: a cell is known by the mean of its known
-    pixels, and what was found for the others is enlarged bilinearly.
+    Parameters
+    ----------
+    images : np.ndarray, (N, H, W, C), uint8 or float, 0..255
+        Images.
+    missing : np.ndarray, (N, H, W), bool
+        Pixels to fill in.
+    noise : float, 0 or more
+        Standard deviation of the noise in grey levels.
+    seed : int
+        Seed of the noise.
+
+    Returns
+    -------
+    np.ndarray, (N, H, W, C), float32
+        Images without missing pixels.
+
+    Raises
+    ------
+    ValueError
+        All pixels of an image are missing.
+
+    Notes
+    -----
+    The equations are sparse, symmetric and positive definite, and are solved to a relative residual
+    of 1e-5. For images with a side above 112 pixels, they are set up on a grid of k by k pixels,
+    with the smallest k that gives at most 112 cells per side. The value of a cell is the mean of
+    its known pixels, and the values found for the other cells are enlarged bilinearly.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> images = np.array([[10, 0, 30], [10, 0, 30], [10, 0, 30]], np.uint8).reshape(1, 3, 3, 1)
+    >>> missing = np.zeros((1, 3, 3), bool)
+    >>> missing[:, :, 1] = True
+    >>> impute(images, missing, noise=0)[0, :, :, 0].round(3)
+    array([[10., 20., 30.],
+           [10., 20., 30.],
+           [10., 20., 30.]], dtype=float32)
     """
     height, width = images.shape[1:3]
     images = images.astype(np.float32)
@@ -175,13 +342,13 @@ def impute(
 def _harmonic(images: np.ndarray, missing: np.ndarray) -> np.ndarray:
     """Images (N, H, W, C) float64 whose missing pixels are the weighted means of their neighbours.
 
-    With D a pixel's sum of weights and W u the weighted sum over its neighbours, solves
-    D u − W u = 0 at the missing pixels by conjugate gradients (Hestenes & Stiefel 1952), all images
-    at once and each with its own steps. In plain sums of arrays: on few and busy cores the threads
-    of a matrix library, which scipy's solver calls for every product, wait for one another.
+    With D the sum of a pixel's weights and W u the weighted sum over its neighbours, solves D u − W
+    u = 0 at the missing pixels by conjugate gradients (Hestenes & Stiefel 1952), for all images at
+    once, each with its own step lengths. It uses plain sums of arrays: SciPy's solver calls a
+    matrix library for every product, whose threads wait for one another on few and busy cores.
     """
     if missing.all(axis=(1, 2)).any():
-        raise ValueError("An image has no pixel left from which the others could be imputed.")
+        raise ValueError("An image has no pixel left from which the others can be imputed.")
     u = images.astype(np.float64).transpose(0, 3, 1, 2)  # (N, C, H, W)
     gone = np.broadcast_to(missing[:, None], u.shape)
     sums = _neighbour_sums(np.ones(u.shape[2:]))  # D (H, W)
@@ -203,13 +370,13 @@ def _harmonic(images: np.ndarray, missing: np.ndarray) -> np.ndarray:
 
 
 def _cell_sums(values: np.ndarray, k: int) -> np.ndarray:
-    """Sums (N, ⌈H/k⌉, ⌈W/k⌉, C) float32 over cells of k by k places; the last may be cut off."""
+    """Sums (N, ⌈H/k⌉, ⌈W/k⌉, C) float32 over cells of k by k pixels; the last may be cut off."""
     sums = np.add.reduceat(values, np.arange(0, values.shape[1], k), axis=1, dtype=np.float32)
     return np.add.reduceat(sums, np.arange(0, values.shape[2], k), axis=2)
 
 
 def _neighbour_sums(values: np.ndarray) -> np.ndarray:
-    """Sum of each place's neighbours in (…, H, W), direct ones times 1/6, diagonal ones 1/12."""
+    """Sum of each pixel's neighbours in (…, H, W), direct ones times 1/6, diagonal ones 1/12."""
     # The weights are (1, 2, 1) by (1, 2, 1), divided by 12, without the 4 in their middle.
     rows = 2 * values
     rows[..., 1:, :] += values[..., :-1, :]
@@ -233,7 +400,7 @@ def _curve(
     steps: int,
     batch_size: int,
 ) -> np.ndarray:
-    """Probabilities (N, steps + 1) on the way from one image to another, hottest pixels first."""
+    """Probabilities (N, steps + 1) as one image is changed to another, hottest pixels first."""
     ranks, blank = _ranks(maps, before.shape[1:3])
     changed = np.round(np.linspace(0, 1, steps + 1) * before.shape[1] * before.shape[2])
     curve = np.empty((len(before), steps + 1))
@@ -259,7 +426,7 @@ def _ranks(maps: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndar
 
 
 def _filled(images: np.ndarray, fill: str) -> np.ndarray:
-    """Images (N, H, W, C) float32 that hold nothing but their mean, or their coarsest shape."""
+    """Images (N, H, W, C) float32 reduced to their mean, or to their coarsest shape."""
     images = images.astype(np.float32)
     if fill == "mean":
         return np.broadcast_to(images.mean(axis=(1, 2), keepdims=True), images.shape)

@@ -1,16 +1,17 @@
-"""Does the heat lie where the finding is? Maps against masks or boxes.
+"""Is the heat where the finding is? Maps compared with masks or boxes.
 
 Each function takes maps (N, h, w) in [0, 1], resized bilinearly to the masks' size where needed,
-and masks (N, H, W) bool, and gives one number per image, (N,) float64 in [0, 1]: NaN where a map
-is blank or a mask is empty, since nothing can then be said.
+and masks (N, H, W) bool. It returns one number per image, (N,) float64 in [0, 1], and NaN where a
+map is blank or a mask is empty.
 
 References
 ----------
-Wang et al., "Score-CAM", CVPR Workshops 2020 (the energy-based pointing game). Zhang
-et al., "Top-down Neural Attention by Excitation Backprop", International Journal of Computer Vision
-2018 (the pointing game). Otsu, "A Threshold Selection Method from Gray-Level
-Histograms", 1979; as in Saporta et al., "Benchmarking saliency methods for chest X-ray
-interpretation", Nature Machine Intelligence 2022, who segment with it and take the IoU.
+Wang et al., "Score-CAM", CVPR Workshops 2020 (the energy-based pointing game). Zhang et al.,
+"Top-down Neural Attention by Excitation Backprop", International Journal of Computer Vision 2018
+(the pointing game). Otsu, "A Threshold Selection Method from Gray-Level Histograms", IEEE
+Transactions on Systems, Man, and Cybernetics 1979. Saporta et al., "Benchmarking saliency methods
+for chest X-ray interpretation", Nature Machine Intelligence 2022, segment maps with Otsu's
+threshold and measure the IoU.
 """
 
 from collections.abc import Sequence
@@ -23,9 +24,34 @@ from covid_project.gradcam import resize_heatmaps
 
 
 def energy_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Share of a map's heat that lies inside the mask; Wang et al. 2020.
+    """Fraction of a map's heat inside the mask (Wang et al. 2020).
 
-    A map that says nothing (the same everywhere) has the mask's share of the area.
+    A uniform map has the mask's fraction of the area.
+
+    Parameters
+    ----------
+    maps : np.ndarray, (N, h, w), float, [0, 1]
+        Maps.
+    masks : np.ndarray, (N, H, W), bool
+        Masks of the finding.
+
+    Returns
+    -------
+    np.ndarray, (N,), float64, [0, 1]
+        Fractions; NaN where a map is blank or a mask is empty.
+
+    Raises
+    ------
+    ValueError
+        Maps and masks do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> maps = np.array([[[1.0, 0.5], [0.5, 0.0]]])
+    >>> masks = np.array([[[True, False], [False, False]]])
+    >>> energy_inside(maps, masks)
+    array([0.5])
     """
     maps, defined = _on_masks(maps, masks)
     inside = (maps * masks).sum(axis=(1, 2), dtype=np.float64)
@@ -34,10 +60,36 @@ def energy_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def pointing_game(maps: np.ndarray, masks: np.ndarray, tolerance: float = 0) -> np.ndarray:
-    """Whether the hottest place lies in the mask or at most `tolerance` pixels from it.
+    """Pointing game: whether the hottest place is inside the mask or close to it.
 
-    1 for a hit, 0 for a miss; Zhang et al. 2018, who allow 15 pixels. Where several places are
-    hottest, the share of them that hit: what a player who picks one of them can expect.
+    Parameters
+    ----------
+    maps : np.ndarray, (N, h, w), float, [0, 1]
+        Maps.
+    masks : np.ndarray, (N, H, W), bool
+        Masks of the finding.
+    tolerance : float, 0 or more
+        Largest distance from the mask in pixels; Zhang et al. 2018 allow 15.
+
+    Returns
+    -------
+    np.ndarray, (N,), float64, [0, 1]
+        1 for a hit and 0 for a miss. Where several places are hottest, the fraction of them that
+        hit: the expectation for one of them chosen at random. NaN where a map is blank or a mask is
+        empty.
+
+    Raises
+    ------
+    ValueError
+        Maps and masks do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> maps = np.array([[[1.0, 0.5], [0.5, 0.0]]])
+    >>> masks = np.array([[[False, True], [False, False]]])
+    >>> pointing_game(maps, masks), pointing_game(maps, masks, tolerance=1)
+    (array([0.]), array([1.]))
     """
     maps, defined = _on_masks(maps, masks)
     hits = np.full(len(maps), np.nan)
@@ -48,9 +100,33 @@ def pointing_game(maps: np.ndarray, masks: np.ndarray, tolerance: float = 0) -> 
 
 
 def iou_at_otsu(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Intersection over union of the mask and of what in the map exceeds Otsu's threshold.
+    """Intersection over union of the mask and the part of the map above Otsu's threshold.
 
-    NaN also for a map that is the same everywhere, which has no threshold.
+    Parameters
+    ----------
+    maps : np.ndarray, (N, h, w), float, [0, 1]
+        Maps.
+    masks : np.ndarray, (N, H, W), bool
+        Masks of the finding.
+
+    Returns
+    -------
+    np.ndarray, (N,), float64, [0, 1]
+        Intersection over union. NaN where a map is blank or uniform, which leaves no threshold, or
+        a mask is empty.
+
+    Raises
+    ------
+    ValueError
+        Maps and masks do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> maps = np.array([[[1.0, 0.9], [0.0, 0.0]]])
+    >>> masks = np.array([[[True, False], [False, False]]])
+    >>> iou_at_otsu(maps, masks)
+    array([0.5])
     """
     maps, defined = _on_masks(maps, masks)
     overlap = np.full(len(maps), np.nan)
@@ -61,18 +137,32 @@ def iou_at_otsu(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def box_masks(boxes: Sequence[ArrayLike], size: tuple[int, int]) -> np.ndarray:
-    """Masks (N, H, W) bool of the boxes in each image.
+    """Masks of the boxes in each image.
 
     Parameters
     ----------
-    boxes : for each image an array (K, 4) of left, top, right, bottom, as fractions of width and
-        height; K may be 0.
-    size : (H, W) in pixels. Inside are the pixels whose centres a box covers, and the pixel that
-        holds the box's own centre, so that no box is lost on a coarse grid.
+    boxes : sequence of array_like, (K, 4), 0..1
+        For each image the left, top, right and bottom of its boxes, as fractions of width and
+        height. K may be 0.
+    size : tuple of int, (H, W)
+        Size of the masks in pixels.
+
+    Returns
+    -------
+    np.ndarray, (N, H, W), bool
+        True for the pixels whose centres a box covers, and for the pixel at the centre of the box,
+        so that no box is lost on a coarse grid.
 
     Raises
     ------
-    ValueError : for boxes that leave the image or have no extent.
+    ValueError
+        A box extends beyond the image or is empty.
+
+    Examples
+    --------
+    >>> box_masks([[[0, 0, 0.5, 1]]], (2, 2))[0]
+    array([[ True, False],
+           [ True, False]])
     """
     height, width = size
     masks = np.zeros((len(boxes), height, width), bool)
@@ -81,7 +171,7 @@ def box_masks(boxes: Sequence[ArrayLike], size: tuple[int, int]) -> np.ndarray:
         for left, top, right, bottom in np.reshape(found, (-1, 4)):
             if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
                 raise ValueError(
-                    f"Box {[float(side) for side in (left, top, right, bottom)]} does not lie in "
+                    f"Box {[float(side) for side in (left, top, right, bottom)]} is not inside "
                     "the image; expected 0 ≤ left < right ≤ 1 and 0 ≤ top < bottom ≤ 1."
                 )
             mask |= ((y >= top) & (y <= bottom))[:, None] & (x >= left) & (x <= right)
@@ -90,9 +180,9 @@ def box_masks(boxes: Sequence[ArrayLike], size: tuple[int, int]) -> np.ndarray:
 
 
 def _otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
-    """Centre of the bin after which a cut parts the values best; Otsu 1979, equation 18.
+    """Centre of the bin after which a cut separates the values best; Otsu 1979, equation 18.
 
-    Best is where the variance between the classes, w₀ w₁ (m₀ − m₁)², is largest.
+    The best cut has the largest variance between the classes, w₀ w₁ (m₀ − m₁)².
     """
     counts, edges = np.histogram(values, bins)
     centres = (edges[:-1] + edges[1:]) / 2
@@ -103,7 +193,7 @@ def _otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
 
 
 def _on_masks(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Maps (N, H, W) at the masks' size, and (N,) whether map and mask hold anything."""
+    """Maps (N, H, W) at the masks' size, and (N,) whether both map and mask are non-zero."""
     if masks.dtype != bool or masks.ndim != 3 or maps.ndim != 3 or len(masks) != len(maps):
         raise ValueError(
             f"Maps {maps.shape} and masks {masks.shape} of type {masks.dtype} do not fit: expected "

@@ -1,11 +1,11 @@
-"""Does the map depend on what the model has learned? Randomise its weights, and see it change.
+"""Does the map depend on what the model has learned? Randomise its weights and compare.
 
 Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018: cascading randomisation
 re-initialises the layers from the logit downwards, independent randomisation one group of layers at
 a time. Arun et al., "Assessing the Trustworthiness of Saliency Maps for Localizing Abnormalities in
-Medical Imaging", Radiology: Artificial Intelligence 2021, say what is enough: the similarity to the
-trained model's map has to fall below the mean of 50 random pairs of the trained model's maps of
-different images.
+Medical Imaging", Radiology: Artificial Intelligence 2021, give the criterion: the similarity to the
+trained model's map has to fall below the mean similarity of 50 random pairs of the trained model's
+maps of different images.
 """
 
 import random
@@ -19,10 +19,22 @@ CASCADING, INDEPENDENT = "cascading", "independent"
 
 
 def blocks(model: keras.Model, count: int = 8) -> list[list[str]]:
-    """The layers with weights in at most `count` groups, from the logit down.
+    """Divide the layers with weights into groups, from the logit down.
 
-    The last layer is a group of its own, the others are dealt out evenly. A normalisation by
+    The last layer is a group of its own, and the others are divided evenly. A normalisation by
     training statistics (`keras.layers.Normalization`) has learned nothing and is left out.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Flat model.
+    count : int, 1 or more
+        Largest number of groups; a model with several layers has at least two.
+
+    Returns
+    -------
+    list of list of str
+        Names of the layers of each group.
     """
     names = [
         layer.name
@@ -34,25 +46,39 @@ def blocks(model: keras.Model, count: int = 8) -> list[list[str]]:
 
 
 def randomised(model: keras.Model, layers: Collection[str], seed: int = 0) -> keras.Model:
-    """A copy of a flat model whose named layers start anew, by their own initialisers.
+    """Return a copy of a flat model with named layers re-initialised by their own initialisers.
 
-    Kernels and biases, and BatchNorm's scale, offset and moving statistics, are what they were
-    before any training; all other layers keep their weights byte for byte. A layer's new weights
-    depend on the seed alone, not on which others are named. The given model stays as it is. (An
-    initialiser that was given a seed of its own repeats itself, whatever the seed here.)
+    Kernels, biases, and BatchNorm's scale, offset and moving statistics return to their values
+    before training. All other layers keep their weights exactly.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Flat model; it is not changed.
+    layers : collection of str
+        Names of layers with weights.
+    seed : int
+        Seed of the initialisers. The new weights of a layer depend only on the seed, not on which
+        other layers are named. An initialiser with a seed of its own ignores this one.
+
+    Returns
+    -------
+    keras.Model
+        The copy.
 
     Raises
     ------
-    ValueError : for a layer that the model has not, or that has no weights.
+    ValueError
+        A layer does not exist or has no weights.
     """
-    # Those with weights alone: a clone may give an input that was never named another name.
+    # Only layers with weights: a clone may rename an input that was never named.
     names = [layer.name for layer in model.layers if layer.weights]
     if unknown := sorted(set(layers) - set(names)):
         raise ValueError(
             f"Model '{model.name}' has no layers with weights {unknown}; it has {names}."
         )
     state = random.getstate()
-    random.seed(seed)  # where Keras' initialisers take their seeds from
+    random.seed(seed)  # Keras' initialisers draw their seeds from it
     try:
         copy = keras.models.clone_model(model)
     finally:
@@ -64,10 +90,29 @@ def randomised(model: keras.Model, layers: Collection[str], seed: int = 0) -> ke
 def randomisations(
     model: keras.Model, groups: Sequence[Sequence[str]], seed: int = 0
 ) -> Iterator[tuple[str, str, keras.Model]]:
-    """Yield "cascading" or "independent", the group's number and last layer, and the model.
+    """Yield models with randomised groups of layers: cascading, then independent.
 
-    First the groups are randomised one after the other, and stay so; then each alone. It is one
-    model throughout, whose weights change, so that what has been compiled for it can be used again.
+    First the groups are randomised one after the other and stay randomised; then each group is
+    randomised by itself. It is the same model each time with other weights, so that what has been
+    compiled for it can be used again.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Flat model; it is not changed.
+    groups : sequence of sequence of str
+        Names of layers, from `blocks`.
+    seed : int
+        As for `randomised`.
+
+    Yields
+    ------
+    order : str
+        "cascading" or "independent".
+    group : str
+        Number of the group and name of its last layer.
+    model : keras.Model
+        Randomised model, valid until the next step.
     """
     fresh, copy = randomised(model, [*chain(*groups)], seed), randomised(model, (), seed)
     named = [(f"{number} {group[-1]}", group) for number, group in enumerate(groups, 1)]

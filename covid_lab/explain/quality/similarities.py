@@ -1,7 +1,7 @@
-"""How alike two explanations are, of the same image or of different ones.
+"""How similar two explanations are, of the same image or of different images.
 
-All maps are brought to 64 by 64 places first, by weighted means where they shrink, so that a method
-that works at 7 by 7 and one that works at the pixels are measured with one scale.
+All maps are first resized to 64 by 64, with weighted means where they shrink. A method that works
+at 7 by 7 and one that works at the pixels are thus measured on the same scale.
 
 References
 ----------
@@ -23,11 +23,23 @@ MEASURES = ("SSIM", "rank correlation", "signed rank correlation")
 
 
 def similarity(first: Heatmaps, second: Heatmaps) -> dict[str, np.ndarray]:
-    """Similarity of the maps of N images, (N,) float64 for each of `MEASURES`.
+    """Similarity of two sets of maps, image by image.
 
-    - "SSIM" of `maps`, what is shown; -1 to 1, 1 for equal ones. NaN where either is blank.
-    - "rank correlation" (Spearman's) of the magnitudes of `raw`; NaN where either is constant.
-    - "signed rank correlation" of `raw`: -1 where all evidence has changed sides.
+    Parameters
+    ----------
+    first : Heatmaps
+        Maps of N images.
+    second : Heatmaps
+        Maps of N images.
+
+    Returns
+    -------
+    dict of str to np.ndarray, (N,), float64, -1..1
+        One entry for each of `MEASURES`:
+
+        - "SSIM" of `maps`, which are shown; 1 for equal maps, NaN where either is blank;
+        - "rank correlation" (Spearman) of the magnitudes of `raw`; NaN where either is constant;
+        - "signed rank correlation" of `raw`; -1 where all evidence has reversed its sign.
     """
     return {
         "SSIM": ssim(first.maps, second.maps),
@@ -37,20 +49,26 @@ def similarity(first: Heatmaps, second: Heatmaps) -> dict[str, np.ndarray]:
 
 
 def similarity_of_pairs(heatmaps: Heatmaps, pairs: int = PAIRS, seed: int = 0) -> dict[str, float]:
-    """Mean similarity of the maps of different images, by `MEASURES`: what is alike anyway.
+    """Mean similarity of the maps of different images: the similarity expected by chance.
 
-    `pairs` random pairs of images, without repetition; all of them where there are fewer. Arun et
-    al. 2021 take 50 (see `sanity`). NaN where no pair has two maps to compare.
+    Parameters
+    ----------
+    heatmaps : Heatmaps
+        Maps of N images.
+    pairs : int, 1 or more
+        Random pairs of images, without repetition; all pairs where there are fewer. Arun et al.
+        2021 use 50 (see `sanity`).
+    seed : int
+        Seed of the pairs.
+
+    Returns
+    -------
+    dict of str to float, -1..1
+        One entry for each of `MEASURES`; NaN where no pair has two maps to compare.
     """
     left, right = np.triu_indices(len(heatmaps.maps), k=1)
     drawn = np.random.default_rng(seed).permutation(len(left))[:pairs]
-    left, right = left[drawn], right[drawn]
-    maps, raw, size = _resized(heatmaps.maps), _resized(heatmaps.raw), _resized(abs(heatmaps.raw))
-    found = {
-        "SSIM": ssim(maps[left], maps[right]),
-        "rank correlation": rank_correlation(size[left], size[right]),
-        "signed rank correlation": rank_correlation(raw[left], raw[right]),
-    }
+    found = similarity(heatmaps.take(left[drawn]), heatmaps.take(right[drawn]))
     return {
         name: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
         for name, values in found.items()
@@ -58,9 +76,28 @@ def similarity_of_pairs(heatmaps: Heatmaps, pairs: int = PAIRS, seed: int = 0) -
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Structural similarity (N,) of maps (N, h, w) in [0, 1]; NaN where one is blank.
+    """Structural similarity of maps, image by image.
 
-    Wang et al. 2004, equation 13, with their Gaussian window (11 places, σ = 1.5) and constants.
+    Wang et al. 2004, equation 13, with their Gaussian window (11 by 11, σ = 1.5) and constants.
+
+    Parameters
+    ----------
+    first : np.ndarray, (N, h, w), float32, [0, 1]
+        Maps.
+    second : np.ndarray, (N, h, w), float32, [0, 1]
+        Maps; their size may differ from the first.
+
+    Returns
+    -------
+    np.ndarray, (N,), float64, -1..1
+        1 for equal maps; NaN where either is blank.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> maps = np.random.default_rng(0).random((1, 7, 7), np.float32)
+    >>> ssim(maps, maps).round(3), ssim(maps, 0 * maps)
+    (array([1.]), array([nan]))
     """
     defined = first.any(axis=(1, 2)) & second.any(axis=(1, 2))
     first, second = (normalize_heatmaps(_resized(maps)) for maps in (first, second))
@@ -69,7 +106,27 @@ def ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's correlation (N,) over the places of maps (N, h, w); NaN where one is constant."""
+    """Spearman's rank correlation of maps, image by image.
+
+    Parameters
+    ----------
+    first : np.ndarray, (N, h, w), float
+        Maps.
+    second : np.ndarray, (N, h, w), float
+        Maps; their size may differ from the first.
+
+    Returns
+    -------
+    np.ndarray, (N,), float64, -1..1
+        Correlations; NaN where a map is constant.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> maps = np.random.default_rng(0).random((1, 7, 7), np.float32)
+    >>> rank_correlation(maps, 2 * maps).round(3), rank_correlation(maps, -maps).round(3)
+    (array([1.]), array([-1.]))
+    """
     ranks = [
         rankdata(_resized(maps).reshape(len(maps), SIDE**2), axis=1) for maps in (first, second)
     ]

@@ -1,8 +1,8 @@
-"""Does the map stay when nothing that matters has changed? See how alike it is.
+"""Does the map stay the same when nothing relevant changes? Measure the similarity.
 
-Two things that should not matter: noise that no eye sees, and the seed with which the same model
-was trained. What is compared is the map of the same image for the same class (see `similarities`).
-Arun et al. 2021 (see `sanity`) call agreement between trainings repeatability.
+Two changes should not matter: noise that the eye cannot see, and the seed with which the same model
+was trained. The map of the same image for the same class is compared (see `similarities`). Arun et
+al. 2021 (see `sanity`) call agreement between training runs repeatability.
 """
 
 import keras
@@ -14,7 +14,27 @@ from covid_lab.explain.quality.similarities import similarity
 
 
 def noisy(images: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:
-    """Images (N, H, W, C) float32 with Gaussian noise of `deviation` grey levels, in 0..255."""
+    """Add Gaussian noise to images.
+
+    Parameters
+    ----------
+    images : np.ndarray, (N, H, W, C), uint8 or float, 0..255
+        Images.
+    deviation : float, 0 or more
+        Standard deviation of the noise in grey levels.
+    seed : int
+        Seed of the noise.
+
+    Returns
+    -------
+    np.ndarray, (N, H, W, C), float32, 0..255
+        Noisy images.
+
+    Raises
+    ------
+    ValueError
+        `deviation` is negative.
+    """
     if deviation < 0:
         raise ValueError(f"deviation is {deviation}; expected 0 or more grey levels.")
     noise = np.random.default_rng(seed).normal(0, deviation, images.shape)
@@ -29,9 +49,27 @@ def under_noise(
     deviation: float,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Similarity (N,) of the images' `heatmaps` to those of the images with noise.
+    """Similarity of the maps of images with and without noise, for the same class.
 
-    The class explained is that of the given heatmaps.
+    Parameters
+    ----------
+    method : Method
+        Method that made the maps.
+    model : keras.Model
+        As for `grad_cam`.
+    images : np.ndarray, (N, H, W, C), uint8 or float, 0..255
+        Images.
+    heatmaps : Heatmaps
+        Maps of these images; they also give the classes explained.
+    deviation : float, 0 or more
+        Standard deviation of the noise in grey levels.
+    seed : int
+        Seed of the noise.
+
+    Returns
+    -------
+    dict of str to np.ndarray, (N,), float64
+        As from `similarity`.
     """
     return similarity(heatmaps, method(model, noisy(images, deviation, seed), heatmaps.target))
 
@@ -39,5 +77,22 @@ def under_noise(
 def across_seeds(
     method: Method, other: keras.Model, images: np.ndarray, heatmaps: Heatmaps
 ) -> dict[str, np.ndarray]:
-    """Similarity (N,) of one model's `heatmaps` to those of another, trained with another seed."""
+    """Similarity of one model's maps to those of a model trained with another seed.
+
+    Parameters
+    ----------
+    method : Method
+        Method that made the maps.
+    other : keras.Model
+        The model trained with another seed.
+    images : np.ndarray, (N, H, W, C), uint8 or float, 0..255
+        Images.
+    heatmaps : Heatmaps
+        Maps of these images by the first model.
+
+    Returns
+    -------
+    dict of str to np.ndarray, (N,), float64
+        As from `similarity`.
+    """
     return similarity(heatmaps, method(other, images, heatmaps.target))

@@ -1,6 +1,5 @@
-"""All tests of all methods in one table, with intervals and against the baselines."""
+"""All tests of all methods in one table, with intervals and comparisons with the baselines."""
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,14 +43,15 @@ from covid_lab.explain.quality_terms import (
     TESTS,
     is_lower_better,
 )
+from covid_lab.progress import tracked
 from covid_project.evaluation import drawn_rows, percentile_interval, wilson_interval
 
-ROUNDING = 1e-6  # of a mean similarity; equal maps must not pass for less alike than equal maps
+ROUNDING = 1e-6  # of a mean similarity, so that equal maps do not pass as less similar
 
 
 @dataclass(frozen=True, eq=False)
 class _Measurement:
-    """One measure of one method: values (N,), NaN where undefined, and what they are held to."""
+    """One measure of one method: values (N,), NaN where undefined, and their reference value."""
 
     test: str
     measure: str
@@ -81,45 +81,75 @@ def explanation_quality(
     seed: int = 0,
     batch_size: int = 32,
 ) -> pd.DataFrame:
-    """Test explanations of one model on some images; the three baselines are tested beside them.
+    """Test explanations of one model on some images, and three baselines with them.
 
     Parameters
     ----------
-    model, images, target : as for `grad_cam`. The class explained is found once, on the given
-        images, and kept in every test.
-    methods : name → (model, images, target) → Heatmaps.
-    masks : name of a finding or organ → (N, H, W) bool, for localisation. An image whose mask is
-        empty does not count.
-    second_model : the same architecture trained with another seed, for stability; left out where
-        None.
-    tests : which of `TESTS` to run.
-    noise : grey levels, for stability.
-    steps : of deletion and insertion.
-    groups, sanity_images : into how many groups the layers are dealt for randomisation, and how
-        many of the images (the first ones) are then explained anew.
+    model : keras.Model
+        As for `grad_cam`.
+    images : array_like, (N, H, W, C), uint8 or float, 0..255
+        As for `grad_cam`; N is 1 or more.
+    methods : mapping of str to Method
+        Name → (model, images, target) → Heatmaps.
+    masks : mapping of str to np.ndarray, (N, H, W), bool, optional
+        Masks by name of a finding or organ, for localisation. An image with an empty mask does not
+        count.
+    target : int, array_like of int (N,), or "predicted"
+        As for `grad_cam`. The predicted class is that of the given images, in every test.
+    second_model : keras.Model, optional
+        The same architecture trained with another seed, for stability; by default this part is left
+        out.
+    tests : sequence of str
+        Which of `TESTS` to run.
+    noise : float, 0 or more
+        Standard deviation of the noise in grey levels, for stability.
+    steps : int, 1 or more
+        Steps of deletion and insertion.
+    groups : int, 1 or more
+        Largest number of groups into which the layers are divided for randomisation.
+    sanity_images : int, 1 or more
+        How many of the images (the first ones) are explained again after randomisation.
+    seed : int
+        Seed of baselines, noise, randomised weights, pairs of images and bootstrap.
+    batch_size : int
+        Images per forward pass.
 
     Returns
     -------
-    DataFrame with the columns `COLUMNS`, method by method, the baselines last:
+    pd.DataFrame
+        Table with the columns `COLUMNS`, method by method, the baselines last:
 
-        - layer : what was explained;
-        - test, measure, setting : one of `TESTS`, and what was measured how;
-        - versus : missing for the mean over images, else the baseline from which `value` is the
-          mean difference, image by image;
-        - value, low, high, n : the mean, its 95 % interval (percentile bootstrap over images, 2000
-          resamples; Wilson's for the pointing game, which is a share) and the images that it is
-          over. NaN bounds for fewer than two images;
-        - blank : images left out because a map is blank;
-        - reference : for similarities, the mean over 50 random pairs of different images' maps;
-        - verdict : for sanity "pass" where the similarity is below the reference, else "fail"; for
+        - layer: what was explained;
+        - test, measure, setting: one of `TESTS`, what was measured, and how;
+        - versus: missing for the mean over images, else the baseline from which `value` is the mean
+          difference, image by image;
+        - value, low, high, n: the mean, its 95 % interval (percentile bootstrap over images, 2000
+          resamples; Wilson's for the pointing game, which is a fraction) and the number of images.
+          Bounds of the bootstrap are NaN for fewer than two images;
+        - blank: images left out because a map is blank;
+        - reference: for similarities, the mean over 50 random pairs of different images' maps;
+        - verdict: for sanity "pass" where the similarity is below the reference, else "fail"; for
           stability "pass" above it; for a difference "better" or "worse" than the baseline where
           the interval, not adjusted for the number of comparisons, excludes 0, else "no
-          difference"; missing where nothing can be said.
+          difference". Missing where the value or the reference is undefined.
+
+    Raises
+    ------
+    ValueError
+        The images, a target or a mask is invalid, there are no images, a test is unknown, or a
+        method has the name of a baseline.
 
     Notes
     -----
-    Prints how far it is. Most of the time goes to faithfulness, some fifty forward passes for each
-    image and method, and to sanity; both can be made smaller.
+    Prints its progress. Most of the time is spent on faithfulness, with about fifty forward passes
+    per image and method, and on sanity. `steps`, `groups` and `sanity_images` reduce it.
+
+    Examples
+    --------
+    >>> from covid_lab.explain.gradcam import grad_cam
+    >>> from covid_lab.explain.gradients import saliency
+    >>> methods = {"grad-cam": grad_cam, "saliency": saliency}
+    >>> table = explanation_quality(model, images, methods)  # doctest: +SKIP
     """
     images = checked_images(model, images)
     masks = {} if masks is None else masks
@@ -130,7 +160,8 @@ def explanation_quality(
     )
     methods = {**methods, **{kind: baseline(kind, seed) for kind in BASELINES}}
     heatmaps = {
-        name: methods[name](model, images, target) for name in _counted("heatmaps", methods)
+        name: methods[name](model, images, target)
+        for name in tracked(methods, "explanations: heatmaps")
     }
     found = {name: [] for name in methods}
     if LOCALISATION in tests:
@@ -138,13 +169,13 @@ def explanation_quality(
             found[name] += _localisation(heatmaps[name], masks)
     if FAITHFULNESS in tests:
         probability = probability_function(model)
-        for name in _counted(FAITHFULNESS, methods):
+        for name in tracked(methods, f"explanations: {FAITHFULNESS}"):
             found[name] += _faithfulness(
                 probability, images, heatmaps[name], steps, seed, batch_size
             )
     references = {name: similarity_of_pairs(heatmaps[name], seed=seed) for name in methods}
     if STABILITY in tests:
-        for name in _counted(STABILITY, methods):
+        for name in tracked(methods, f"explanations: {STABILITY}"):
             alike = {
                 f"noise of {noise:g} grey levels": under_noise(
                     methods[name], model, images, heatmaps[name], noise, seed
@@ -158,13 +189,11 @@ def explanation_quality(
                 found[name] += _similarities(STABILITY, setting, values, references[name])
     if SANITY in tests:
         layers, few = blocks(model, groups), slice(sanity_images)
-        looks = _counted(SANITY, range(2 * len(layers)))
-        for _, (order, group, other) in zip(
-            looks, randomisations(model, layers, seed), strict=True
-        ):
+        models = randomisations(model, layers, seed)
+        for order, group, other in tracked(models, f"explanations: {SANITY}", 2 * len(layers)):
             for name, method in methods.items():
                 values = similarity(
-                    _some(heatmaps[name], few), method(other, images[few], target[few])
+                    heatmaps[name].take(few), method(other, images[few], target[few])
                 )
                 found[name] += _similarities(SANITY, f"{order} {group}", values, references[name])
     return pd.DataFrame(
@@ -178,9 +207,33 @@ def explanation_quality(
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float, int]:
-    """Mean of the values (N,) that are defined, its 95 % interval, and how many they are.
+    """Mean of the defined values, its 95 % interval, and their number.
 
-    The percentile interval of a bootstrap over images; NaN for fewer than two.
+    Parameters
+    ----------
+    values : np.ndarray, (N,), float
+        One value per image, NaN where undefined.
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    mean : float
+        Mean of the values that are defined.
+    low : float
+        Lower end of the percentile interval of a bootstrap over images, 2000 resamples; NaN for
+        fewer than two values.
+    high : float
+        Upper end.
+    n : int
+        Number of values that are defined.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mean, low, high, n = mean_interval(np.array([0.0, 1.0, np.nan]))
+    >>> mean, n
+    (0.5, 2)
     """
     values = values[~np.isnan(values)]
     n = len(values)
@@ -240,14 +293,15 @@ def _similarities(
 def _rows(
     measurements: Iterable[_Measurement], others: Mapping[str, list[_Measurement]], seed: int
 ) -> Iterator[dict[str, object]]:
-    """Rows of one method: each mean, then its differences to the baselines among the others."""
+    """Rows of one method: each mean, then its differences from the baselines among the others."""
     baselines = {
         kind: {one.key: one.values for one in others[kind]} for kind in BASELINES if kind in others
     }
     for one in measurements:
         value, low, high, n = mean_interval(one.values, seed)
         if one.measure == POINTING_GAME:
-            low, high = wilson_interval(value * n if n else 0, n)
+            # Rounded, because n times a mean may be just below an integer.
+            low, high = wilson_interval(round(value * n) if n else 0, n)
         common = {"test": one.test, "measure": one.measure, "setting": one.setting}
         common |= {"blank": one.blank, "reference": one.reference}
         numbers = {"value": value, "low": low, "high": high, "n": n}
@@ -276,17 +330,6 @@ def _compared(one: _Measurement, low: float, high: float) -> str | None:
     return "better" if low > 0 else "worse" if high < 0 else "no difference"
 
 
-def _some(heatmaps: Heatmaps, rows: slice) -> Heatmaps:
-    return Heatmaps(
-        heatmaps.layer,
-        heatmaps.maps[rows],
-        heatmaps.raw[rows],
-        heatmaps.scores[rows],
-        heatmaps.target[rows],
-        heatmaps.status[rows],
-    )
-
-
 def _blank(heatmaps: Heatmaps) -> int:
     return int((heatmaps.status != "ok").sum())
 
@@ -303,17 +346,3 @@ def _check(
     for name, mask in masks.items():
         if len(mask) != count:
             raise ValueError(f"There are {len(mask)} masks '{name}' for {count} images.")
-
-
-def _counted(title: str, names: Iterable) -> Iterator:
-    """Yield the names, and say after each how many are done and how long it still takes."""
-    names, begun = list(names), time.perf_counter()
-    for number, name in enumerate(names, 1):
-        yield name
-        spent = time.perf_counter() - begun
-        left = spent / number * (len(names) - number)
-        print(
-            f"explanations, {title}: {number} of {len(names)} after {spent:.0f} s, about "
-            f"{left:.0f} s left",
-            flush=True,
-        )
