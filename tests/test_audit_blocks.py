@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covid_lab.audit import duplicates, shortcuts
+from covid_lab.audit import alignment, duplicates, near_copies, shortcuts
 from covid_lab.audit.blocks import blocks
 from covid_lab.audit.controls import draw_phantoms, write_phantoms
 from covid_lab.audit.data_checks import audit_data
 from covid_lab.audit.predictability import RESAMPLES, macro_auc, prepare, resample, ridge_scores
+from covid_lab.audit.views import views_of
 from covid_lab.datasets import UnreadableImages, load_images
 
 
-def quiet(line):
+def quiet(stage, done, total):
     pass
 
 
@@ -120,16 +121,20 @@ def test_pictures_are_read_part_by_part(drawn, monkeypatch):
 def test_pairs_compared_in_blocks_are_as_similar_as_compared_at_once(drawn, monkeypatch, rng):
     images = np.repeat(np.repeat(drawn[0].images[:12], 2, 1), 2, 2)
     images = np.concatenate([images, np.clip(images[:6] * 0.9 + 9, 0, 255).astype(np.uint8)])
+    views = views_of(images, np.arange(len(images)))
     first, second = np.triu_indices(len(images), 1)
-    pairs = np.stack([first, second], axis=1)
-    expected = duplicates._similarities(images, pairs, False)
-    monkeypatch.setattr(duplicates, "_KEPT", 6 * 128**2)  # three pairs of the finest level
+    count = len(first)
+    candidates = alignment.Candidates(
+        first, second, alignment.identity(count), np.ones(count, np.float32)
+    )
+    expected = alignment.similarities(views, candidates)
+    monkeypatch.setattr(alignment, "_KEPT", 6 * 128**2)  # three pairs of the finest level
     seen = []
-    found = duplicates._similarities(images, pairs, False, seen.append)
+    found = alignment.similarities(views, candidates, seen.append)
     np.testing.assert_array_equal(found, expected)
     assert (found > duplicates.NEAR).sum() >= 6
     assert len(seen) > 1
-    assert seen[-1] == len(pairs)
+    assert seen[-1] == count
 
 
 # ---- memory -------------------------------------------------------------------------------------
@@ -182,7 +187,8 @@ def test_the_search_for_copies_holds_no_copy_of_the_images():
 
     def work(n):
         images = np.random.default_rng(0).integers(0, 256, (n, side, side), np.uint8)
-        return duplicates._candidates, images, np.arange(n), np.random.default_rng(0)
+        views = views_of(images, np.arange(n))
+        return near_copies.find_candidates, views, np.random.default_rng(0)
 
     assert bytes_per_image(work, 500) < side**2
 

@@ -67,10 +67,11 @@ def test_planted_shortcuts_fail_in_their_row_and_none_passes(monkeypatch):
     monkeypatch.setattr(controls, "REPEATS", 2)
     few = {name: (*how[:2], (0, how[2][-1]), how[3]) for name, how in CONTROLS.items()}
     monkeypatch.setattr(controls, "CONTROLS", few)
-    lines = []
-    table = controls_table(seed=5, progress=lines.append)
+    states = []
+    table = controls_table(seed=5, progress=lambda *state: states.append(state))
     assert tuple(table.columns) == COLUMNS
-    assert len(lines) == len(table) == 8
+    assert states == [("controls: audits", done, 8) for done in range(9)]
+    assert len(table) == 8
     planted = table["strength"] > 0
     assert (table.loc[planted, "verdict"] == "fail").all()
     assert (table.loc[~planted, "verdict"] == "pass").all()

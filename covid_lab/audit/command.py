@@ -11,7 +11,6 @@ import dataclasses
 import json
 import shutil
 import textwrap
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,13 +28,13 @@ from covid_lab.audit.protocol import audit_protocol
 from covid_lab.audit.second_reader import COLUMN, second_labels
 from covid_lab.audit.shortcuts import audit_model, audit_shortcuts
 from covid_lab.datasets import described, open_dataset, write_splits
+from covid_lab.progress import Progress
 from covid_lab.reading.manifests import content_of, read_table
 from covid_lab.reading.roots import stem_of
 from covid_project.data import CLASSES, DataError, Dataset
 from covid_project.files import versions, write_csv, write_text
 
 STAGES = ("baseline", "fine_tuned")  # tested models, examined for shortcuts of their own
-EVERY = 5.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +87,13 @@ def audit(request: Request) -> Report:
     if metadata is not None and COLUMN in metadata:
         second = second_labels(metadata, dataset)
         metadata = metadata if "patient" in {c.casefold() for c in metadata} else None
+    progress = Progress()
     data = audit_data(
         dataset,
         pattern=request.pattern,
         metadata=metadata,
         seed=request.seed,
-        progress=_Progress(),
+        progress=progress,
     )
     if data.patients:
         print(data.patients, flush=True)
@@ -102,12 +102,14 @@ def audit(request: Request) -> Report:
         second=second,
         cache=_folder(request) / "cache",
         seed=request.seed,
-        progress=_Progress(),
+        progress=progress,
     )
     findings = [*data.findings, *labels.findings]
     shortcuts = pd.DataFrame()
     if len(data.dataset.classes) > 1:
-        found = audit_shortcuts(_kept_together(data), masks=request.masks, seed=request.seed)
+        found = audit_shortcuts(
+            _kept_together(data), masks=request.masks, seed=request.seed, progress=progress
+        )
         findings += found.findings
         shortcuts = found.table
     else:
@@ -118,7 +120,7 @@ def audit(request: Request) -> Report:
         findings += _models(request, data)
     controls = pd.DataFrame()
     if request.controls:
-        controls = controls_table(request.seed, print)
+        controls = controls_table(request.seed, progress)
     return Report(
         name=request.data.name,
         findings=findings,
@@ -279,20 +281,3 @@ def _table(path: Path) -> pd.DataFrame:
 def _records(table: pd.DataFrame) -> list[dict]:
     """Rows as JSON has them: no NaN, plain numbers."""
     return json.loads(table.to_json(orient="records", force_ascii=False))
-
-
-class _Progress:
-    """Prints what is done and how long it may still take, at most every few seconds."""
-
-    def __init__(self):
-        self.what, self.begun, self.said = "", 0.0, 0.0
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if what != self.what:
-            self.what, self.begun, self.said = what, now, now
-        if done == total or now - self.said >= EVERY:
-            left = (now - self.begun) * (total - done) / max(done, 1)
-            more = f"; about {left:.0f} s left" if done < total else ""
-            print(f"{what}: {done:,} of {total:,}{more}", flush=True)
-            self.said = now

@@ -6,7 +6,6 @@ images test the audit; they say nothing about patients.
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from PIL import Image
 from covid_lab.audit.findings import Finding, worst
 from covid_lab.audit.shortcuts import CHECKS, audit_shortcuts
 from covid_lab.phantoms import SEVERITIES, draw_radiograph
-from covid_project.data import CLASSES, Dataset, resize
+from covid_lab.progress import tracked
+from covid_project.data import CLASSES, Dataset
+from covid_project.images import resize
 
 COLUMNS = ("control", "strength", "unit", "auc", "low", "high", "verdict", "caught")
 NONE = "none"  # the control without a shortcut
@@ -90,15 +91,17 @@ CONTROLS: dict[str, tuple[Plant, str, tuple[float, ...], str]] = {
 }
 
 
-def controls_table(seed: int = 0, progress: Callable[[str], None] = print) -> pd.DataFrame:
+def controls_table(
+    seed: int = 0, progress: Callable[[str, int, int], None] | None = None
+) -> pd.DataFrame:
     """Run the audit without a shortcut, and with each at every strength.
 
     Parameters
     ----------
     seed
         Of the phantoms and of all that is drawn in the audit.
-    progress
-        Called with a line of text before each audit.
+    progress : callable, optional
+        Called with (stage, done, total); None: `covid_lab.progress.Progress`.
 
     Returns
     -------
@@ -108,14 +111,7 @@ def controls_table(seed: int = 0, progress: Callable[[str], None] = print) -> pd
     time) the AUC is that of the most telling view without lungs, the verdict the gravest of all.
     """
     total = REPEATS + sum(len(strengths) for _, _, strengths, _ in CONTROLS.values())
-    rows, began = [], time.monotonic()
-    for row in _rows(seed):
-        rows.append(row)
-        left = (time.monotonic() - began) / len(rows) * (total - len(rows))
-        progress(
-            f"controls: {len(rows)} of {total}: {row['control']}, {row['strength']:g} "
-            f"{row['unit']}: {row['verdict']}, about {left:.0f} s left"
-        )
+    rows = tracked(_rows(seed), "controls: audits", total, progress)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -196,7 +192,7 @@ def _audit(images: list[np.ndarray], phantoms: Phantoms, seed: int) -> dict[str,
     """Findings of the shortcut audit, by check."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_phantoms(Path(folder), images, phantoms)
-        found = audit_shortcuts(dataset, seed=seed, progress=lambda line: None).findings
+        found = audit_shortcuts(dataset, seed=seed, progress=lambda *_: None).findings
     return {finding.check: finding for finding in found}
 
 

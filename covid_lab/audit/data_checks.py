@@ -13,15 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from covid_lab.audit.duplicates import (
-    class_balance,
-    clusters,
-    duplicate_pairs,
-    groups_across_splits,
-    pixel_hash,
-    split_balance,
-)
+from covid_lab.audit.balance import class_balance, split_balance
+from covid_lab.audit.duplicates import duplicate_pairs, pixel_hash
 from covid_lab.audit.findings import Finding
+from covid_lab.audit.groups import clusters, groups_across_splits
 from covid_lab.datasets import each_image, without
 from covid_lab.reading.patients import with_patients
 from covid_lab.storage import filled_array

@@ -21,7 +21,6 @@ COVID-19 detection selects shortcuts over signal", Nature Machine Intelligence 2
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -46,6 +45,7 @@ from covid_lab.audit.predictability import (
 )
 from covid_lab.datasets import UnreadableImages, load_images, load_masks, open_root
 from covid_lab.lungs import implausible, segment_lungs
+from covid_lab.progress import Progress, tracked
 from covid_lab.reading.dicom import COVARIATES
 from covid_project.data import DataError, Dataset, listed
 from covid_project.evaluation import percentile_interval
@@ -105,7 +105,7 @@ def audit_shortcuts(
     *,
     masks: Path | None = None,
     seed: int = 0,
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Shortcuts:
     """Predict the label from views without lungs, and judge each by `judge`.
 
@@ -124,8 +124,8 @@ def audit_shortcuts(
         `segment_lungs`.
     seed
         Of folds, shuffled labels and resamples.
-    progress
-        Called with a line of text now and then.
+    progress : callable, optional
+        Called with (stage, done, total); None: `covid_lab.progress.Progress`.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def audit_shortcuts(
     except TooFewGroups as reason:
         finding = Finding(AREA, "the label without the lungs", "not applicable", str(reason))
         return Shortcuts([finding], pd.DataFrame(columns=COLUMNS))
-    progress(f"shortcuts: reading {len(table)} images")
+    progress = progress or Progress()
     pictures = Pictures(len(table))
     parts = _read(dataset, pictures)
     lungs, lungs_from = find_lungs(dataset, parts, masks, progress, square=LOADED // SIDE)
@@ -151,11 +151,7 @@ def audit_shortcuts(
     rows = []
     groups = table["group"].nunique()
     total = len(of_files) + (5 if lungs is None else 7)
-    began = time.monotonic()
-    for number, view in enumerate(chain(of_files, of_images)):
-        left = (time.monotonic() - began) / number * (total - number) if number else None
-        still = "" if left is None else f", about {left:.0f} s left"
-        progress(f"shortcuts: view {number + 1} of {total}: {view.name}{still}")
+    for view in tracked(chain(of_files, of_images), "shortcuts: views", total, progress):
         found = predictions[view.name] = predict(view.features, trial)
         rows.append(
             {
@@ -363,7 +359,7 @@ def find_lungs(
     dataset: Dataset,
     parts: Iterable[np.ndarray],
     masks: Path | None = None,
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] | None = None,
     square: int = 1,
 ) -> tuple[np.ndarray | None, str]:
     """Where the lungs lie in all images, and a sentence that says where that comes from.
@@ -372,7 +368,7 @@ def find_lungs(
     ----------
     parts
         The data set's images, uint8 (M, S, S) at once, in the order of its table.
-    masks
+    masks, progress
         See `audit_shortcuts`.
     square
         Pixels along the side of the squares in which lung is counted; at most 15, and it divides S.
@@ -389,7 +385,9 @@ def find_lungs(
     given = (table["mask"] != "").all()
     counts, faults, unreadable = [], [], []
     sound = 0  # in how many plausible masks each pixel is lung, (S, S)
+    progress, stage = progress or Progress(), "shortcuts: images read and lungs found"
     done = 0
+    progress(stage, done, len(table))
     for images in parts:
         rows = slice(done, done + len(images))
         done = rows.stop
@@ -402,10 +400,10 @@ def find_lungs(
                 continue
         else:
             found = segment_lungs(images)
-            progress(f"shortcuts: lungs found in {done} of {len(table)} images")
         faults.append(implausible(found) != "")
         sound = sound + found[~faults[-1]].sum(axis=0)
         counts.append(_counted(found, square))
+        progress(stage, done, len(table))
     if unreadable:
         raise UnreadableImages(unreadable)
     lungs, faulty = np.concatenate(counts), np.concatenate(faults)
@@ -572,7 +570,7 @@ def audit_model(
         return [Finding(AREA, "the model without the lungs", "not applicable", said)]
     images = load_images(dataset, side)[..., 0]
     parts = (images[rows] for rows in blocks(len(images), 1, AT_ONCE))
-    lungs, lungs_from = find_lungs(dataset, parts, masks, progress=lambda line: None)
+    lungs, lungs_from = find_lungs(dataset, parts, masks, progress=lambda *_: None)
     lungs = None if lungs is None else lungs.view(bool)
     ring = np.ones((side, side), bool)
     ring[side // 10 : -(side // 10), side // 10 : -(side // 10)] = False

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from covid_lab.audit.duplicates import grouped_split
+from covid_lab.audit.groups import grouped_split
 from covid_project.data import SPLITS, DataError, Dataset
 from covid_project.files import fingerprint, write_csv
 
@@ -38,7 +38,7 @@ def dealt_once(
     shares
         Share of the dealt images by the name of the split, adding up to 1.
     seed
-        Of the deal (see ``audit.duplicates.grouped_split``).
+        Of the deal (see `covid_lab.audit.groups.grouped_split`).
     kept
         Splits whose images stay where they are; all others are dealt.
 
