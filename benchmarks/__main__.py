@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import commands, explain, lungs, perturbations, training
+from benchmarks import commands, explain, lungs, near_copies, perturbations, training
 from benchmarks.runner import differs, line, promises, run, update, worse
 from covid_project.files import read_csv
 
@@ -16,6 +16,7 @@ SUITES = {
     "training": training.benchmarks,
     "perturbations": perturbations.benchmarks,
     "lungs": lungs.benchmarks,
+    "near copies": near_copies.benchmarks,
     "commands": commands.benchmarks,
 }
 

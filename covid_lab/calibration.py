@@ -1,4 +1,4 @@
-"""Do the predicted probabilities mean what they say? From labels and logits alone."""
+"""Calibration of predicted probabilities, from labels and logits only."""
 
 import numpy as np
 import pandas as pd
@@ -16,19 +16,27 @@ BINS = 10  # of equal width, over the predicted probability
 
 
 def reliability(labels: np.ndarray, scores: np.ndarray, bins: int = BINS) -> pd.DataFrame:
-    """How often the positive class is true where it is predicted with a certain probability.
+    """Compare predicted probability and observed frequency of the positive class, bin by bin.
 
     Parameters
     ----------
-    labels
-        (N,), 0 or 1.
-    scores
-        (N,), logits; the probability of the positive class is their sigmoid.
+    labels : np.ndarray, (N,)
+        0 or 1.
+    scores : np.ndarray, (N,)
+        Logits; the probability of the positive class is their sigmoid.
+    bins : int, from 1
+        Number of bins of equal width over the probability.
 
     Returns
     -------
-    One row per bin that holds an image: bin (from 0), n, predicted (mean probability), observed
-    (share of positives) with low and high, its 95 % interval by Wilson.
+    pd.DataFrame
+        One row per bin with images: bin (from 0), n, predicted (mean probability), observed
+        (fraction of positives) with low and high, its 95 % interval (Wilson 1927).
+
+    Raises
+    ------
+    ValueError
+        Labels and scores do not fit each other (see `covid_project.evaluation.checked`).
     """
     labels, scores = checked(labels, scores)
     probability = expit(scores.astype(np.float64))
@@ -45,15 +53,24 @@ def reliability(labels: np.ndarray, scores: np.ndarray, bins: int = BINS) -> pd.
 def expected_calibration_error(
     labels: np.ndarray, probability: np.ndarray, bins: int = BINS
 ) -> float | np.ndarray:
-    """Mean distance between predicted and observed share, weighted by the images of each bin.
+    """Mean distance of predicted and observed frequency, weighted by the images of each bin.
 
-    Naeini, Cooper & Hauskrecht 2015, and Guo et al. 2017, eq. 3, for the probability of the
-    positive class: Σ_b n_b/N · |share of positives − mean probability| over the bins b.
+    For the probability of the positive class: Σ_b n_b/N · |fraction of positives − mean
+    probability| over the bins b (Naeini, Cooper & Hauskrecht 2015, AAAI; Guo et al. 2017, ICML,
+    eq. 3).
 
     Parameters
     ----------
-    labels, probability
-        (N,), or (R, N) for R sets of labels and probabilities at once.
+    labels : np.ndarray, (N,) or (R, N)
+        0 or 1, of one set of images or of R sets at once.
+    probability : np.ndarray, (N,) or (R, N), 0–1
+        Of the positive class.
+    bins : int, from 1
+        Number of bins of equal width over the probability.
+
+    Returns
+    -------
+    float or np.ndarray, float64 (R,), 0–1
     """
     labels, probability = np.broadcast_arrays(np.asarray(labels, float), probability)
     number = _bin(probability, bins)
@@ -65,17 +82,35 @@ def expected_calibration_error(
 def calibration(
     labels: np.ndarray, scores: np.ndarray, *, bins: int = BINS, seed: int = 0
 ) -> dict[str, float]:
-    """Calibration of a model, and what a perfectly calibrated one would have shown.
+    """Measure the calibration of a model, and what a perfectly calibrated model would show.
 
     The calibration error of finitely many images is never 0: even labels drawn with exactly the
-    predicted probabilities give some. Those draws are made here (consistency resampling, Bröcker &
-    Smith 2007), and give the yardstick and the p-value.
+    predicted probabilities give some. Such draws (consistency resampling, Bröcker & Smith 2007,
+    Weather and Forecasting) give the reference value and the p-value.
+
+    Parameters
+    ----------
+    labels : np.ndarray, (N,)
+        0 or 1.
+    scores : np.ndarray, (N,)
+        Logits.
+    bins : int, from 1
+        Number of bins of equal width over the probability.
+    seed : int, from 0
+        Of the bootstrap and the draws.
 
     Returns
     -------
-    ece, with ece_low and ece_high (bootstrap over images, 95 %); expected (mean error of a
-    calibrated model with these probabilities), p_value (share of such draws at least as bad); brier
-    (mean squared error of the probability, Brier 1950) and its bounds; n.
+    dict of str to float
+        ece with ece_low and ece_high (95 %, bootstrap over images); expected (mean error of a
+        calibrated model with these probabilities); p_value (fraction of such draws that are at
+        least as bad); brier (mean squared error of the probability, Brier 1950) with brier_low and
+        brier_high; n.
+
+    Raises
+    ------
+    ValueError
+        Labels and scores do not fit each other (see `covid_project.evaluation.checked`).
     """
     labels, scores = checked(labels, scores)
     probability = expit(scores.astype(np.float64))

@@ -1,4 +1,4 @@
-"""Models on disk: trained once and then loaded, kept while in training, and loaded safely."""
+"""Models on disk: trained once and then loaded, stored during training, and loaded safely."""
 
 import importlib
 import json
@@ -30,11 +30,17 @@ def fitted(
     ----------
     run : Run
     stage : str
-    recipe : mapping
+        Name of the model.
+    recipe : mapping of str to object
         What the model depends on (see `Run.save_model`).
     train : callable
-        Returns the trained model and its history; called unless a model of exactly this recipe is
-        there already, so that an interrupted run continues after its last finished stage.
+        Returns the trained model and its history. It is called unless a model of exactly this
+        recipe exists, so that an interrupted run resumes after its last finished stage.
+
+    Returns
+    -------
+    model : keras.Model
+    history : pd.DataFrame
     """
     if run.has_model(stage, recipe):
         print(f"{stage}: the finished model is loaded")
@@ -43,7 +49,7 @@ def fitted(
     return load_model(run.model_path(stage)), run.load_history(stage)
 
 
-# ---- trainings under way ------------------------------------------------------------------------
+# ---- trainings in progress ----------------------------------------------------------------------
 
 
 def keep_training(
@@ -52,19 +58,19 @@ def keep_training(
     epochs: Sequence[Mapping[str, float]],
     best: Sequence[np.ndarray],
 ) -> None:
-    """Write where a training is, for `kept_training` to go on from.
+    """Store the state of a training, for `kept_training` to resume from.
 
     Parameters
     ----------
-    path
-        A ``.npz``, which takes about four times the size of the model. Its name must tell apart
-        what is trained on what and how.
-    model
-        Compiled, its optimizer built.
-    epochs
-        What is known of each epoch until now.
-    best
-        The weights to be returned should the training end here, as of ``get_weights``.
+    path : Path
+        A ``.npz`` file, about four times the size of the model. Its name must tell apart trainings
+        of different models, data and settings.
+    model : keras.Model
+        Compiled, with its optimizer built.
+    epochs : sequence of mapping of str to float
+        Metrics of each epoch so far.
+    best : sequence of np.ndarray
+        Weights to return if the training ended here, as of ``get_weights``.
     """
     arrays = {"epochs": np.array(json.dumps([dict(epoch) for epoch in epochs]))}
     for name, values in (("now", _state(model)), ("best", best)):
@@ -74,14 +80,26 @@ def keep_training(
 
 
 def kept_training(path: Path, model: keras.Model) -> tuple[list[dict[str, float]], list]:
-    """Bring a model and its optimizer to where a training was kept: its epochs and best weights.
+    """Restore a model and its optimizer to the state that `keep_training` stored.
 
-    Where there is no such file the model stays as it is: no epochs, and its own weights.
+    Parameters
+    ----------
+    path : Path
+        Where there is no such file, the model stays as it is.
+    model : keras.Model
+        Compiled, with its optimizer built; changed in place.
+
+    Returns
+    -------
+    epochs : list of dict of str to float
+        Metrics of each epoch; empty without a file.
+    best : list of np.ndarray
+        The best weights so far; the model's own without a file.
 
     Raises
     ------
     ValueError
-        The file is damaged or of another model; names it. The model is as it was.
+        The file is damaged or belongs to another model. The model is unchanged.
     """
     if not Path(path).is_file():
         return [], model.get_weights()
@@ -106,8 +124,8 @@ def _state(model: keras.Model) -> list[keras.Variable]:
 
 # ---- what may be loaded -------------------------------------------------------------------------
 
-# Keras looks up what a file's configuration names, and calls it. Safe mode alone has been broken in
-# several releases (CVE-2025-1550, -8747, -9906), so only these are let through to it.
+# Keras looks up what a file's configuration names, and calls it. Its safe mode was broken in
+# several releases (CVE-2025-1550, -8747, -9906). So only these names ever reach Keras.
 KERAS_MODULES = {
     f"keras.{name}"
     for name in ("layers", "initializers", "regularizers", "constraints", "activations",
@@ -134,7 +152,7 @@ CONVERT = "keras.saving.load_model({path!r}, compile=False).save('converted.kera
 
 
 class ModelRefused(ValueError):
-    """A model's file is damaged, or could run code; the message says which and why."""
+    """A model's file is damaged, or could run code; the message names the file and the reason."""
 
 
 def load_model(path: Path, *, trust: bool = False) -> keras.Model:
@@ -142,13 +160,13 @@ def load_model(path: Path, *, trust: bool = False) -> keras.Model:
 
     Losses and optimizers are never loaded, those of models inside the model included. The HDF5
     library reads the weights, and the newest one that TensorFlow 2.21 allows (1.14) has known
-    memory faults that a crafted file can reach: load only files from people you trust.
+    memory faults that a crafted file can exploit: load only files from people you trust.
 
     Parameters
     ----------
     path : Path
     trust : bool
-        For files of one's own: load whatever the file contains, its code included. Lambda layers,
+        For your own files: load whatever the file contains, its code included. Lambda layers,
         ``.h5`` files and files of Keras 2 need this.
 
     Returns
@@ -158,8 +176,8 @@ def load_model(path: Path, *, trust: bool = False) -> keras.Model:
     Raises
     ------
     ModelRefused
-        No such file; damage; without ``trust`` also another kind of file, a file of Keras 2, or
-        layers or functions that are neither Keras' own nor the project's.
+        The file is missing or damaged. Without ``trust`` also: another kind of file, a file of
+        Keras 2, or layers or functions that are neither Keras' own nor the project's.
     """
     path = Path(path)
     if not path.is_file():
@@ -214,7 +232,7 @@ def _loaded(path: Path, file: Path, safe_mode: bool) -> keras.Model:
 
 
 def _configuration(path: Path) -> dict:
-    """The architecture as a ``.keras`` file states it."""
+    """Read the architecture from a ``.keras`` file."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.getinfo("config.json").file_size > MAX_CONFIGURATION:
@@ -248,7 +266,7 @@ def _keras_version(path: Path) -> str:
 
 
 def _translated(value):
-    """The same configuration with Keras 3's names for the models of Keras 2."""
+    """Translate Keras 2's names of models to those of Keras 3."""
     if isinstance(value, dict):
         module = value.get("module")
         functional = value.get("class_name") == "Functional"
@@ -272,7 +290,7 @@ def _copy(path: Path, copy: Path, configuration: dict) -> None:
 
 
 def _strangers(value) -> Iterator[str]:
-    """Names of everything that a configuration asks for and that is not to be loaded."""
+    """Yield the names of everything that a configuration asks for and that may not be loaded."""
     if isinstance(value, dict):
         if "class_name" in value and not _is_known(value):
             function = value["class_name"] == "function" and value.get("config")
@@ -298,7 +316,19 @@ def _is_known(named: dict) -> bool:
 
 
 def is_operation(module: str, name: str) -> bool:
-    """Whether a name is an operation of Keras that a file may ask for."""
+    """Tell whether a name is an operation of Keras that a file may ask for.
+
+    Parameters
+    ----------
+    module : str
+        Full name of a module of ``keras.src.ops``.
+    name : str
+        Of a class in it.
+
+    Returns
+    -------
+    bool
+    """
     if module not in OPERATION_MODULES and name not in CORE_OPERATIONS:
         return False
     found = vars(importlib.import_module(module)).get(name)

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from covid_project.evaluation import SIGNIFICANCE, accuracy_difference, auc_difference, holm
+from covid_project.evaluation import SIGNIFICANCE, compare_models, holm
+
+COLUMNS = (
+    *("metric", "first", "second", "difference", "low", "high", "p_value", "p_adjusted", "verdict"),
+    *("n", "test"),
+)
 
 
 def compare(
@@ -23,10 +28,10 @@ def compare(
     labels : np.ndarray, (N,)
         0 or 1.
     scores : mapping of str to np.ndarray, (N,)
-        Name of a model → its logits.
+        Name of a model → its logits; at least two models.
     reference : str, optional
         Compare only with this model; None: all pairs, in the order of ``scores``.
-    seed : int
+    seed : int, from 0
         Of the bootstrap.
 
     Returns
@@ -34,34 +39,53 @@ def compare(
     pd.DataFrame
         One row per metric (accuracy, AUC) and pair: metric, first, second, difference (second minus
         first), low, high, p_value, p_adjusted (Holm, over the pairs of one metric), verdict (see
-        `verdict`), n, test.
+        `verdict`), n, test. See `covid_project.evaluation.compare_models` for the tests.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two models, or scores that do not fit the labels.
     """
     names = list(scores)
     if reference is None:
         pairs = list(itertools.combinations(names, 2))
     else:
         pairs = [(reference, name) for name in names if name != reference]
-    tests = {
-        "accuracy": ("McNemar, exact", lambda a, b: accuracy_difference(labels, a, b, seed)),
-        "AUC": ("DeLong", lambda a, b: auc_difference(labels, a, b)),
-    }
-    tables = []
-    for metric, (test, difference_of) in tests.items():
-        found = [difference_of(scores[first], scores[second]) for first, second in pairs]
-        table = pd.DataFrame(pairs, columns=["first", "second"])
-        table.insert(0, "metric", metric)
-        for column in ("difference", "low", "high", "p_value"):
-            table[column] = [getattr(one, column) for one in found]
-        table["p_adjusted"] = holm(table["p_value"].to_numpy())
-        table["verdict"] = [
-            verdict(*row) for row in zip(table["difference"], table["p_adjusted"], strict=True)
-        ]
-        tables.append(table.assign(n=len(labels), test=test))
-    return pd.concat(tables, ignore_index=True)
+    tables = [
+        compare_models(labels, scores[first], scores[second], seed).assign(
+            first=first, second=second
+        )
+        for first, second in pairs
+    ]
+    table = pd.concat(tables).sort_index(kind="stable")  # metric by metric
+    by_metric = table.groupby("metric", sort=False)["p_value"]
+    table["p_adjusted"] = by_metric.transform(lambda values: holm(values.to_numpy()))
+    table["verdict"] = [
+        verdict(*row) for row in zip(table["difference"], table["p_adjusted"], strict=True)
+    ]
+    return table[list(COLUMNS)].reset_index(drop=True)
 
 
 def verdict(difference: float, p_value: float) -> str:
-    """Return "better", "worse" (the second model) or "no difference" at the 5 % level."""
+    """Say in words which of two models is better, at the 5 % level.
+
+    Parameters
+    ----------
+    difference : float
+        Second model minus first.
+    p_value : float, 0–1
+        NaN where the test is undefined.
+
+    Returns
+    -------
+    str
+        "better" or "worse" (the second model), or "no difference".
+
+    Examples
+    --------
+    >>> verdict(0.02, 0.01), verdict(0.02, 0.3)
+    ('better', 'no difference')
+    """
     if not p_value < SIGNIFICANCE:
         return "no difference"
     return "better" if difference > 0 else "worse"

@@ -20,7 +20,19 @@ from covid_project.figures import COLOURS, COLUMN, DASHES, MARKERS, PAGE, image_
 
 @styled
 def feature_maps(maps: np.ndarray, titles: Sequence[str], columns: int = 8) -> plt.Figure:
-    """Feature maps (K, h, w) of one image, each on its own scale, with a title each."""
+    """Draw feature maps of one image, each on its own grey scale.
+
+    Parameters
+    ----------
+    maps : np.ndarray, float (K, h, w)
+    titles : sequence of str, (K,)
+    columns : int, from 1
+        Maps in a row.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
     low = maps.min(axis=(1, 2), keepdims=True)
     spread = np.maximum(np.ptp(maps, axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
     return image_grid(255 * (maps - low) / spread, titles, columns)
@@ -28,9 +40,16 @@ def feature_maps(maps: np.ndarray, titles: Sequence[str], columns: int = 8) -> p
 
 @styled
 def reliability(tables: Mapping[str, pd.DataFrame]) -> plt.Figure:
-    """Observed against predicted share of the positive class, one panel per model.
+    """Draw observed against predicted frequency of the positive class, one panel per model.
 
-    ``tables`` maps the name of a model to its ``calibration.reliability``.
+    Parameters
+    ----------
+    tables : mapping of str to pd.DataFrame
+        Name of a model → its table from `covid_lab.calibration.reliability`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     figure, axes = plt.subplots(
         1,
@@ -54,19 +73,27 @@ def reliability(tables: Mapping[str, pd.DataFrame]) -> plt.Figure:
         )
         axis.set(title=name.replace("_", "-"), xlim=(-0.05, 1.05), ylim=(-0.05, 1.05))
         axis.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
-    axes[0, 0].set_ylabel("share of COVID, observed")
+    axes[0, 0].set_ylabel("fraction of COVID, observed")
     figure.supxlabel("probability of COVID, predicted", fontsize=8)
     return figure
 
 
 @styled
 def explanation_quality(table: pd.DataFrame) -> plt.Figure:
-    """How good each explanation is: one panel per measure, one row per method, 95 % intervals.
+    """Draw the quality of each explanation: a panel per measure, a row per method, 95 % intervals.
 
-    ``table`` is that of ``explain.quality.explanation_quality``. Filled marks are better than all
-    three baselines, or pass; the upright strokes are the mean similarity of different images' maps,
-    which sanity has to stay below and stability above. Of the sanity test the last step is shown,
-    with the whole network randomised.
+    Filled marks are better than all three control maps, or pass. Upright strokes are the mean
+    similarity of different images' maps: sanity must stay below it, stability above. Of the sanity
+    test the last step is shown, with the whole network randomised.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        From `covid_lab.explain.quality.explanation_quality`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     names = list(dict.fromkeys(table["method"]))
     panels = _quality_panels(table)
@@ -115,9 +142,9 @@ def explanation_quality(table: pd.DataFrame) -> plt.Figure:
 
 
 def _quality_panels(table: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Test, measure and setting of each panel: what a reader compares the methods by.
+    """Choose test, measure and setting of each panel.
 
-    IoU says the same as the energy inside and stays in the table, as the steps of ROAD do.
+    IoU says the same as the energy inside and stays in the table, as do the steps of ROAD.
     """
     shown = table[
         (table["test"].eq(LOCALISATION) & ~table["measure"].str.startswith("IoU"))
@@ -131,7 +158,19 @@ def _quality_panels(table: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 @styled
 def class_shares(table: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
-    """Share of each class per split, one pie each (columns split, label)."""
+    """Draw the fractions of the classes in each split, one pie per split.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        One row per image, with the columns split and label (0 to K − 1).
+    classes : sequence of str, (K,)
+        Names of the labels.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
     counts = pd.crosstab(table["split"], table["label"]).loc[table["split"].unique()]
     figure, axes = plt.subplots(1, len(counts), figsize=(COLUMN, 1.5), layout="constrained")
     for axis, (split, row) in zip(np.atleast_1d(axes), counts.iterrows(), strict=True):
@@ -143,7 +182,19 @@ def class_shares(table: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
 
 @styled
 def stored_sizes(sizes: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
-    """Width and height of the files (columns width, height, label): boxes, and one by the other."""
+    """Draw width and height of the image files: a box plot of each, and one against the other.
+
+    Parameters
+    ----------
+    sizes : pd.DataFrame
+        One row per image, with the columns width, height (pixels) and label (0 to K − 1).
+    classes : sequence of str, (K,)
+        Names of the labels.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
     figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.0), layout="constrained")
     groups = [sizes[sizes["label"] == label] for label in range(len(classes))]
     for axis, side in zip(axes, ("width", "height"), strict=False):
@@ -159,9 +210,18 @@ def stored_sizes(sizes: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
 
 @styled
 def ranking_curves(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> plt.Figure:
-    """ROC and precision-recall curves of several models, their own thresholds marked.
+    """Draw ROC and precision-recall curves of several models, with their thresholds marked.
 
-    ``scores`` maps the name of a model to its logits (N,) for images with these labels (N,).
+    Parameters
+    ----------
+    labels : np.ndarray, (N,)
+        0 or 1.
+    scores : mapping of str to np.ndarray, (N,)
+        Name of a model → its logits, whose threshold is 0.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), layout="constrained")
     for number, (name, values) in enumerate(scores.items()):
@@ -186,10 +246,17 @@ def ranking_curves(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> plt.
 
 @styled
 def model_bars(table: pd.DataFrame) -> plt.Figure:
-    """Accuracy and AUC with 95 % intervals, and seconds of training, beside the published ones.
+    """Draw accuracy and AUC with 95 % intervals, and training time, beside the published values.
 
-    ``table`` has one row per model: stage, seconds, published_seconds, and for accuracy and AUC
-    the value, ``_low``, ``_high`` and ``published_``.
+    Parameters
+    ----------
+    table : pd.DataFrame
+        One row per model: stage, seconds, published_seconds, and for accuracy and AUC the value,
+        ``<metric>_low``, ``<metric>_high`` and ``published_<metric>``.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.2), layout="constrained")
     places = np.arange(len(table))

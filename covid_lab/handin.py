@@ -1,8 +1,8 @@
 """The two files to hand in: the report's PDF, and a zip of the code and its tables.
 
-The zip holds the course package, the four notebooks as they were executed, the tables that they
-wrote, the packages that the sheet allows, and a short README; no data, no weights. What is wrong is
-refused, with every reason at once.
+The zip holds the course package, the four notebooks as they were executed, their tables, the
+packages that the sheet allows, and a short README, but neither data nor weights. A run with faults
+is refused, with every reason at once.
 """
 
 import json
@@ -49,7 +49,13 @@ the ImageNet weights of {backbone} once.
 
 
 class Refused(RuntimeError):
-    """What is to be handed in is not as it must be; ``reasons`` names every fault."""
+    """The hand-in has faults.
+
+    Parameters
+    ----------
+    reasons : list of str
+        Every fault.
+    """
 
     def __init__(self, reasons: list[str]):
         super().__init__("; ".join(reasons))
@@ -65,23 +71,24 @@ def submit(
     ----------
     results : Path
         Results folder of a finished run, with its report built.
-    group : int
+    group : int, from 1
         Number of the group.
     folder : Path
         Where the two files are written.
     draft : bool
-        Places that the team has not filled are then warnings; nothing else is.
+        Only warn of places that the team has not filled; all other faults are still refused.
     source : Path
         The report's LaTeX source.
 
     Returns
     -------
     list of Path
+        The report and the archive.
 
     Raises
     ------
     Refused
-        Naming each reason. Nothing is written then.
+        With every reason. Nothing is written then.
     """
     places = [*unfilled_places(results), *build.unfilled_places(results, source)]
     reasons = [*code_faults(results), *report_faults(results, source)]
@@ -99,7 +106,18 @@ def submit(
 
 
 def code_faults(results: Path) -> list[str]:
-    """Return every reason not to hand in the run and its notebooks."""
+    """Return the faults of the run and its notebooks.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+
+    Returns
+    -------
+    list of str
+        One line for each.
+    """
     record = results / "run.json"
     if not record.is_file():
         return [f"{results} holds no run (run.json is missing): run the four notebooks first"]
@@ -113,7 +131,20 @@ def code_faults(results: Path) -> list[str]:
 
 
 def report_faults(results: Path, source: Path) -> list[str]:
-    """Return every reason not to hand in the report, except the places the team must fill."""
+    """Return the faults of the report, except the places that the team must fill.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+    source : Path
+        The report's LaTeX source.
+
+    Returns
+    -------
+    list of str
+        One line for each.
+    """
     evidence = collect(results)
     return [
         *build.source_faults(results, source, evidence),
@@ -123,7 +154,18 @@ def report_faults(results: Path, source: Path) -> list[str]:
 
 
 def further_test_evaluations(results: Path) -> list[str]:
-    """Return the stages whose test figures do not come from a single evaluation."""
+    """Return the stages whose test figures do not come from a single evaluation.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+
+    Returns
+    -------
+    list of str
+        One line for each.
+    """
     ledger = read_csv(results / "test_ledger.csv")
     if ledger.empty:
         return ["test_ledger.csv is missing: no model was tested"]
@@ -137,7 +179,18 @@ def further_test_evaluations(results: Path) -> list[str]:
 
 
 def notebook_faults(results: Path) -> list[str]:
-    """Return which notebooks were not executed, are out of order, hold an error or were changed."""
+    """Return which notebooks were not executed, are out of order, hold an error or were changed.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+
+    Returns
+    -------
+    list of str
+        One line for each fault.
+    """
     faults = []
     for name in NOTEBOOKS:
         path, ours = executed_path(results, name), PROJECT / f"{name}.ipynb"
@@ -159,7 +212,20 @@ def notebook_faults(results: Path) -> list[str]:
 
 
 def executed_path(results: Path, name: str) -> Path | None:
-    """Return where the executed notebook is: among the results, or saved in its own place."""
+    """Find an executed notebook: among the results, or saved in its own place.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+    name : str
+        Without suffix.
+
+    Returns
+    -------
+    Path or None
+        None where the notebook was not executed.
+    """
     by_command = results / EXECUTED / f"{name}.ipynb"
     if by_command.is_file():
         return by_command
@@ -168,7 +234,18 @@ def executed_path(results: Path, name: str) -> Path | None:
 
 
 def unfilled_places(results: Path) -> list[str]:
-    """Return the places of the executed notebooks that only the team can fill."""
+    """Return the places of the executed notebooks that the team has not filled.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+
+    Returns
+    -------
+    list of str
+        One line for each.
+    """
     places = []
     for name in NOTEBOOKS:
         path = executed_path(results, name)
@@ -181,7 +258,17 @@ def unfilled_places(results: Path) -> list[str]:
 
 
 def write_archive(path: Path, results: Path, group: int) -> None:
-    """Write the zip: package, executed notebooks, tables, requirements, README."""
+    """Write the zip: package, executed notebooks, tables, requirements, README.
+
+    Parameters
+    ----------
+    path : Path
+        The zip.
+    results : Path
+        Folder of the run.
+    group : int, from 1
+        Number of the group.
+    """
     settings = read_file(results / "settings.yaml")
     ours = {key: value for key, value in settings.items() if key not in ("data", "results")}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -199,7 +286,7 @@ def write_archive(path: Path, results: Path, group: int) -> None:
 
 
 def _as_handed_in(path: Path, name: str) -> str:
-    """Return an executed notebook without paths of this machine and messages of TensorFlow."""
+    """Return an executed notebook without this machine's paths and TensorFlow's messages."""
     notebook = nbformat.read(path, as_version=4)
     committed = nbformat.read(PROJECT / f"{name}.ipynb", as_version=4)
     defaults = [cell.source for cell in committed.cells if is_parameters(cell)]

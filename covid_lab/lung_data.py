@@ -19,7 +19,7 @@ from covid_lab.lung_augmentation import SURELY_OUTSIDE, add_opacities
 from covid_lab.lung_network import FIELD, HEART, SIDE
 from covid_lab.phantoms import SEVERITIES, draw_radiograph
 from covid_lab.studies.ct_phantoms import draw_slice
-from covid_project.data import decode, resize
+from covid_project.images import decode, resize
 
 ARCHIVES = ("lung_masks.zip", "chest_xray.zip", "chest_xray_lung_masks.zip")  # for training
 PHANTOMS, NO_CHEST = 1500, 200  # drawn images
@@ -72,7 +72,19 @@ class TestSet:
     behind_heart: bool
 
     def read(self, data: Path, side: int = 256) -> Masks:
-        """Read it from the folder of the zips."""
+        """Read the set from its archive.
+
+        Parameters
+        ----------
+        data : Path
+            Folder of the archives.
+        side : int
+            Pixels to which images and masks are resized.
+
+        Returns
+        -------
+        Masks
+        """
         return read_pairs(Path(data) / self.archive, self.folder, side)
 
 
@@ -116,6 +128,13 @@ def read_children(data: Path, side: int) -> tuple[Masks, np.ndarray]:
     The names of the masks were recovered by alignment. Of ``masks.csv``, the rows with a margin
     above 1 and the folder ``test/NORMAL`` are safe.
 
+    Parameters
+    ----------
+    data : Path
+        Folder of the archives.
+    side : int
+        Pixels to which images and masks are resized.
+
     Returns
     -------
     masks : Masks
@@ -142,7 +161,18 @@ def _read(file: zipfile.ZipFile, names, side: int) -> np.ndarray:
 
 
 def draw_phantoms(count: int, seed: int) -> Masks:
-    """Draw chests in health and of each severity in turn, with masks that end at the heart."""
+    """Draw chests in health and of each severity in turn, with masks that end at the heart.
+
+    Parameters
+    ----------
+    count : int, from 1
+    seed : int, from 0
+
+    Returns
+    -------
+    Masks
+        Of 128 × 128 pixels; each image is its own patient.
+    """
     kinds = (None, *SEVERITIES)
     drawn = [
         draw_radiograph(np.random.default_rng((seed, k)), SIDE, kinds[k % len(kinds)])
@@ -157,6 +187,11 @@ def draw_phantoms(count: int, seed: int) -> Masks:
 
 def draw_no_chests(count: int, seed: int) -> np.ndarray:
     """Draw images without a frontal chest: CT slices, smooth noise and even grey.
+
+    Parameters
+    ----------
+    count : int, from 1
+    seed : int, from 0
 
     Returns
     -------
@@ -218,14 +253,39 @@ def decide_heart(labels: np.ndarray, lung: np.ndarray) -> np.ndarray:
 
 
 def child_labels(masks: np.ndarray) -> np.ndarray:
-    """Label pixels by masks that reach the spine: lung field or behind the heart, and outside."""
+    """Label pixels by masks that reach the spine.
+
+    In the mask a pixel is lung field or behind the heart; elsewhere it is outside.
+
+    Parameters
+    ----------
+    masks : np.ndarray, bool (N, S, S)
+
+    Returns
+    -------
+    np.ndarray, uint8 (N, S, S)
+        Sets of classes, bit k for class k.
+    """
     return np.where(masks, FIELD_OR_HEART, SURELY_OUTSIDE)
 
 
 def split_patients(
     patients: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of training and validation; no patient is in both."""
+    """Split images into training and validation; no patient is in both.
+
+    Parameters
+    ----------
+    patients : np.ndarray, str (N,)
+    fraction : float, 0–1
+        Fraction of the patients for validation.
+    seed : int, from 0
+
+    Returns
+    -------
+    training, validation : np.ndarray, int64 (M,)
+        Rows.
+    """
     splitter = GroupShuffleSplit(1, test_size=fraction, random_state=seed)
     return next(splitter.split(patients, groups=patients))
 
@@ -277,7 +337,18 @@ def read_all(
 
 
 def with_opacities(found: Masks, seed: int) -> Masks:
-    """Draw strong opacities into the lungs of every image."""
+    """Draw strong opacities into the lungs of every image.
+
+    Parameters
+    ----------
+    found : Masks
+    seed : int, from 0
+
+    Returns
+    -------
+    Masks
+        With the same masks and patients.
+    """
     images = []
     for k, (image, mask) in enumerate(zip(found.images, found.masks, strict=True)):
         rng = np.random.default_rng((seed, k))

@@ -60,7 +60,13 @@ def _convolution(x, width: int, *, kernel: int = 3, stride: int = 1):
 
 
 def write_weights(network: keras.Model, path: str | Path) -> None:
-    """Write the weights into an HDF5 file: kernels in half precision, all else in single."""
+    """Write the weights into an HDF5 file: kernels in half precision, the rest in single precision.
+
+    Parameters
+    ----------
+    network : keras.Model
+    path : str or Path
+    """
     with whole_file(path) as part, h5py.File(part, "w", libver="latest") as file:
         for index, weight in enumerate(network.get_weights()):
             kind = np.float16 if weight.ndim == 4 else np.float32
@@ -69,6 +75,14 @@ def write_weights(network: keras.Model, path: str | Path) -> None:
 
 def load_network(path: str | Path) -> keras.Model:
     """Build the network with the weights of a file from `write_weights`.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    keras.Model
 
     Raises
     ------
@@ -83,6 +97,11 @@ def load_network(path: str | Path) -> keras.Model:
 
 def compile_probabilities(network: keras.Model):
     """Return a function that computes probabilities.
+
+    Parameters
+    ----------
+    network : keras.Model
+        From `build_network`.
 
     Returns
     -------

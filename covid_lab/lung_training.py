@@ -55,7 +55,7 @@ Sources = Mapping[str, tuple[np.ndarray, np.ndarray]]  # name → images and lab
 
 
 def marginal_loss(labels, logits):
-    """Compute cross-entropy plus half the soft Dice loss, each of what the labels say.
+    """Compute cross-entropy plus half the soft Dice loss for labels that allow several classes.
 
     The probability of a set of classes is the sum over the set. The Dice loss is that of the region
     whose extent is known: the lung field in adults, with the lung behind the heart in children.
@@ -89,15 +89,19 @@ def marginal_loss(labels, logits):
 
 
 def examples(sources: Sources, fractions: Mapping[str, float], seed: int) -> Iterator:
-    """Yield distorted images and labels, both uint8 (S, S), without end.
+    """Yield distorted images and labels without end.
 
     Parameters
     ----------
-    sources : mapping
+    sources : mapping of str to tuple of np.ndarray
         Name → images and labels, both uint8 (N, S, S).
-    fractions : mapping
+    fractions : mapping of str to float, 0–1
         Name → fraction of the examples.
-    seed : int
+    seed : int, from 0
+
+    Yields
+    ------
+    image, labels : np.ndarray, uint8 (S, S)
     """
     rng = np.random.default_rng(seed)
     names, odds = list(fractions), list(fractions.values())
@@ -175,7 +179,19 @@ def dice(found: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def mean_dice(values: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Return the mean over images with its 95 % bootstrap interval, the smallest value and n."""
+    """Summarise the Dice coefficients of a set of images.
+
+    Parameters
+    ----------
+    values : np.ndarray, float (N,), 0–1
+    seed : int, from 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict of str to float
+        dice (mean) with low and high (95 % percentile bootstrap over images), lowest, and n.
+    """
     interval = stats.bootstrap(
         (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=seed
     ).confidence_interval
@@ -189,7 +205,7 @@ def mean_dice(values: np.ndarray, seed: int = 0) -> dict[str, float]:
 
 
 def measure(found: Masks, behind_heart: bool, probabilities: lungs.Probabilities) -> dict:
-    """Measure the network, and the classical segmentation on the same images.
+    """Measure the network and the classical segmentation on the same images.
 
     Parameters
     ----------
@@ -202,8 +218,8 @@ def measure(found: Masks, behind_heart: bool, probabilities: lungs.Probabilities
     Returns
     -------
     dict
-        behind_heart, and as from `mean_dice` network, in the convention of the masks, fields, the
-        lung fields of the network, and classical, which only knows lung fields.
+        behind_heart, and three summaries of `mean_dice`: network (in the convention of the masks),
+        fields (the network's lung fields) and classical (which only knows lung fields).
     """
     convention = lungs.masks_from(probabilities, found.images, behind_heart)
     fields = lungs.masks_from(probabilities, found.images, behind_heart=False)
@@ -214,11 +230,19 @@ def measure(found: Masks, behind_heart: bool, probabilities: lungs.Probabilities
 
 
 def precision_loss(network: keras.Model, stored: lungs.Probabilities, validation) -> dict:
-    """Compare the network with its weights in half precision, as stored, on validation images.
+    """Compare the network with its stored weights in half precision, on validation images.
+
+    Parameters
+    ----------
+    network : keras.Model
+    stored : callable
+        Probabilities of the stored network, see `lung_network.compile_probabilities`.
+    validation : mapping of str to tuple
+        Name → `Masks`, and whether these reach the spine.
 
     Returns
     -------
-    dict
+    dict of str to float
         Largest difference of a probability, and of the Dice coefficient of an image.
     """
     exact = compile_probabilities(network)
@@ -237,10 +261,14 @@ def precision_loss(network: keras.Model, stored: lungs.Probabilities, validation
 def measure_test(data: Path) -> dict[str, dict]:
     """Measure the shipped network on the `TEST_SETS` whose archives are in the folder.
 
+    Parameters
+    ----------
+    data : Path
+
     Returns
     -------
-    dict
-        Name of the set → as from `measure`.
+    dict of str to dict
+        Name of the set → result of `measure`.
     """
     return {
         name: measure(held_out.read(data), held_out.behind_heart, lungs.network_probabilities())

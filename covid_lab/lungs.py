@@ -15,7 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from covid_lab.lungs_classical import checked_images
-from covid_project.data import resize
+from covid_project.images import resize
 
 WEIGHTS = Path(__file__).with_name("lung_unet.weights.h5")
 RECORD = Path(__file__).with_name("lung_unet.json")
@@ -86,7 +86,20 @@ def implausible(masks: np.ndarray) -> np.ndarray:
 
 
 def masks_from(probabilities: Probabilities, images: np.ndarray, behind_heart: bool) -> np.ndarray:
-    """Segment images with a given network; the parameters are those of `segment_lungs`."""
+    """Segment images with a given network.
+
+    Parameters
+    ----------
+    probabilities : callable
+        See `covid_lab.lung_network.compile_probabilities`.
+    images : np.ndarray, uint8 (N, S, S)
+    behind_heart : bool
+        See `segment_lungs`.
+
+    Returns
+    -------
+    np.ndarray, bool (N, S, S)
+    """
     masks = np.empty(images.shape, bool)
     for first in range(0, len(images), _CHUNK):
         chunk = images[first : first + _CHUNK]
@@ -100,6 +113,11 @@ def masks_from(probabilities: Probabilities, images: np.ndarray, behind_heart: b
 @cache
 def network_probabilities() -> Probabilities:
     """Load the shipped network once; TensorFlow is imported only here.
+
+    Returns
+    -------
+    callable
+        See `covid_lab.lung_network.compile_probabilities`.
 
     Raises
     ------

@@ -15,7 +15,7 @@ The held-out images of the network are in ``covid_lab/lung_unet.json``, with bot
 import numpy as np
 from scipy import ndimage
 
-from covid_project.data import resize
+from covid_project.images import resize
 
 _SIDE = 60  # pixels at which the regions are sought
 _QUANTILES = np.linspace(0.15, 0.65, 12)  # of the grey values, one threshold each
@@ -50,7 +50,21 @@ def segment_lungs_classically(images: np.ndarray) -> np.ndarray:
 
 
 def checked_images(images: np.ndarray) -> np.ndarray:
-    """Return the images as an array; refuse all but uint8 (N, S, S)."""
+    """Return the images as an array, if they are square 8-bit grey images.
+
+    Parameters
+    ----------
+    images : array_like, uint8 (N, S, S)
+
+    Returns
+    -------
+    np.ndarray, uint8 (N, S, S)
+
+    Raises
+    ------
+    ValueError
+        Another dtype or shape.
+    """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are {images.dtype} {images.shape}; allowed: uint8 (N, S, S)")

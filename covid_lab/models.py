@@ -28,23 +28,30 @@ def slice_cnn(
     dense: int,
     dropout: float,
 ) -> keras.Model:
-    """Plain network of one or a few convolutions, for images (N, image_size, image_size, 1).
+    """Build a plain network of one or a few convolutions, for grey images.
 
-    Each convolution keeps the image's size and is followed by ReLU and 2×2 pooling; Dropout comes
-    after the first pooling, then one fully connected layer on all that is left.
+    Each convolution keeps the image's size and is followed by ReLU and 2×2 pooling. Dropout follows
+    the first pooling. One fully connected layer takes all remaining values.
 
     Parameters
     ----------
-    normalization
-        Layer from ``normalization.normalization_layer``; it becomes part of the model.
-    filters
+    image_size : int
+        Pixels along each side.
+    normalization : keras.layers.Layer
+        From ``normalization.normalization_layer``; becomes part of the model.
+    filters : sequence of int
         Feature maps of each convolution in turn.
-    kernel
+    kernel : int, from 1
         Side of the convolutions' kernels, in pixels.
-    dense
+    dense : int, from 1
         Units of the fully connected layer.
-    dropout
-        Share of the first pooling's values left out in training, 0 to 1.
+    dropout : float, 0–1
+        Fraction of the first pooling's values that are left out in training.
+
+    Returns
+    -------
+    keras.Model
+        Images (N, image_size, image_size, 1) → logits (N, 1).
     """
     images = keras.Input((image_size, image_size, 1), name="images")
     x = normalization(images)
@@ -61,36 +68,46 @@ def slice_cnn(
 
 # Ends of the eight residual blocks of `resnet18`, after their activation, from input to output.
 RESNET18_BLOCKS = tuple(f"block{stage}_{number}" for stage in (1, 2, 3, 4) for number in (1, 2))
-# Kernel and stride of the stem by the largest image side that it is for, and whether pooling
-# follows: small images would be gone before the first block.
+# Largest image side → kernel and stride of the stem, and whether pooling follows, which would leave
+# nothing of a small image for the first block.
 _STEMS = {32: (3, 1, False), 64: (3, 2, False), 512: (7, 2, True)}
 
-# Of the running statistics per step, as in the published networks. With the few steps that an epoch
-# of a small set has, slower ones are those of weights that are long gone.
+# Of the running statistics per step, as in the published network. An epoch of a small set has few
+# steps: slower statistics would be those of outdated weights.
 _RESNET18_MOMENTUM = 0.9
 
 
 def resnet18(
     image_size: int, normalization: layers.Layer, *, classes: int, channels: int = 1
 ) -> keras.Model:
-    """ResNet18 for images (N, image_size, image_size, channels), with a logit per class.
+    """Build ResNet18 with one logit per class, for grey or colour images.
 
-    He et al. 2016 ("Deep Residual Learning for Image Recognition", CVPR), table 1, 18 layers. Its
-    stem suits images of 224 pixels and is kept from 65 pixels on; up to 64 it is a 3×3 convolution
-    of stride 2, up to 32 one of stride 1, without pooling, as usual for small images.
+    He et al. 2016, "Deep Residual Learning for Image Recognition", CVPR, table 1, 18 layers. Its
+    stem suits images of 224 pixels and is used from 65 pixels on. Up to 64 pixels the stem is a 3×3
+    convolution with stride 2, up to 32 pixels with stride 1, both without pooling, as is usual for
+    small images.
 
     Parameters
     ----------
-    normalization
-        Layer from ``normalization.normalization_layer``; it becomes part of the model.
-    classes
-        Number of logits, 2 or more, for softmax.
-    channels
-        1 for grey, 3 for colour.
+    image_size : int, 16–512
+        Pixels along each side.
+    normalization : keras.layers.Layer
+        From ``normalization.normalization_layer``; becomes part of the model.
+    classes : int, from 2
+        Number of logits, for softmax.
+    channels : {1, 3}
+        Grey or colour.
 
-    Notes
-    -----
-    The outputs of the residual blocks are layers named as in ``RESNET18_BLOCKS``.
+    Returns
+    -------
+    keras.Model
+        Images (N, image_size, image_size, channels) → logits (N, classes). The outputs of the
+        residual blocks are layers named as in `RESNET18_BLOCKS`.
+
+    Raises
+    ------
+    ValueError
+        A number out of range.
     """
     if classes < 2 or channels not in (1, 3):
         raise ValueError(
@@ -122,7 +139,7 @@ def resnet18(
 
 
 def _residual_block(x, filters: int, *, strides: int, name: str):
-    """Two 3×3 convolutions, added to the input; a 1×1 convolution fits the input to them."""
+    """Add two 3×3 convolutions to their input, which a 1×1 convolution fits to them."""
     build = partial(convolution, filters=filters, momentum=_RESNET18_MOMENTUM)
     change = build(x, strides=strides, name=f"{name}_1")
     change = build(change, activation=False, name=f"{name}_2")
@@ -132,16 +149,23 @@ def _residual_block(x, filters: int, *, strides: int, name: str):
 
 
 def mlp(image_size: int, normalization: layers.Layer, *, units: int, dropout: float) -> keras.Model:
-    """Multilayer perceptron: every pixel an input, no notion of neighbourhood.
+    """Build a multilayer perceptron: every pixel is an input, without any notion of neighbourhood.
 
     Parameters
     ----------
-    normalization
-        Layer from ``normalization.normalization_layer``; it becomes part of the model.
-    units
+    image_size : int
+        Pixels along each side.
+    normalization : keras.layers.Layer
+        From ``normalization.normalization_layer``; becomes part of the model.
+    units : int, from 1
         Units of the hidden layer before the classification head.
-    dropout
-        Share of the units left out in training, in both hidden layers, 0 to 1.
+    dropout : float, 0–1
+        Fraction of the units that are left out in training, in both hidden layers.
+
+    Returns
+    -------
+    keras.Model
+        Images (N, image_size, image_size, 1) → logits (N, 1).
     """
     images = keras.Input((image_size, image_size, 1), name="images")
     x = layers.Flatten(name="pixels")(normalization(images))
@@ -153,7 +177,15 @@ def mlp(image_size: int, normalization: layers.Layer, *, units: int, dropout: fl
 
 
 def shift_threshold(model: keras.Model, threshold: float) -> None:
-    """Move the logit's offset so that what scored ``threshold`` scores 0, the threshold of all."""
+    """Shift the logit of a model so that a given score becomes 0, the threshold of all models.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Has a layer "logit" with a bias; changed in place.
+    threshold : float
+        The score.
+    """
     bias = model.get_layer("logit").bias
     bias.assign(bias - threshold)
 
@@ -166,11 +198,34 @@ def available_backbone(
     weights: str = "imagenet",
     without_weights: str = "stop",
 ) -> tuple[keras.Model, str]:
-    """Build a frozen backbone for images (N, H, H, 1); also return the weights that it really has.
+    """Build a frozen backbone, with random weights where the wanted ones are unavailable.
 
-    Where the wanted ``weights`` are unavailable, ``without_weights`` decides: "stop" raises
-    ``WeightsUnavailable``, "random" continues with random weights and says so. A random network
-    takes its BatchNorm statistics from the images; otherwise its features would fade to a constant.
+    A random network takes its BatchNorm statistics from the images; otherwise its features would
+    fade to a constant.
+
+    Parameters
+    ----------
+    name : str
+        A key of `covid_project.models.BACKBONES`.
+    images : np.ndarray, (N, H, H, 1)
+        Grey values 0–255; give the size, and BatchNorm's statistics.
+    width : float, above 0
+        Multiplies the number of channels, for backbones that allow it.
+    weights : str
+        "imagenet", "random", or a file of the project.
+    without_weights : {"stop", "random"}
+        Whether to stop or to continue with random weights, and say so.
+
+    Returns
+    -------
+    model : keras.Model
+    weights : str
+        The weights that the model really has.
+
+    Raises
+    ------
+    WeightsUnavailable
+        The weights are unavailable, and ``without_weights`` is "stop".
     """
     size = images.shape[1]
     try:
@@ -188,6 +243,16 @@ def available_backbone(
 
 
 def parameter_counts(model: keras.Model) -> dict[str, int]:
-    """Return how many parameters a model has, and how many of them are trained as it stands."""
+    """Count the parameters of a model.
+
+    Parameters
+    ----------
+    model : keras.Model
+
+    Returns
+    -------
+    dict of str to int
+        parameters (all), and trained_parameters (those that are trainable now).
+    """
     trained = sum(weight.shape.num_elements() for weight in model.trainable_weights)
     return {"parameters": model.count_params(), "trained_parameters": trained}

@@ -1,4 +1,4 @@
-"""Executed notebooks: their code, and what of their outputs may be given to others."""
+"""Executed notebooks: their code, and which of their outputs may be distributed."""
 
 from pathlib import Path
 
@@ -14,26 +14,64 @@ IMAGES = '"images_'  # in the code of a cell: it saves a figure that shows image
 
 
 class OutputsRefused(ValueError):
-    """Outputs cannot be kept; the message names the notebook and what to do."""
+    """Outputs cannot be stored; the message names the notebook and the remedy."""
 
 
 def code_cells(path: Path) -> list[nbformat.NotebookNode]:
-    """Return the code cells of a notebook file."""
+    """Read the code cells of a notebook.
+
+    Parameters
+    ----------
+    path : Path
+        An ``.ipynb`` file.
+
+    Returns
+    -------
+    list of nbformat.NotebookNode
+    """
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
 def is_parameters(cell: nbformat.NotebookNode) -> bool:
-    """Whether a cell names data, results and settings, which every user changes."""
+    """Tell whether a cell names data, results and settings, which every user changes.
+
+    Parameters
+    ----------
+    cell : nbformat.NotebookNode
+
+    Returns
+    -------
+    bool
+    """
     return TAG in cell.metadata.get("tags", [])
 
 
 def sources(cells: list[nbformat.NotebookNode]) -> list[str]:
-    """Return the code of the cells, except the cell of the parameters."""
+    """Return the code of cells, except of the cell with the parameters.
+
+    Parameters
+    ----------
+    cells : list of nbformat.NotebookNode
+
+    Returns
+    -------
+    list of str
+    """
     return [cell.source for cell in cells if not is_parameters(cell)]
 
 
 def without_chatter(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    """Return the outputs of a code cell without TensorFlow's messages."""
+    """Return the outputs of a code cell without TensorFlow's messages.
+
+    Parameters
+    ----------
+    cell : nbformat.NotebookNode
+
+    Returns
+    -------
+    list of nbformat.NotebookNode
+        The text of the cell's own outputs is changed.
+    """
     outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     for output in outputs:
         if output.output_type == "stream":
@@ -45,20 +83,21 @@ def without_chatter(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 def keep_outputs(results: Path, folder: Path = PROJECT) -> list[Path]:
     """Write the outputs of a run into the project's notebooks, without images of the data set.
 
-    Text, tables and curves are kept. In place of a picture that shows images of the data set there
-    is one line, `NOT_SHOWN`.
+    Text, tables and curves are stored. A line, `NOT_SHOWN`, replaces each picture that shows images
+    of the data set.
 
     Parameters
     ----------
     results : Path
         Folder of a run by command, whose executed notebooks are in ``notebooks/``.
     folder : Path
-        Folder of the notebooks to write to. Their code must be what was executed; their text may
+        Folder of the notebooks to write to. Their code must be the executed code; their text may
         have changed.
 
     Returns
     -------
     list of Path
+        The notebooks.
 
     Raises
     ------
@@ -84,7 +123,16 @@ def keep_outputs(results: Path, folder: Path = PROJECT) -> list[Path]:
 
 
 def is_kept(cells: list[nbformat.NotebookNode]) -> bool:
-    """Whether outputs are those of the project's own run, as `keep_outputs` leaves them."""
+    """Tell whether outputs are those of the project's own run, as `keep_outputs` stores them.
+
+    Parameters
+    ----------
+    cells : list of nbformat.NotebookNode
+
+    Returns
+    -------
+    bool
+    """
     return any(output.get("text") == NOT_SHOWN for cell in cells for output in cell.outputs)
 
 

@@ -1,4 +1,4 @@
-"""HTML pages of one look: the style, the skeleton, tables and figures are written only here.
+"""HTML pages of one look: style, skeleton, tables and figures are written only here.
 
 A page is one file that needs neither a script nor the network: style and images are inside. Its
 text is in a Jinja2 template of ``covid_lab/templates``, which extends ``page.html``. Values are

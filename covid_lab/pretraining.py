@@ -2,9 +2,9 @@
 
     python -m covid_lab.pretraining
 
-The network learns what is in a drawn picture: marks, wires, nodules, fluid, mirror images and
-exposure. It sees no lesions of COVID and no image of the demo, whose seeds are others. Writes
-`WEIGHTS` and, beside it, how well the questions are answered on held-out drawings.
+The network learns to recognise marks, wires, nodules, fluid, mirror images and exposure in drawn
+pictures. It sees no lesions of COVID and no image of the demo, whose seeds differ. Writes `WEIGHTS`
+and, beside it, the accuracy of each answer on held-out drawings.
 """
 
 import argparse
@@ -34,7 +34,23 @@ SETTLING = 512  # images that BatchNorm's statistics are taken from at the end
 
 
 def draw(count: int, first: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Draw images uint8 (count, size, size, 1) and answers float32 (count, len(QUESTIONS))."""
+    """Draw examinations on all cores.
+
+    Parameters
+    ----------
+    count : int, from 1
+        Number of images.
+    first : int, from 0
+        Seed of the first image; the others follow.
+    size : int, from 32
+        Pixels along each side.
+
+    Returns
+    -------
+    images : np.ndarray, uint8 (count, size, size, 1)
+    answers : np.ndarray, float32 (count, len(QUESTIONS))
+        0 or 1.
+    """
     drawn = Parallel(n_jobs=-1, batch_size=64)(
         delayed(draw_examination)(np.random.default_rng(first + k), size) for k in range(count)
     )
@@ -45,7 +61,23 @@ def draw(count: int, first: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarr
 def pretrain(
     images: np.ndarray, answers: np.ndarray, epochs: int, seed: int = SEED
 ) -> tuple[keras.Model, keras.Model]:
-    """Train the backbone with one logit per question; return both, and the backbone by itself."""
+    """Train the backbone with one logit per question.
+
+    Parameters
+    ----------
+    images : np.ndarray, uint8 (N, S, S, 1)
+    answers : np.ndarray, float32 (N, len(QUESTIONS))
+        0 or 1.
+    epochs : int, from 1
+    seed : int, from 0
+
+    Returns
+    -------
+    model : keras.Model
+        Images → logits.
+    backbone : keras.Model
+        The part of it without the logits.
+    """
     set_seed(seed)
     backbone = build_backbone(BACKBONE, images.shape[1], width=WIDTH, weights="random")
     dropped = keras.layers.Dropout(0.2)(backbone.output)
@@ -62,7 +94,14 @@ def pretrain(
 
 
 def write_weights(backbone: keras.Model, path: Path) -> None:
-    """Write the weights in the form in which ``keras.applications`` reads them."""
+    """Write the weights in the form in which ``keras.applications`` reads them.
+
+    Parameters
+    ----------
+    backbone : keras.Model
+    path : Path
+        An ``.h5`` file.
+    """
     size = backbone.input_shape[1]
     plain = keras.applications.MobileNet(
         include_top=False, weights=None, alpha=WIDTH, input_shape=(size, size, 3)

@@ -1,7 +1,7 @@
 """Progress in terminals, notebooks and logs: what is done, how fast, and how long the rest takes.
 
-A terminal shows one line, which is written again and never wraps. A notebook or a log gets whole
-lines, the more seldom the longer the work takes, so that an hour leaves about 70 of them.
+A terminal shows one line, which is rewritten in place and never wraps. A notebook or a log gets
+whole lines, which become rarer the longer the work takes: an hour leaves about 70 of them.
 """
 
 import shutil
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TextIO
 
 REDRAWN = 0.2  # seconds between two states of the line in a terminal
-SOONEST, LATEST = 5.0, 60.0  # seconds between two lines elsewhere, at the start and at last
+SOONEST, LATEST = 5.0, 60.0  # seconds between two lines elsewhere, at the start and at the end
 
 
 class Progress:
@@ -41,14 +41,14 @@ class Progress:
         self.first = 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Report a state of a stage.
+        """Report the state of a stage.
 
         Parameters
         ----------
         what : str
             Names the stage, such as "images read".
-        done, total : int
-            Items. Where they are equal, the stage ends.
+        done, total : int, from 0
+            Items. The stage ends where they are equal.
         """
         stream, now = self.stream or sys.stdout, self.clock()
         if what != self.what:
@@ -79,7 +79,7 @@ class Progress:
         return REDRAWN if is_terminal else min(max(SOONEST, (now - self.begun) / 5), LATEST)
 
     def _pace(self, done: int, total: int, seconds: float) -> str:
-        """Return the rate and the time that is left, or that it took, where they are known."""
+        """Return the rate and the time that is left, or that was needed, where they are known."""
         counted = done - self.first
         if counted <= 0 or seconds <= 0:
             return ""
@@ -93,7 +93,10 @@ class Progress:
 
 
 def tracked[Item](
-    items: Iterable[Item], what: str, total: int | None = None, progress: Progress | None = None
+    items: Iterable[Item],
+    what: str,
+    total: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Item]:
     """Yield items and report how many of them are done.
 
@@ -102,13 +105,15 @@ def tracked[Item](
     items : iterable
     what : str
         Names the stage, such as "images read".
-    total : int, optional
-        Number of items; needed where ``items`` has no length.
-    progress : Progress, optional
+    total : int, from 0, optional
+        Number of items; needed where ``items`` has no length. Nothing is reported of 0 items.
+    progress : callable, optional
+        Called with (what, done, total); None: a new `Progress`.
 
     Yields
     ------
-    Item
+    object
+        Each item.
 
     Raises
     ------
@@ -120,7 +125,8 @@ def tracked[Item](
             raise TypeError(f"{what}: give the total of items that have no length")
         total = len(items)
     progress = progress or Progress()
-    progress(what, 0, total)
+    if total:
+        progress(what, 0, total)
     for done, item in enumerate(items, start=1):
         yield item
         progress(what, done, total)
@@ -131,7 +137,7 @@ def duration(seconds: float) -> str:
 
     Parameters
     ----------
-    seconds : float
+    seconds : float, from 0
 
     Returns
     -------

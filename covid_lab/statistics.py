@@ -20,8 +20,8 @@ def class_metrics(
     scores : np.ndarray, (N,)
         Logits.
     classes : sequence of str
-        Names of the labels.
-    seed : int
+        Names of the two labels.
+    seed : int, from 0
         Of the bootstrap.
 
     Returns
@@ -29,6 +29,11 @@ def class_metrics(
     pd.DataFrame
         Columns class, metric, value, low, high, n, method. For the first class, positive and
         negative are exchanged.
+
+    Raises
+    ------
+    ValueError
+        Labels and scores do not fit each other (see `covid_project.evaluation.checked`).
     """
     labels, scores = checked(labels, scores)
     predicted = np.where(scores > 0, 1.0, -1.0)
@@ -42,10 +47,32 @@ def class_metrics(
 
 
 def equal_error_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the score at which sensitivity and specificity are closest to each other.
+    """Find the score at which sensitivity and specificity are closest to each other.
 
-    It is midway between two neighbouring scores. As it does not depend on how frequent the classes
-    are, it can be chosen on one set and used on another of a different mix.
+    It does not depend on how frequent the classes are. It can therefore be chosen on one set and
+    used on another with a different mix.
+
+    Parameters
+    ----------
+    labels : np.ndarray, (N,)
+        0 or 1; both occur.
+    scores : np.ndarray, (N,)
+        Logits.
+
+    Returns
+    -------
+    float
+        Midway between two neighbouring scores; of several equally good ones, the median.
+
+    Raises
+    ------
+    ValueError
+        Only one class, or labels and scores that do not fit each other.
+
+    Examples
+    --------
+    >>> equal_error_threshold([0, 0, 1, 1], [-3.0, -1.0, 2.0, 5.0])
+    0.5
     """
     labels, scores = checked(labels, scores)
     if not 0 < labels.sum() < len(labels):

@@ -1,4 +1,4 @@
-"""Files that only the lab has: arrays larger than memory, and a cache of limited size."""
+"""Arrays larger than memory, and a cache of limited size."""
 
 import os
 import shutil
@@ -12,9 +12,14 @@ from covid_project.files import PART, whole_file
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes have left half written under a folder, once it is an hour old.
+    """Remove files that killed processes left half-written, once they are an hour old.
 
-    A younger one may still be being written.
+    Younger ones may still be in progress.
+
+    Parameters
+    ----------
+    folder : Path
+        Searched with everything below it.
     """
     for part in list(Path(folder).rglob(f"{PART}*")):
         if time.time() - part.stat().st_mtime > 3600:
@@ -36,7 +41,7 @@ def bound_cache(folder: Path, limit: float, keep: Sequence[Path] = ()) -> list[P
     Returns
     -------
     list of Path
-        What was deleted.
+        The deleted entries.
     """
     used = {}
     for entry in Path(folder).glob("*"):
@@ -59,9 +64,27 @@ def bound_cache(folder: Path, limit: float, keep: Sequence[Path] = ()) -> list[P
 def filled_array(
     path: Path, shape: Sequence[int], fill: Callable[[np.ndarray], object]
 ) -> np.ndarray:
-    """Return the uint8 array of a ``.npy`` file, written by ``fill(array)`` where it is missing.
+    """Return an array stored on disk, which is written first if it is missing.
 
-    Like `covid_project.files.cached_array`, but the array is never in memory as a whole.
+    Like `covid_project.files.cached_array`, but the whole array is never in memory.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.npy`` file.
+    shape : sequence of int
+    fill : callable
+        Given the empty array, uint8 of this shape, fills it.
+
+    Returns
+    -------
+    np.ndarray, uint8 (shape)
+        Memory-mapped, read-only.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged.
     """
     if not Path(path).is_file():
         with whole_file(path) as part:

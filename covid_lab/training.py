@@ -1,4 +1,4 @@
-"""Training of the studies' networks: compile, fit, and weights of unequal classes."""
+"""Training of the studies' networks: compile, fit, and class weights."""
 
 from collections.abc import Callable, Mapping
 
@@ -19,7 +19,18 @@ def compile_classifier(
     optimizer: Callable[..., keras.optimizers.Optimizer] = keras.optimizers.Adam,
     loss: Callable[..., keras.losses.Loss] = keras.losses.BinaryCrossentropy,
 ) -> None:
-    """Compile with Adam and binary cross-entropy; ``learning_rate`` is a number or a schedule."""
+    """Compile a classifier with one logit, by default with Adam and binary cross-entropy.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Ends in one logit.
+    learning_rate : float, above 0, or keras.optimizers.schedules.LearningRateSchedule
+    optimizer : callable
+        Given the learning rate, returns an optimizer.
+    loss : callable
+        Given ``from_logits=True``, returns a loss.
+    """
     model.compile(
         optimizer=optimizer(learning_rate),
         loss=loss(from_logits=True),
@@ -28,10 +39,24 @@ def compile_classifier(
 
 
 def class_weights(labels: np.ndarray) -> dict[int, float]:
-    """Return the weight of each label of (N,) with which all classes count the same.
+    """Compute the weights of the labels with which all classes count the same.
 
-    N / (K n) for n of N samples and K classes (King & Zeng 2001). The mean weight of the samples is
-    1, so that the learning rate keeps its meaning.
+    N / (K n) for n of N images and K classes (King & Zeng 2001, Political Analysis). The mean
+    weight of the images is 1, so that the learning rate keeps its meaning.
+
+    Parameters
+    ----------
+    labels : np.ndarray, int (N,)
+
+    Returns
+    -------
+    dict of int to float
+        Label → weight.
+
+    Examples
+    --------
+    >>> class_weights([0, 0, 0, 1])
+    {0: 0.6666666666666666, 1: 2.0}
     """
     labels = np.asarray(labels, int)
     classes = np.unique(labels)
@@ -53,39 +78,40 @@ def fit(
     progress: str | None = None,
     **compilation,
 ) -> pd.DataFrame:
-    """Train a model on batches of (images or features, labels).
+    """Train a model on batches of images or features with their labels.
 
     Parameters
     ----------
     model : keras.Model
         Ends in one logit.
     batches : tf.data.Dataset
-        Shuffled.
-    learning_rate : float
-        The largest value of the schedule.
-    epochs : int
-        To be trained at most.
+        Shuffled batches of (inputs, labels).
+    learning_rate : float, above 0
+        Largest value of the schedule.
+    epochs : int, from 1
+        Most epochs that are trained.
     schedule_epochs : int, optional
-        Length of the learning-rate schedule, at least ``epochs``. A final fit gives the length that
+        Length of the learning-rate schedule, at least ``epochs``. A final fit takes the length that
         the early-stopped training had, so that its steps are the same.
     validation : tf.data.Dataset, optional
+        Batches of (inputs, labels).
     patience : int, optional
-        Training stops when the validation loss has not fallen for so many epochs, and the model
-        keeps its weights of the best epoch.
+        Early stopping: training ends after this many epochs without a lower validation loss, and
+        the model keeps the weights of its best epoch.
     plateau : int, optional
-        Instead of the schedule: a constant learning rate, multiplied by ``PLATEAU_FACTOR`` whenever
-        the validation loss has not fallen for so many epochs.
-    class_weight : mapping, optional
-        Weight of the images of each label in the training loss, as from `class_weights`.
+        Instead of the schedule, a constant learning rate, multiplied by `PLATEAU_FACTOR` after this
+        many epochs without a lower validation loss.
+    class_weight : mapping of int to float, optional
+        Weight of each label in the training loss, as from `class_weights`.
     progress : str, optional
-        What is being trained, for a line now and then; None is silent.
-    **compilation
-        ``optimizer`` and ``loss`` of `compile_classifier`, where not the default ones.
+        Name of the training in its lines of progress; None is silent.
+    **compilation : callable
+        ``optimizer`` and ``loss`` of `compile_classifier`, where they differ from the default.
 
     Returns
     -------
     pd.DataFrame
-        As ``TrainingLog.history``.
+        See `covid_project.training.TrainingLog.history`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Measure named cases, such as seeds or variants of a model: one row each, nothing is chosen."""
+"""Measure named cases, such as seeds or variants of a model: one row each, without a choice."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from covid_lab.progress import tracked
 from covid_lab.runs.workers import each
 from covid_project.evaluation import point_metrics
 from covid_project.files import append_rows, read_csv, write_csv
@@ -28,20 +29,22 @@ def measure_each(
 
     Parameters
     ----------
-    cases : mapping
-        Name → what ``run_case`` is given. Cases whose name is found at ``path`` are not repeated.
+    cases : mapping of str to object
+        Name → argument of ``run_case``. Cases whose name is found at ``path`` are not repeated.
     run_case : callable
         Trains a new model and returns its columns. ``FloatingPointError`` marks the case as failed:
         its columns stay empty.
     path : Path
         CSV that grows by one row per finished case.
-    identity : mapping
+    identity : mapping of str to object
         Data, seed, settings and versions, written into every row. Rows of other data or settings
-        are set aside under another name.
+        are moved to another file.
     title : str
-        For the lines of progress.
-    workers, backend
-        As for `workers.each`.
+        Names the work in its lines of progress.
+    workers : int, from 1
+        Processes at once.
+    backend : {"loky", "ray", "dask"}
+        See `covid_lab.runs.workers.each`.
 
     Returns
     -------
@@ -52,14 +55,12 @@ def measure_each(
     waiting = [name for name in cases if rows.empty or name not in set(rows["case"])]
     measured = partial(_measured, run_case)
     done = each(measured, [cases[name] for name in waiting], workers=workers, backend=backend)
-    for finished, (index, (found, seconds, failure)) in enumerate(done, start=1):
+    for index, (found, seconds, failure) in tracked(done, f"{title}: cases", len(waiting)):
         name = waiting[index]
         if failure:
             print(f"{title}: {name}: {failure}", flush=True)
         row = {"case": name, **found, "seconds": seconds, **identity}
         rows = append_rows(path, pd.DataFrame([row]))
-        left = (len(waiting) - finished) * rows["seconds"].mean() / workers
-        print(f"{title}: {name} done in {seconds:.0f} s; {left:.0f} s left", flush=True)
     rows = rows.set_index("case")
     others = [name for name in rows.index if name not in cases]
     rows = rows.loc[[*cases, *others]].reset_index()
@@ -71,7 +72,7 @@ def measure_each(
 def _measured(
     run_case: Callable[[object], Mapping[str, float]], case: object
 ) -> tuple[dict[str, float], float, str]:
-    """Columns of a case, its seconds, and why it failed, if it did."""
+    """Return the columns of a case, its seconds, and why it failed, if it did."""
     begun, found, failure = time.perf_counter(), {}, ""
     try:
         found = dict(run_case(case))
@@ -83,15 +84,22 @@ def _measured(
 def validation_columns(
     best_epoch: int, val_loss: float, labels: np.ndarray, scores: np.ndarray
 ) -> dict[str, float]:
-    """Return the columns best_epoch, val_loss and ``val_<metric>`` of a case.
+    """Return the validation columns of a case.
 
     Parameters
     ----------
-    best_epoch : int
+    best_epoch : int, from 1
     val_loss : float
         In that epoch.
-    labels, scores : np.ndarray, (N,)
-        Of the validation images; scores are logits.
+    labels : np.ndarray, (N,)
+        0 or 1, of the validation images.
+    scores : np.ndarray, (N,)
+        Logits.
+
+    Returns
+    -------
+    dict of str to float
+        best_epoch, val_loss and ``val_<metric>`` for each metric.
     """
     metrics = {f"val_{name}": value for name, value in point_metrics(labels, scores).items()}
     return {"best_epoch": best_epoch, OBJECTIVE: val_loss, **metrics}

@@ -1,7 +1,7 @@
-"""Keep a run's models without the weights of others, and check the run's tables against them.
+"""Store a run's models without others' weights, and check the run's tables against them.
 
-The baseline is kept whole. Of the fine-tuned model only the layers above the cut are kept; those
-below it are the backbone's own, which Keras has.
+The baseline is stored whole. Of the fine-tuned model only the layers above the cut are stored; the
+layers below are the backbone's own, which Keras provides.
 """
 
 import json
@@ -30,26 +30,26 @@ from covid_project.settings import Settings, read_file, read_settings
 
 TESTED = ("baseline", "fine_tuned")
 TOP = "fine_tuned_top.keras"
-TOLERANCE = 1e-4  # of metrics and scores: another processor rounds otherwise
+TOLERANCE = 1e-4  # of metrics and scores: processors round differently
 
 
 class NotKept(ValueError):
-    """A model cannot be loaded from what was kept; the message says why and what to do."""
+    """A model cannot be restored from the stored files; the message gives reason and remedy."""
 
 
 def keep_top(results: Path) -> Path:
-    """Write the layers of the fine-tuned model above the cut, and what they belong to.
+    """Store the layers of the fine-tuned model above the cut, and what they belong to.
 
     Parameters
     ----------
     results : Path
-        Folder of a finished run; gets ``models/fine_tuned_top.keras`` and, with the name of the
-        backbone, the cut and the fingerprints, ``models/fine_tuned_top.json``.
+        Folder of a finished run. ``models/fine_tuned_top.keras`` is written to it, and
+        ``models/fine_tuned_top.json`` with backbone, cut and fingerprints.
 
     Returns
     -------
     Path
-        Of the model's part.
+        The model's part.
     """
     transfer = _settings(results).transfer
     cut = transfer.fine_tuning.frozen_up_to or BACKBONES[transfer.backbone].frozen_up_to
@@ -74,12 +74,26 @@ def keep_top(results: Path) -> Path:
 
 
 def load_kept(results: Path, stage: str) -> tuple[keras.Model, str]:
-    """Load a tested model, whole or joined with its backbone; also return its fingerprint.
+    """Load a tested model, whole or its stored layers joined with the backbone.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+    stage : {"baseline", "fine_tuned"}
+
+    Returns
+    -------
+    model : keras.Model
+    fingerprint : str
+        As in the ledger of test evaluations.
 
     Raises
     ------
     NotKept
-        Nothing is kept of the stage, or the backbone's weights are not those of the run.
+        The stage is not stored, or the backbone's weights are not those of the run.
+    WeightsUnavailable
+        The backbone's weights are neither in Keras' cache nor downloadable.
     """
     path, top = results / "models" / f"{stage}.keras", _top(results)
     if path.is_file():
@@ -108,18 +122,22 @@ def load_kept(results: Path, stage: str) -> tuple[keras.Model, str]:
 
 
 def open_model(path: Path) -> keras.Model:
-    """Load a model; what was kept without others' weights is joined with them.
+    """Load a model; layers stored without others' weights are joined with them.
 
     Parameters
     ----------
     path : Path
-        A ``.keras`` file, whole or the kept layers of a fine-tuned model; or the record, ``.json``,
-        of a network with two exits (see `covid_lab.external.two_exits`).
+        A ``.keras`` file: a whole model, or the stored layers of a fine-tuned one. Or the record,
+        ``.json``, of a network with two exits (see `covid_lab.external.two_exits`).
+
+    Returns
+    -------
+    keras.Model
 
     Raises
     ------
     NotKept, ModelRefused, WeightsUnavailable
-        The message says why.
+        The message gives the reason.
     """
     path = Path(path)
     if path.suffix == ".json" and path.is_file():
@@ -133,7 +151,7 @@ def open_model(path: Path) -> keras.Model:
 
 
 def verify(results: Path, data: Path) -> list[str]:
-    """Score the kept models again and compare every figure of the test; print what was compared.
+    """Score the stored models again, compare every figure of the test, and print what was compared.
 
     Nothing is written. A model that is not in the ledger of test evaluations is not scored.
 
@@ -147,7 +165,14 @@ def verify(results: Path, data: Path) -> list[str]:
     Returns
     -------
     list of str
-        One line for each difference; none where all figures agree within 1e-4.
+        One line for each difference; empty where all figures agree within `TOLERANCE`.
+
+    Raises
+    ------
+    NotKept
+        A model is missing.
+    DataError
+        The data cannot be used.
     """
     settings = _settings(results)
     splits = results / "splits.csv"

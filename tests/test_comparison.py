@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from covid_lab.comparison import compare, verdict
-from covid_project.evaluation import auc_difference
+from covid_project.evaluation import accuracy_difference, auc_difference, holm
 
 
 def draw(rng, n=120, gap=1.0):
@@ -28,6 +28,11 @@ def test_compare_holds_all_pairs_or_those_with_a_reference(rng):
     assert pairs == {("a", "b"), ("a", "c"), ("b", "c")}
     row = table[(table["metric"] == "AUC") & (table["second"] == "b")].iloc[0]
     assert row["p_value"] == auc_difference(labels, a, b).p_value
+    for metric, one in table.groupby("metric"):  # adjusted over the pairs of one metric
+        assert one["p_adjusted"].tolist() == holm(one["p_value"].to_numpy()).tolist(), metric
+    row = table[(table["metric"] == "accuracy") & (table["second"] == "c")].iloc[1]
+    found = accuracy_difference(labels, b, a + b)
+    assert (row["difference"], row["low"], row["high"]) == (found.difference, found.low, found.high)
     against = compare(labels, scores, reference="b")
     assert set(against["first"]) == {"b"}
     assert len(against) == 4

@@ -16,8 +16,9 @@ from covid_lab.external.inputs import INPUTS
 from covid_lab.external.methods import Bench, Images, Settings, intercept, linear_exit
 from covid_lab.external.styles import Styles, compress, match_histogram, mix_spectra, restyle
 from covid_lab.phantoms import draw_radiograph
-from covid_project.data import DataError, resize
+from covid_project.data import DataError
 from covid_project.gradcam import grad_cam
+from covid_project.images import resize
 from covid_project.models import logits, model_fingerprint
 
 SIDE = 96
@@ -261,6 +262,7 @@ def table(tmp_path_factory):
     bench = Bench(as_images(own), as_images(val), as_images(target), settings, folder / "cache")
     few = {name: INPUTS[name] for name in ("as it is", "lung mask")}
     monkey.setattr(methods, "INPUTS", few)
+    monkey.setattr(mitigation, "TRAINING", {"adversary": mitigation.TRAINING["adversary"]})
     monkey.setattr(mitigation, "open_bench", lambda *args, **options: bench)
     first = mitigation.compare(Path(), Path(), folder, seeds=(0,), settings=settings)
     again = mitigation.compare(Path(), Path(), folder, seeds=(0,), settings=settings)

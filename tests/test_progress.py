@@ -117,6 +117,7 @@ def test_the_same_stage_again_begins_anew():
 def test_tracked_yields_everything(capsys):
     assert list(tracked("abc", "letters")) == ["a", "b", "c"]
     assert list(tracked(iter("abc"), "again", total=3)) == ["a", "b", "c"]
+    assert list(tracked([], "nothing")) == []
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" in ")[0] for line in lines] == ["letters: 3 of 3", "again: 3 of 3"]
     with pytest.raises(TypeError, match="total"):

@@ -26,6 +26,11 @@ SUITES = {
         "Lung segmentation",
         "The shipped U-Net against the classical segmentation, in time and in 1 − Dice.",
     ),
+    "near copies": (
+        "Near copies",
+        "The search for near copies against the recall and precision promised; the recall of each "
+        "kind, and that of other packages, is on the page of the audit.",
+    ),
     "commands": ("Commands", "Start of commands and whole runs against the time promised."),
 }
 UNITS = {"s": "s", "seconds": "s", "MiB": "MiB"}

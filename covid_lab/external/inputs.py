@@ -7,7 +7,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.exposure import equalize_adapthist
 
-from covid_project.data import resize
+from covid_project.images import resize
 
 MARGIN = 0.06  # around the lungs, as a fraction of their height and width
 LEAST_LUNGS = 0.05  # of the image: with less, it is not cropped

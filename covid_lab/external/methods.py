@@ -30,8 +30,9 @@ from covid_lab.external.two_exits import (
 )
 from covid_lab.lungs import segment_lungs
 from covid_lab.training import fit
-from covid_project.data import DataError, Dataset, ImageFiles, resize
+from covid_project.data import DataError, Dataset, ImageFiles
 from covid_project.files import cached_array, fingerprint
+from covid_project.images import resize
 from covid_project.models import logits, outputs
 from covid_project.training import set_seed
 
@@ -122,7 +123,7 @@ class Bench:
         )
 
         def compute():
-            pixels = self._styled(images, copy, seed) if copy else images.pixels
+            pixels = self.styled(images, copy, seed) if copy else images.pixels
             return outputs(self._pooled, self.small(pixels), title=f"features, copy {copy}")
 
         return cached_array(self.cache / f"pooled_{identity}.npy", compute)
@@ -158,10 +159,14 @@ class Bench:
         self._above.set_weights(self._pretrained)
         return collection_network(self.parts, dropout=self.settings.dropout, lungs_only=lungs_only)
 
-    def _styled(self, images: Images, copy: int, seed: int) -> np.ndarray:
+    def styled(
+        self, images: Images, copy: int, seed: int, styles: Styles | None = None
+    ) -> np.ndarray:
+        """Draw the styles of images at random, see `restyle`; another ``copy``, other styles."""
+        styles = styles or Styles()
         return np.stack(
             [
-                restyle(image, self.train.pixels, np.random.default_rng([seed, copy, row]))
+                restyle(image, self.train.pixels, np.random.default_rng([seed, copy, row]), styles)
                 for row, image in enumerate(images.pixels)
             ]
         )
@@ -228,32 +233,62 @@ def train_collection_exit(bench: Bench, seed: int, *, lungs_only: bool = True) -
         `two_exits.cut_features` → logit. Its layers are those of ``bench.parts``: the next training
         of a bench changes them.
     """
-    settings = bench.settings
     set_seed(seed)
     network = bench.collection_network(lungs_only=lungs_only)
-    maps, labels = bench.maps(bench.train), bench.train.labels.astype(np.float32)
+    fit_network(network, bench.settings, seed, bench.maps(bench.train), bench.train.labels)
+    return network
+
+
+def fit_network(
+    network: keras.Model,
+    settings: Settings,
+    seed: int,
+    maps: np.ndarray,
+    labels: np.ndarray,
+    *,
+    weights: np.ndarray | None = None,
+    epochs: int | None = None,
+) -> None:
+    """Fine-tune a network of `Bench.collection_network`, in place.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Maps → K logits.
+    settings : Settings
+    seed : int
+        Of the order of the images.
+    maps : np.ndarray, float16 (N, h, w, C + 1)
+        From `Bench.maps`.
+    labels : np.ndarray, (N,) or (N, K), in [0, 1]
+    weights : np.ndarray, (N,), optional
+        Of the images in the loss; 1 by default.
+    epochs : int, optional
+        Those of the settings by default.
+    """
+    targets = np.reshape(labels, (len(labels), -1)).astype(np.float32)
+    arrays = [maps, targets] if weights is None else [maps, targets, weights.astype(np.float32)]
     batches = (
-        tf.data.Dataset.range(len(labels))
-        .shuffle(len(labels), seed=seed, reshuffle_each_iteration=True)
+        tf.data.Dataset.range(len(targets))
+        .shuffle(len(targets), seed=seed, reshuffle_each_iteration=True)
         .batch(settings.batch_size)
-        .map(partial(_gathered, tf.constant(maps), tf.constant(labels)))
+        .map(partial(_gathered, [tf.constant(array) for array in arrays]))
         .prefetch(2)
     )
     fit(
         network,
         batches,
         learning_rate=settings.learning_rate,
-        epochs=settings.epochs,
+        epochs=epochs or settings.epochs,
         progress="collection exit",
         optimizer=partial(keras.optimizers.AdamW, weight_decay=settings.weight_decay),
         loss=partial(keras.losses.BinaryCrossentropy, label_smoothing=settings.label_smoothing),
     )
     round_kernels(network)
-    return network
 
 
-def _gathered(maps, labels, rows):
-    return tf.cast(tf.gather(maps, rows), tf.float32), tf.gather(labels, rows)[:, None]
+def _gathered(arrays, rows):
+    return tuple(tf.cast(tf.gather(array, rows), tf.float32) for array in arrays)
 
 
 # ---- methods ------------------------------------------------------------------------------------
@@ -269,7 +304,7 @@ class Outcome:
     target: np.ndarray
 
 
-def _centred(method: str, own: np.ndarray, target: np.ndarray) -> Iterator[Outcome]:
+def centred(method: str, own: np.ndarray, target: np.ndarray) -> Iterator[Outcome]:
     """A method as it is, and with the mean logit of the unlabelled target images moved to 0."""
     yield Outcome(method, NONE, own, target)
     yield Outcome(method, UNLABELLED, own, target - target.mean())
@@ -279,25 +314,32 @@ def input_outcomes(bench: Bench) -> Iterator[Outcome]:
     """Linear models of frozen features, for each of `INPUTS` and two ways to average."""
     for name in INPUTS:
         found = [bench.shown(images, name) for images in (bench.train, bench.val, bench.target)]
-        middle = found[0].shape[1] // 2
-        for where, part in (("lungs", slice(middle)), ("image", slice(middle, None))):
-            own, target = _linear([found[0][:, part]], bench, found[1][:, part], found[2][:, part])
-            yield from _centred(f"frozen features, {name}, averaged over the {where}", own, target)
+        yield from frozen_outcomes(name, bench, *found)
+
+
+def frozen_outcomes(
+    name: str, bench: Bench, train: np.ndarray, val: np.ndarray, target: np.ndarray
+) -> Iterator[Outcome]:
+    """Linear models of frozen features (N, 2 C), averaged over the lungs and over the image."""
+    middle = train.shape[1] // 2
+    for where, part in (("lungs", slice(middle)), ("image", slice(middle, None))):
+        own, theirs = _linear([train[:, part]], bench, val[:, part], target[:, part])
+        yield from centred(f"frozen features, {name}, averaged over the {where}", own, theirs)
 
 
 def exit_outcomes(bench: Bench, seed: int) -> Iterator[Outcome]:
     """The exits, alone and together, without labels of the other collection."""
     copies, val, target = lung_features(bench, seed)
     robust = _linear(copies, bench, val, target)
-    yield from _centred(ROBUST, *robust)
+    yield from centred(ROBUST, *robust)
     network = train_collection_exit(bench, seed, lungs_only=False)
     fine_tuned = [logits(network, bench.maps(images)) for images in (bench.val, bench.target)]
-    yield from _centred(REFERENCE, *fine_tuned)
+    yield from centred(REFERENCE, *fine_tuned)
     network = train_collection_exit(bench, seed)
     collection = [logits(network, bench.maps(images)) for images in (bench.val, bench.target)]
-    yield from _centred("collection exit", *collection)
+    yield from centred("collection exit", *collection)
     for share in bench.settings.shares:
-        yield from _centred(two_exits_name(share), *together(robust, collection, share))
+        yield from centred(two_exits_name(share), *together(robust, collection, share))
     yield from labelled_outcomes(bench, seed, collection)
 
 

@@ -1,10 +1,10 @@
 """What narrows the gap between a model's own collection and another one: a comparison and a choice.
 
-`compare` trains every method of `covid_lab.external.methods` on the training split of one
-collection, and scores it on the validation split of the same collection and on images of another
-one. Choices are made on these two; no test split is read. `choose` names the method that does best
-elsewhere and loses little at home. `fit_final` trains the network with two exits for good.
-`mitigate` does all of this.
+`compare` trains every method of `covid_lab.external.methods` and
+`covid_lab.external.training_methods` on the training split of one collection, and scores it on the
+validation split of the same collection and on images of another one. Choices are made on these
+two; no test split is read. `choose` names the method that does best elsewhere and loses little at
+home. `fit_final` trains the network with two exits for good. `mitigate` does all of this.
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ from covid_lab.external.methods import (
     two_exits_name,
 )
 from covid_lab.external.score import BALANCED, external_metrics
+from covid_lab.external.training_methods import TRAINING, template_outcomes
 from covid_lab.external.two_exits import Exits, join, keep, keep_moved, move, recentre
 from covid_project.data import CLASSES, DataError
 from covid_project.evaluation import percentile_interval
@@ -96,6 +97,7 @@ def compare(
     seeds: tuple[int, ...] = (0, 1, 2),
     settings: Settings | None = None,
     inputs: bool = True,
+    training: bool = True,
 ) -> pd.DataFrame:
     """Compare methods on the validation images of two collections; continue where a run ended.
 
@@ -112,7 +114,10 @@ def compare(
     settings : Settings, optional
         The defaults where None.
     inputs : bool
-        Whether to compare the `INPUTS` as well.
+        Whether to compare the `INPUTS` and histogram matching with frozen features as well.
+    training : bool
+        Whether to compare the methods of `TRAINING` as well: with the first seed, and with all
+        seeds where one comes close to the best method, see `close_to_best`.
 
     Returns
     -------
@@ -134,22 +139,60 @@ def compare(
         "data": data,
         "frozen": bench.parts.frozen,
     }
-    stages = [("exits", seed) for seed in seeds]
-    stages = [("inputs", seeds[0]), *stages] if inputs else stages
+    stages = [("inputs", seeds[0]), ("template", seeds[0])] if inputs else []
+    stages += [("exits", seed) for seed in seeds]
+    if training:
+        stages += [(stage, seeds[0]) for stage in TRAINING]
     for stage, seed in stages:
-        done = read_csv(Path(out) / TABLE)
-        mark = {"stage": stage, "seed": seed, **identity}
-        if len(done) and (done[list(mark)] == pd.Series(mark)).all(axis=1).any():
-            continue
-        start = time.perf_counter()
-        found = input_outcomes(bench) if stage == "inputs" else exit_outcomes(bench, seed)
-        rows = [_row(outcome, bench, seed) for outcome in found]
-        table = pd.DataFrame(rows).assign(
-            seconds=time.perf_counter() - start, **mark, versions=versions()
-        )
-        write_csv(Path(out) / TABLE, pd.concat([done, table], ignore_index=True))
-        print(f"{stage}, seed {seed}: {len(table)} rows, {table['seconds'].iloc[0]:.0f} s")
+        _run_stage(bench, out, stage, seed, identity)
+    if training:
+        table = read_csv(Path(out) / TABLE)
+        table = table[(table[list(identity)] == pd.Series(identity)).all(axis=1)]
+        for stage in close_to_best(table[table["seed"] == seeds[0]]):
+            for seed in seeds[1:]:
+                _run_stage(bench, out, stage, seed, identity)
     return read_csv(Path(out) / TABLE)
+
+
+def _run_stage(bench: Bench, out: Path, stage: str, seed: int, identity: dict[str, str]) -> None:
+    """Add the rows of a stage to the table, unless it has them."""
+    done = read_csv(Path(out) / TABLE)
+    mark = {"stage": stage, "seed": seed, **identity}
+    if len(done) and (done[list(mark)] == pd.Series(mark)).all(axis=1).any():
+        return
+    start = time.perf_counter()
+    if stage == "inputs":
+        found = input_outcomes(bench)
+    elif stage == "template":
+        found = template_outcomes(bench)
+    else:
+        found = TRAINING.get(stage, exit_outcomes)(bench, seed)
+    rows = [_row(outcome, bench, seed) for outcome in found]
+    table = pd.DataFrame(rows).assign(
+        seconds=time.perf_counter() - start, **mark, versions=versions()
+    )
+    write_csv(Path(out) / TABLE, pd.concat([done, table], ignore_index=True))
+    print(f"{stage}, seed {seed}: {len(table)} rows, {table['seconds'].iloc[0]:.0f} s")
+
+
+def close_to_best(table: pd.DataFrame) -> list[str]:
+    """Name the stages of `TRAINING` that come within the interval of the best method.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        From `compare`, of one seed.
+
+    Returns
+    -------
+    list of str
+        Stages with a method whose AUC elsewhere is at least the lower end of the 95 % interval of
+        the best AUC, among methods with the same use of images of the other collection.
+    """
+    best = table.loc[table.groupby("target_images")["AUC"].idxmax()]
+    least = best.set_index("target_images")["AUC_low"]
+    close = table["AUC"] >= table["target_images"].map(least)
+    return [stage for stage in TRAINING if (close & (table["stage"] == stage)).any()]
 
 
 def open_bench(

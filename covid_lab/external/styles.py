@@ -145,6 +145,34 @@ def mix_spectra(image: np.ndarray, other: np.ndarray, radius: float, weight: flo
     return np.fft.ifft2(amplitude * np.exp(1j * np.angle(own))).real.astype(np.float32)
 
 
+def mix_boxes(
+    pixels: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replace a random box of each image by that of another one.
+
+    Parameters
+    ----------
+    pixels : np.ndarray, uint8 (N, S, S)
+    labels : np.ndarray, (N,)
+    rng : np.random.Generator
+
+    Returns
+    -------
+    pixels : np.ndarray, uint8 (N, S, S)
+    labels : np.ndarray, float (N,)
+        Mean of both labels, weighted by area.
+    """
+    side, mixed, found = pixels.shape[1], pixels.copy(), labels.astype(float)
+    for row, other in enumerate(rng.permutation(len(pixels))):
+        half = side * np.sqrt(rng.uniform()) / 2
+        low, high = (np.rint(rng.uniform(0, side, 2) + move) for move in (-half, half))
+        box = tuple(map(slice, *np.int64(np.clip([low, high], 0, side))))
+        mixed[row][box] = pixels[other][box]
+        part = mixed[row][box].size / side**2
+        found[row] = (1 - part) * labels[row] + part * labels[other]
+    return mixed, found
+
+
 def compress(image: np.ndarray, quality: int) -> np.ndarray:
     """Return an image uint8 (S, S) as it comes out of a JPEG file of this quality, 1 to 95."""
     stored = BytesIO()

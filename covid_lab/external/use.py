@@ -15,9 +15,10 @@ from covid_lab.datasets import open_root
 from covid_lab.explain.quality.localisation import box_masks, energy_inside
 from covid_lab.external.models import FinalModel, channels
 from covid_lab.lungs import implausible, segment_lungs
-from covid_project.data import DataError, decode, read_bytes, resize
+from covid_project.data import DataError, read_bytes
 from covid_project.files import read_csv
 from covid_project.gradcam import grad_cam, resize_heatmaps
+from covid_project.images import decode, resize
 
 OPACITIES, IMAGES = "masks_opacity", "images"  # folders of an archive of drawn opacities
 BOXES = "labels.csv"  # columns img (name of the file, without suffix) and boxes_fraction

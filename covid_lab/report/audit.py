@@ -1,4 +1,4 @@
-"""What an audit of the run's data adds to the evidence of a run."""
+"""What an audit of the data adds to the evidence of a run."""
 
 import json
 import re
@@ -11,7 +11,21 @@ from covid_lab.report.reading import RunTables
 
 
 def add_audit(run: RunTables, values: dict, tables: dict) -> None:
-    """What the audit of the data found, where one was made of this run's data."""
+    """Add the findings of the data audit, where one was made of this run's data.
+
+    Parameters
+    ----------
+    run : RunTables
+    values : dict of str to str
+        Receives the values whose keys begin with "audit.".
+    tables : dict of str to str
+        Not changed.
+
+    Raises
+    ------
+    EvidenceMissing
+        The audit lacks a table.
+    """
     folder = _audit_of(run)
     values["audit.there"] = yes(folder)
     values["audit.copies"] = "--"
@@ -27,7 +41,7 @@ def add_audit(run: RunTables, values: dict, tables: dict) -> None:
 
 
 def _audit_of_the_model(audit: pd.DataFrame, maps: pd.DataFrame, values: dict) -> None:
-    """What the explained model scores where parts of the images are hidden, and its heat."""
+    """Add what the explained model scores on parts of the images, and where its heat is."""
     audit, stage = audit.set_index("check"), maps["stage"].iloc[0]
     views = {"border": "border", "outside": "image without lungs", "lungs": "lungs"}
     for key, view in views.items():
@@ -43,7 +57,7 @@ def _audit_of_the_model(audit: pd.DataFrame, maps: pd.DataFrame, values: dict) -
 
 
 def _audit_of(run: RunTables) -> str | None:
-    """Return the folder in the results with an audit of the run's data, or None."""
+    """Return the results' folder with an audit of the run's data, or None."""
     data = run.record()["data"]
     for record in sorted(run.results.glob("audit/**/audit.json")):
         audited = json.loads(record.read_text(encoding="utf-8"))["data"]["fingerprint"]

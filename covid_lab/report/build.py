@@ -1,4 +1,4 @@
-"""Write what the report reads, check it, and let LaTeX set it."""
+"""Write what the report reads, check it, and typeset it with LaTeX."""
 
 import json
 import os
@@ -30,11 +30,21 @@ INSTALL = (
 
 
 class ReportFault(RuntimeError):
-    """No PDF can be made; the message says why."""
+    """The PDF cannot be made; the message says why."""
 
 
 def files_of(evidence: Evidence) -> dict[str, str]:
-    """Text of ``values.tex`` and of each ``table_<name>.tex``, by file name."""
+    """Write the evidence as LaTeX files.
+
+    Parameters
+    ----------
+    evidence : Evidence
+
+    Returns
+    -------
+    dict of str to str
+        Text of ``values.tex`` and of each ``table_<name>.tex``, by file name.
+    """
     head = "".join(f"% from {name} {print_}\n" for name, print_ in evidence.sources.items())
     values = "".join(
         f"\\definevalue{{{key}}}{{{value}}}\n" for key, value in evidence.values.items()
@@ -44,7 +54,19 @@ def files_of(evidence: Evidence) -> dict[str, str]:
 
 
 def write_evidence(results: Path) -> Evidence:
-    """Write the report's values and tables to ``report/`` of the results, and return them."""
+    """Collect a run's evidence and write it to ``report/`` of the results.
+
+    Tables of an earlier report that are no longer made are deleted.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of a run.
+
+    Returns
+    -------
+    Evidence
+    """
     evidence = collect(results)
     folder = results / "report"
     files = files_of(evidence)
@@ -57,16 +79,41 @@ def write_evidence(results: Path) -> Evidence:
 
 
 def report_text(results: Path, source: Path, evidence: Evidence) -> str:
-    """Return the report's source as it is set for this run.
+    """Return the report's source as it is typeset for this run.
 
-    With the observations that belong to the run, and without what needs values it has not.
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+    source : Path
+        ``Report.tex``.
+    evidence : Evidence
+
+    Returns
+    -------
+    str
+        With the observations that belong to the run, and without the passages whose values the run
+        lacks.
     """
     text = checks.filled(source.read_text(encoding="utf-8"), _observations(results))
     return checks.applicable(text, evidence)
 
 
 def unfilled_places(results: Path, source: Path) -> list[str]:
-    """Return the places of the report that the team has not filled."""
+    """Return the places of the report that the team has not filled.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+    source : Path
+        ``Report.tex``.
+
+    Returns
+    -------
+    list of str
+        One line for each.
+    """
     text = source.read_text(encoding="utf-8")
     return checks.marked_places(checks.filled(text, _observations(results)))
 
@@ -79,7 +126,19 @@ def _observations(results: Path) -> dict[str, str]:
 def source_faults(results: Path, source: Path, evidence: Evidence) -> list[str]:
     """Return what stops the hand-in, judged by the text, the evidence and the figures only.
 
-    Figures that show images of the data set may be missing: they are not distributed.
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+    source : Path
+        ``Report.tex``.
+    evidence : Evidence
+
+    Returns
+    -------
+    list of str
+        One line for each fault. Missing figures are no fault here: those that show images of the
+        data set are not distributed.
     """
     text = report_text(results, source, evidence)
     seen = results / "report" / OBSERVATIONS
@@ -96,7 +155,21 @@ def source_faults(results: Path, source: Path, evidence: Evidence) -> list[str]:
 
 
 def source_warnings(results: Path, source: Path, evidence: Evidence) -> list[str]:
-    """Return what is worth a look in the text, and stops nothing."""
+    """Return what deserves a look in the text and stops nothing.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+    source : Path
+        ``Report.tex``.
+    evidence : Evidence
+
+    Returns
+    -------
+    list of str
+        One line for each warning.
+    """
     text = report_text(results, source, evidence)
     return [
         *(f"some sentences are left out: {line}" for line in evidence.extras_missing[:1]),
@@ -106,25 +179,58 @@ def source_warnings(results: Path, source: Path, evidence: Evidence) -> list[str
 
 
 def missing_figures(results: Path, source: Path, evidence: Evidence) -> list[str]:
-    """Return the figures that the report shows and the run has not made."""
+    """Return the figures that the report shows and the run has not made.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+    source : Path
+        ``Report.tex``.
+    evidence : Evidence
+
+    Returns
+    -------
+    list of str
+        One line for each figure.
+    """
     return checks.missing_figures(report_text(results, source, evidence), results)
 
 
 def engine() -> str | None:
-    """Which LaTeX is installed; None where there is neither."""
+    """Find an installed LaTeX.
+
+    Returns
+    -------
+    str or None
+        A key of `ENGINES`; None where neither is installed.
+    """
     return next((name for name in ENGINES if shutil.which(name)), None)
 
 
 def build(results: Path, source: Path = SOURCE) -> Path:
-    """Set the report; return the path of the PDF, ``report/Report.pdf`` of the results.
+    """Typeset the report as ``report/Report.pdf`` of the results.
 
-    LaTeX goes on after an error. Everything that the PDF was made from is recorded beside it, with
-    its pages, the errors, and what LaTeX could not resolve, so that a stale PDF can be told.
+    LaTeX continues after an error. ``report/built.json`` records everything that the PDF was
+    made from, its number of pages, the errors, and the references that LaTeX could not resolve,
+    so that a stale PDF is noticed.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run, with its evidence written.
+    source : Path
+        The report's LaTeX source.
+
+    Returns
+    -------
+    Path
+        The PDF.
 
     Raises
     ------
     ReportFault
-        No LaTeX, or no PDF came out of it.
+        LaTeX is not installed, or made no PDF.
     """
     chosen = engine()
     if chosen is None:
@@ -170,9 +276,20 @@ def build(results: Path, source: Path = SOURCE) -> Path:
 
 
 def inputs(results: Path, source: Path = SOURCE) -> dict[str, Path]:
-    """Return the files that the PDF is made from, by the name that LaTeX knows them by.
+    """Return the files that the PDF is made from.
 
-    These are the text, its values and tables, and those of its figures that are there.
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+    source : Path
+        The report's LaTeX source.
+
+    Returns
+    -------
+    dict of str to Path
+        The text, its values and tables, and its figures as far as they exist, by the name that
+        LaTeX uses.
     """
     text = source.read_text(encoding="utf-8")
     figures = [checks.figure_path(results, name) for name in checks.figure_names(text)]
@@ -181,7 +298,21 @@ def inputs(results: Path, source: Path = SOURCE) -> dict[str, Path]:
 
 
 def pdf_faults(results: Path, source: Path = SOURCE) -> list[str]:
-    """Return what is wrong with the PDF: missing, stale, its length, LaTeX's errors, references."""
+    """Return what is wrong with the PDF.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+    source : Path
+        The report's LaTeX source.
+
+    Returns
+    -------
+    list of str
+        One line for each fault: a missing or stale PDF, its length, LaTeX's errors, and unresolved
+        references.
+    """
     folder = results / "report"
     if not (folder / "Report.pdf").is_file() or not (folder / RECORD).is_file():
         return [f"{folder / 'Report.pdf'} is missing: make report makes it"]

@@ -1,6 +1,7 @@
-"""Checks of the report: what must be mended before it is handed in, and what is worth a look.
+"""Checks of the report: what must be mended before the hand-in, and what deserves a look.
 
-Each check returns its complaints, one line each; none means that all is well.
+Each check returns its complaints, one line each, or an empty list. ``source`` is the LaTeX source
+of the report, ``results`` the folder of the run, and ``log`` the text of LaTeX's log.
 """
 
 import itertools
@@ -17,8 +18,7 @@ QUESTIONS = 24
 LEAST_PAGES, MOST_PAGES = 10, 15
 METRIC = re.compile(r"accura|AUC|sensitiv|specific|precision|F_?1|MCC|Brier|ECE|loss", re.I)
 NEAR = 80  # characters within which a metric's name makes a number look like a result
-NAMED = 3  # macros in a warning
-LISTED = 5  # undefined keys in a complaint
+NAMED, LISTED = 3, 5  # macros in a warning, undefined keys in a complaint
 
 # Commands whose digits are keys or page layout.
 _KEYS = (
@@ -36,14 +36,32 @@ _NUMBER = re.compile(
 
 
 def text_of(source: str) -> str:
-    """Source of the report without its comments."""
+    """Remove the comments from LaTeX source.
+
+    Parameters
+    ----------
+    source : str
+
+    Returns
+    -------
+    str
+    """
     return re.sub(r"(?<!\\)%.*", "", source)
 
 
 def applicable(source: str, evidence: Evidence) -> str:
-    r"""Return the source without what this run cannot say: ``\ifmade{key}{...}`` of unmade values.
+    r"""Remove the passages that this run has no values for.
 
-    The lines keep their numbers.
+    Parameters
+    ----------
+    source : str
+    evidence : Evidence
+
+    Returns
+    -------
+    str
+        The source without the comments and without each ``\ifmade{key}{...}`` whose value was not
+        made. The lines keep their numbers.
     """
     text, start = text_of(source), 0
     while match := _IFMADE.search(text, start):
@@ -55,7 +73,17 @@ def applicable(source: str, evidence: Evidence) -> str:
 
 
 def observations(text: str) -> dict[str, str]:
-    r"""Return the text of each ``\observation{key}{text}`` of ``observations.tex``."""
+    r"""Read the observations of ``observations.tex``.
+
+    Parameters
+    ----------
+    text : str
+
+    Returns
+    -------
+    dict of str to str
+        The text of each ``\observation{key}{text}``, by key.
+    """
     text = text_of(text)
     return {
         match.group(1): " ".join(text[match.end() : _closing_brace(text, match.end()) - 1].split())
@@ -64,7 +92,18 @@ def observations(text: str) -> dict[str, str]:
 
 
 def filled(source: str, seen: Mapping[str, str]) -> str:
-    r"""Return the source with the observations in place of each ``\observe{key}{hint}``."""
+    r"""Put the observations in place of each ``\observe{key}{hint}``.
+
+    Parameters
+    ----------
+    source : str
+    seen : mapping of str to str
+
+    Returns
+    -------
+    str
+        The source without comments; hints without an observation stay.
+    """
 
     def put(match: re.Match) -> str:
         if match.group(1) not in seen:
@@ -75,7 +114,19 @@ def filled(source: str, seen: Mapping[str, str]) -> str:
 
 
 def stale_observations(text: str, models: Mapping[str, str]) -> list[str]:
-    """Whether observations were written about other models: the first line names theirs."""
+    """Check that the observations are about the models of this run.
+
+    Parameters
+    ----------
+    text : str
+        Content of ``observations.tex``; its first line names the models.
+    models : mapping of str to str
+        Fingerprint of the tested model of each stage.
+
+    Returns
+    -------
+    list of str
+    """
     about = "% about " + ", ".join(f"{stage} {model}" for stage, model in models.items())
     if not text or text.splitlines()[0].strip() == about:
         return []
@@ -99,11 +150,20 @@ def _closing_brace(text: str, start: int) -> int:
 
 
 def typed_results(source: str, evidence: Evidence) -> list[str]:
-    """Return a warning for each typed number that looks like a result of the run.
+    """Warn of typed numbers that look like results of the run.
 
-    That is a number with at least two decimals, or a percentage, which equals a value of the run,
-    or which stands beside the name of a metric and equals no value and no number of a table. Both
-    are compared to the decimals that are written. The bibliography is not read.
+    These are numbers with at least two decimals, and percentages, which equal a value of the run,
+    or which stand beside the name of a metric and equal neither a value nor a number of a table.
+    Numbers are compared to the decimals that are typed. The bibliography is not read.
+
+    Parameters
+    ----------
+    source : str
+    evidence : Evidence
+
+    Returns
+    -------
+    list of str
     """
     head, _, text = text_of(source).partition(r"\begin{document}")
     text = text.partition(r"\begin{thebibliography}")[0]
@@ -157,7 +217,16 @@ def _same(typed: tuple[float, int], made: tuple[float, int]) -> bool:
 
 
 def loose_ends(source: str) -> list[str]:
-    """Return figures and tables that are never referred to, uncited references, lost questions."""
+    """Find figures and tables that are never referred to, uncited references, lost questions.
+
+    Parameters
+    ----------
+    source : str
+
+    Returns
+    -------
+    list of str
+    """
     text = text_of(source)
     floats = {label for label in _labels(text) if label.startswith(("fig:", "tab:"))}
     questions = len(re.findall(r"\\question\{", text))
@@ -173,7 +242,17 @@ def loose_ends(source: str) -> list[str]:
 
 
 def undefined(source: str, evidence: Evidence) -> list[str]:
-    """Return the values and tables that the report uses and this run has not made."""
+    """Find the values and tables that the report uses and this run has not made.
+
+    Parameters
+    ----------
+    source : str
+    evidence : Evidence
+
+    Returns
+    -------
+    list of str
+    """
     text = text_of(source)
     complaints = []
     for kind, pattern, made in (
@@ -189,7 +268,16 @@ def undefined(source: str, evidence: Evidence) -> list[str]:
 
 
 def references(source: str) -> list[str]:
-    """Return references and citations without a target, and targets that are there twice."""
+    """Find references and citations without a target, and targets that occur twice.
+
+    Parameters
+    ----------
+    source : str
+
+    Returns
+    -------
+    list of str
+    """
     text = text_of(source)
     labels = _labels(text)
     twice = {label for label in labels if labels.count(label) > 1}
@@ -222,24 +310,64 @@ def _items(text: str) -> set[str]:
 
 
 def marked_places(source: str) -> list[str]:
-    """Places that only the team can fill, and has not."""
+    """Find the places that the team has not filled.
+
+    Parameters
+    ----------
+    source : str
+
+    Returns
+    -------
+    list of str
+    """
     place = rf"\\(?:teamplace|observe\{{[^}}#]+\}})\{{({_HINT})\}}"
     found = re.findall(place, text_of(source))
     return [f"to be written by the team: {' '.join(what.split())}" for what in found]
 
 
 def figure_names(source: str) -> list[str]:
-    """Figures that the report shows, in order."""
+    """List the figures that the report shows.
+
+    Parameters
+    ----------
+    source : str
+
+    Returns
+    -------
+    list of str
+        Names without suffix, in order.
+    """
     return re.findall(r"\\(?:made|narrowfigure|widefigure)\{([^}#]+)\}", text_of(source))
 
 
 def figure_path(results: Path, name: str) -> Path:
-    """Return the path of a figure in the results folder, whether it is there or not."""
+    """Return the path of a figure, whether it exists or not.
+
+    Parameters
+    ----------
+    results : Path
+    name : str
+
+    Returns
+    -------
+    Path
+    """
     return results / "figures" / f"{name}.pdf"
 
 
 def stale_figures(source: str, results: Path) -> list[str]:
-    """Figures that were not made from the tables and data as they are now."""
+    """Find figures that were made from other tables or data than those of the run.
+
+    Parameters
+    ----------
+    source : str
+    results : Path
+
+    Returns
+    -------
+    list of str
+        One line for each figure. Missing figures are not named.
+    """
     record = results / "run.json"
     data = json.loads(record.read_text(encoding="utf-8"))["data"] if record.is_file() else ""
     complaints = []
@@ -262,9 +390,18 @@ def stale_figures(source: str, results: Path) -> list[str]:
 
 
 def missing_figures(source: str, results: Path) -> list[str]:
-    """Figures that the report shows and the run has not made.
+    """Find the figures that the report shows and the run has not made.
 
-    A Grad-CAM group without any image, such as misclassified normal ones, has no figure.
+    A Grad-CAM group without images, such as misclassified normal ones, has no figure.
+
+    Parameters
+    ----------
+    source : str
+    results : Path
+
+    Returns
+    -------
+    list of str
     """
     explained = read_csv(results / "gradcam.csv")
     members = {
@@ -284,7 +421,18 @@ def missing_figures(source: str, results: Path) -> list[str]:
 
 
 def stale_files(expected: Mapping[str, str], folder: Path) -> list[str]:
-    """Files of values and tables that do not say what the results say now."""
+    """Find files of values and tables that differ from what the results say now.
+
+    Parameters
+    ----------
+    expected : mapping of str to str
+        Text of each file, by name.
+    folder : Path
+
+    Returns
+    -------
+    list of str
+    """
     complaints = []
     for name, text in expected.items():
         path = folder / name
@@ -305,21 +453,48 @@ def _sources(text: str) -> dict[str, str]:
 
 
 def page_count(pages: int) -> list[str]:
-    """Whether the report is as long as the sheet asks."""
-    if LEAST_PAGES <= pages <= MOST_PAGES:
-        return []
-    return [f"the report has {pages} pages; allowed: {LEAST_PAGES} to {MOST_PAGES}"]
+    """Check that the report is as long as the sheet asks.
+
+    Parameters
+    ----------
+    pages : int
+
+    Returns
+    -------
+    list of str
+    """
+    fits = LEAST_PAGES <= pages <= MOST_PAGES
+    return [] if fits else [f"the report has {pages} pages; allowed: {LEAST_PAGES} to {MOST_PAGES}"]
 
 
 def latex_errors(log: str) -> list[str]:
-    """Return the errors of LaTeX's log with their lines, such as an unknown command."""
+    """Read the errors in LaTeX's log.
+
+    Parameters
+    ----------
+    log : str
+
+    Returns
+    -------
+    list of str
+        One line for each, with the line of the source, such as an unknown command.
+    """
     found = re.findall(r"^(?:\./)?(Report\.tex):(\d+): (.*)\n(.*)", log, flags=re.M)
     found = [f"{file}, line {line}: LaTeX: {what} {more}" for file, line, what, more in found]
     return list(dict.fromkeys(found)) or re.findall(r"^! .*", log, flags=re.M)
 
 
 def unresolved(log: str) -> list[str]:
-    """What LaTeX itself could not resolve, from its log."""
+    """Read from LaTeX's log which references and citations it could not resolve.
+
+    Parameters
+    ----------
+    log : str
+
+    Returns
+    -------
+    list of str
+    """
     log = log.replace("\n", " ")  # LaTeX breaks the lines of its log anywhere
     found = re.findall(r"(?:Reference|Citation) `([^']+)' on page \w+ +undefined", log)
     return [f"LaTeX: {key} is undefined" for key in dict.fromkeys(found)]

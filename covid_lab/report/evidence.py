@@ -1,8 +1,8 @@
 r"""What a run measured, as the numbers, words and tables that ``Report.tex`` uses.
 
-Everything is read from the results folder. Keys of values have dots; a value is LaTeX text.
-Outcomes are numbers that choose among sentences: ``\choice`` takes 0 (no difference), 1 (better)
-or 2 (worse), ``\ifyes`` takes 0 or 1.
+Everything is read from the results folder. Keys of values have dots; a value is LaTeX text. Some
+values choose among sentences: ``\choice`` takes 0 (no difference), 1 (better) or 2 (worse),
+``\ifyes`` takes 0 or 1.
 """
 
 import math
@@ -16,6 +16,7 @@ import pandas as pd
 from covid_lab.comparison import verdict
 from covid_lab.report import extras
 from covid_lab.report.audit import add_audit
+from covid_lab.report.exploration import add_exploration
 from covid_lab.report.external import add_external
 from covid_lab.report.latex import (
     compared,
@@ -26,9 +27,7 @@ from covid_lab.report.latex import (
     number,
     p_value,
     percent,
-    plus_minus,
     rate,
-    sentence,
     tabular,
     texttt,
     thousands,
@@ -44,17 +43,25 @@ from covid_lab.report.reading import (
 )
 from covid_project.evaluation import LEVEL, SIGNIFICANCE, auc_difference
 
-BALANCED = 0.4, 0.6  # fraction of COVID images in a split
-EVEN = 0.02  # largest difference between the splits' fractions that are called even
 RISE = 1.1  # last validation loss over the lowest, from which the rise is called overfitting
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Values by key and tables by name (LaTeX both), the fingerprints of their sources, and gaps.
+    """What the report reads.
 
-    ``missing`` has one line for each part of the run that is not finished, with what to run;
-    ``extras_missing`` for each table of the extras, which a report can do without.
+    Attributes
+    ----------
+    values : dict of str to str
+        LaTeX text by key.
+    tables : dict of str to str
+        LaTeX tables by name.
+    sources : dict of str to str
+        Fingerprint of each file that was read, by its path in the results folder.
+    missing : tuple of str
+        One line for each part of the run that is not finished, with what to run.
+    extras_missing : tuple of str
+        One line for each missing table of the extras, which a report can do without.
     """
 
     values: dict[str, str]
@@ -65,12 +72,22 @@ class Evidence:
 
 
 def collect(results: Path) -> Evidence:
-    """Collect the evidence of a run, as far as the run has come."""
+    """Collect the evidence of a run, as far as the run has come.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the run.
+
+    Returns
+    -------
+    Evidence
+    """
     run = RunTables(results)
     values: dict[str, str] = {}
     tables: dict[str, str] = {}
     missing = []
-    for part in (_introduction, _task1, _task2, _task3, _task4, add_audit, add_external):
+    for part in (_introduction, add_exploration, _task2, _task3, _task4, add_audit, add_external):
         _add(part, run, values, tables, missing)
     extras_missing = []
     for part in extras.PARTS if not missing else ():  # they follow a finished run
@@ -81,14 +98,14 @@ def collect(results: Path) -> Evidence:
 
 
 def _add(part: Callable, run: RunTables, values: dict, tables: dict, missing: list[str]) -> None:
-    """Add a part's values and tables, or to ``missing`` why there are none of it."""
+    """Add a part's values and tables, or the reason why they are missing to ``missing``."""
     try:
         part(run, values, tables)
     except EvidenceMissing as error:
         missing.append(str(error))
     except (KeyError, IndexError) as error:  # rows that a later notebook writes
-        name = part.__name__.strip("_")
-        missing.append(f"the tables for the part {name} are not whole ({error}): {RUN_FIRST}")
+        name = part.__name__.strip("_").removeprefix("add_")
+        missing.append(f"the tables for the part {name} are incomplete ({error}): {RUN_FIRST}")
 
 
 def _introduction(run: RunTables, values: dict, tables: dict) -> None:
@@ -108,7 +125,7 @@ def _introduction(run: RunTables, values: dict, tables: dict) -> None:
     untested = [name for stage, name in NAMES.items() if stage not in rows.index]
     if untested:
         raise EvidenceMissing(f"no test result of {', '.join(untested)}: {RUN_FIRST}")
-    # What made the figures; settings and record are of whoever opened the folder last.
+    # From the tested rows: settings and record are rewritten whenever the folder is opened.
     tuned = metrics[metrics["stage"] == "fine_tuned"].iloc[0]
     values |= _origin(tuned["backbone"], tuned["weights"], tuned["versions"])
     ledger = run.table("test_ledger.csv")
@@ -144,130 +161,6 @@ def _origin(backbone: str, weights: str, versions: str) -> dict[str, str]:
         "run.versions": escape(versions.replace(";", ",")),
         "run.resnet": yes(backbone == "ResNet50V2"),
         "run.imagenet": yes(weights == "imagenet"),
-    }
-
-
-def _task1(run: RunTables, values: dict, tables: dict) -> None:
-    settings = run.settings()
-    grey = run.table("exploration.csv").set_index(["split", "class"])
-    sizes, tests = run.table("image_sizes.csv"), run.table("split_tests.csv")
-    for split in ("train", "val", "test"):
-        values[f"n.{split}"] = str(grey.loc[(split, "both"), "images"])
-        share = grey.loc[(split, "COVID"), "images"] / grey.loc[(split, "both"), "images"]
-        values[f"covid.share.{split}"] = number(share, 3)
-    shares = grey.xs("COVID", level="class")["images"] / grey.xs("both", level="class")["images"]
-    equal = (sizes[["widest", "highest"]].to_numpy() == sizes[["narrowest", "lowest"]]).all(None)
-    equal = equal and len(sizes[["narrowest", "lowest"]].drop_duplicates()) == 1
-    p = tests.set_index("compared")["p_value"]
-    shift = abs(
-        grey.loc[("train", "COVID"), "image_mean"] - grey.loc[("train", "NORMAL"), "image_mean"]
-    )
-    spread = grey.loc[("train", "both"), "image_mean_std"]
-    values |= {
-        "classes.balanced": yes(shares.between(*BALANCED).all()),
-        "sizes.equal": yes(equal),
-        "sizes.width": str(sizes["narrowest"].min()),
-        "sizes.height": str(sizes["lowest"].min()),
-        "grey.low": str(grey["min"].min()),
-        "grey.high": str(grey["max"].max()),
-        "grey.spread": number(spread, 1),
-        "grey.shift": number(shift, 1),
-        "grey.ratio": number(spread / shift, 1),
-        "splits.classes.p": p_value(p["classes, all splits"]),
-        "splits.val.p": p_value(p["brightness, train and val"]),
-        "splits.test.p": p_value(p["brightness, train and test"]),
-        "splits.even": yes(shares.max() - shares.min() < EVEN),
-        "splits.alike": yes(p.drop("brightness, NORMAL and COVID").min() >= SIGNIFICANCE),
-        "brightness.p": p_value(p["brightness, NORMAL and COVID"]),
-    }
-    tables["exploration"] = tabular(
-        "llrrr",
-        ["split", "class", "images", "all pixels", "image mean"],
-        [
-            [
-                split,
-                name,
-                str(row["images"]),
-                plus_minus(row["global_mean"], row["global_std"], 1),
-                plus_minus(row["image_mean"], row["image_mean_std"], 1),
-            ]
-            for (split, name), row in grey.iterrows()
-        ],
-    )
-    _quality(run.table("image_quality.csv"), values, tables)
-    _pre_processing(run, settings, values)
-
-
-def _quality(quality: pd.DataFrame, values: dict, tables: dict) -> None:
-    quality = quality.rename(columns={"AUC": "value"}).set_index("number")
-    best = quality.loc[(quality["value"] - 0.5).abs().idxmax()]
-    border = quality.loc["mean of the border"]
-    values |= {
-        "chance.AUC": number(0.5, 1),
-        "quality.best.name": escape(best.name),
-        "quality.best.AUC": _directed(best),
-        "quality.best.covid": number(best["median_COVID"], 1),
-        "quality.best.normal": number(best["median_NORMAL"], 1),
-        "quality.differs": yes(_tells(best)),
-        "quality.border.AUC": _directed(border),
-        "quality.border.tells": yes(_tells(border)),
-    }
-    tables["quality"] = tabular(
-        "lrrl",
-        ["number", "NORMAL", "COVID", "AUC"],
-        [
-            [
-                escape(name),
-                number(row["median_NORMAL"], 1),
-                number(row["median_COVID"], 1),
-                interval(_upwards(row)),
-            ]
-            for name, row in quality.iterrows()
-        ],
-    )
-
-
-def _directed(row: pd.Series) -> str:
-    """An AUC from 0.5 on, with its interval and the class in which the number is higher."""
-    text = interval(_upwards(row))
-    start = f"{text[:-1]}; " if text.endswith(")") else f"{text} ("
-    return f"{start}{'lower' if row['value'] < 0.5 else 'higher'} in COVID)"
-
-
-def _upwards(row: pd.Series) -> pd.Series:
-    """An AUC below 0.5 turned into that of the opposite direction."""
-    if row["value"] >= 0.5:
-        return row
-    return pd.Series({"value": 1 - row["value"], "low": 1 - row["high"], "high": 1 - row["low"]})
-
-
-def _tells(row: pd.Series) -> bool:
-    """Whether the interval of an AUC leaves chance out."""
-    return bool(row["low"] > 0.5 or row["high"] < 0.5)
-
-
-def _pre_processing(run: RunTables, settings: dict, values: dict) -> None:
-    from covid_project.normalization import STRATEGIES  # Keras, which takes seconds to load
-
-    size, amounts = settings["image_size"], settings["augmentation"]
-    resizing = run.table("resizing.csv").set_index("image_size")
-    values |= {
-        "image.size": str(size),
-        "resizing.largest": str(resizing["largest"].iloc[0]),
-        "resizing.lost": number(resizing.loc[size, "lost_grey_levels"], 1),
-        "resizing.half.size": str(size // 2),
-        "resizing.half.lost": number(resizing.loc[size // 2, "lost_grey_levels"], 1),
-        "transfer.size": str(settings["transfer"]["image_size"]),
-        "normalization.description": sentence(
-            STRATEGIES[settings["normalization"]].__doc__.rstrip(".")
-        ),
-        "normalization.sample": yes(settings["normalization"] == "sample"),
-        "augmentation.flip": yes(amounts["flip"]),
-        "augmentation.rotation": f"{amounts['rotation']:g}$^\\circ$",
-        **{
-            f"augmentation.{name}": percent(amounts[name])
-            for name in ("zoom", "shift", "brightness", "contrast")
-        },
     }
 
 
@@ -338,7 +231,7 @@ def _baseline_search(run: RunTables, trials: pd.DataFrame, best: pd.Series, valu
 
 
 def _spread(trials: pd.DataFrame, best: pd.Series, name: str, search: Iterable[str]) -> float:
-    """Range of the validation loss over the trials that differ from the best in one value alone."""
+    """Range of the validation loss over the trials that differ from the best in only one value."""
     same = np.ones(len(trials), bool)
     for other in search:
         same &= (trials[other] == best[other]).to_numpy() | (other == name)
@@ -382,7 +275,7 @@ def _task3(run: RunTables, values: dict, tables: dict) -> None:
     baseline, best = run.table("history_baseline.csv"), _best(trials)
     metrics = run.table("metrics.csv")
     model = metrics[metrics["stage"] == "transfer"].iloc[-1]
-    # A rate at which every trial failed has no figures, in the last resort not even the columns.
+    # A learning rate at which every trial failed has no figures; if all failed, no columns either.
     rehearsals = rehearsals.reindex(columns=rehearsals.columns.union(["val_loss"], sort=False))
     kept = rehearsals[np.isfinite(rehearsals["val_loss"].astype(float))]
     helps = len(kept) > 0 and kept["val_loss"].min() < best["val_loss"]

@@ -9,7 +9,21 @@ SHOWN = ("accuracy", "sensitivity", "specificity", "AUC")
 
 
 def add_external(run: RunTables, values: dict, tables: dict) -> None:
-    """Add the figures on another collection, where the run's models were tested on one."""
+    """Add the metrics on another collection, where the run's models were tested on one.
+
+    Parameters
+    ----------
+    run : RunTables
+    values : dict of str to str
+        Receives the values whose keys begin with "external.".
+    tables : dict of str to str
+        Not changed.
+
+    Raises
+    ------
+    EvidenceMissing
+        The external test lacks a table, or the run was not tested.
+    """
     folder = _test_of(run)
     if folder is None:
         return
@@ -30,7 +44,7 @@ def add_external(run: RunTables, values: dict, tables: dict) -> None:
 
 
 def _test_of(run: RunTables) -> str | None:
-    """Return the folder of an external test of this run's models, or None."""
+    """Return the results' folder with an external test of this run's models, or None."""
     tested = set(run.table("test_ledger.csv")["model"])
     for path in sorted(run.results.glob("external/*/external.json")):
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """What ``studies/course_extras.ipynb`` adds to the evidence of a run.
 
-Seeds, ablations, calibration and tests of the explanations. The sheet does not ask for them: the
-report leaves out what it says of them where they were not run.
+Seeds, ablations, calibration and tests of the explanations. The sheet does not ask for them: where
+they were not run, the report leaves out the sentences about them.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ FEWEST = 5  # images of a group that a test compares with another
 
 
 def _seeds(run: RunTables, values: dict, tables: dict) -> None:
-    """Trainings of the chosen models that differ only in the seed."""
+    """Add trainings of the chosen models that differ only in the seed."""
     baseline, transfer = run.table("seeds_baseline.csv"), run.table("seeds_transfer.csv")
     losses = run.table("tuning_baseline.csv")["val_loss"]
     close = losses <= losses.min() + 2 * baseline["val_loss"].std()
@@ -45,7 +45,7 @@ def _seeds(run: RunTables, values: dict, tables: dict) -> None:
 
 
 def _variants(run: RunTables, values: dict, tables: dict) -> None:
-    """The tuned baseline with one thing changed, on the validation set."""
+    """Add the tuned baseline with one change each, on the validation set."""
     variants = run.table("variants_baseline.csv").set_index("case")
     others = variants.drop("as tuned").copy()
     others["p_adjusted"] = holm(others["AUC_p_value"].to_numpy())
@@ -114,7 +114,7 @@ def _calibration(run: RunTables, values: dict, tables: dict) -> None:
 
 
 def _heat_by_group(run: RunTables, values: dict, tables: dict) -> None:
-    """How much heat lies off the border, by label and verdict."""
+    """Add how much heat is off the border, by label and verdict."""
     groups = run.table("gradcam_groups.csv")
     by_group = groups.set_index(["label", "verdict"])
     covid, normal = (by_group.loc[(name, "correct")] for name in ("COVID", "NORMAL"))
@@ -149,7 +149,7 @@ def _heat_by_group(run: RunTables, values: dict, tables: dict) -> None:
 
 
 def _explanations(run: RunTables, values: dict, tables: dict) -> None:
-    """What the tests of the explanations say of Grad-CAM."""
+    """Add the results of the tests of Grad-CAM."""
     tested = run.table("explanations.csv")
     own = tested[tested["method"] == "grad-cam"]
     final = own[own["stage"] != "baseline_tuned"]
@@ -188,7 +188,7 @@ def _explanations(run: RunTables, values: dict, tables: dict) -> None:
 
 
 def _tested(own: pd.DataFrame, measure: str, setting: str, starts: bool = False) -> pd.Series:
-    """The mean of one measure over the images, as a row."""
+    """Return the row with the mean of one measure over the images."""
     settings = own["setting"].str.startswith(setting) if starts else own["setting"] == setting
     return own[(own["measure"] == measure) & settings & own["versus"].isna()].iloc[0]
 

@@ -1,4 +1,4 @@
-"""Read the tables of a run, and remember which."""
+"""Reads the tables of a run and remembers which were read."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from covid_lab.runs.settings import EXTRAS
 from covid_project.files import fingerprint, read_csv
 
-FROM_EXTRAS = {  # tables of the notebook that follows the four of the course
+FROM_EXTRAS = {  # tables of the notebook after the four of the course
     f"{name}.csv"
     for name in ("seeds_baseline", "seeds_transfer", "variants_baseline", "calibration",
                  "explanations", "gradcam_groups")
@@ -25,24 +25,70 @@ class EvidenceMissing(RuntimeError):
 
 
 class RunTables:
-    """Reads files of the results folder and remembers which."""
+    """Reads files of a results folder and remembers which.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of a run.
+
+    Attributes
+    ----------
+    sources : dict of str to str
+        Fingerprint of each file that was read, by its path in the folder.
+    """
 
     def __init__(self, results: Path):
         self.results = Path(results)
         self.sources: dict[str, str] = {}
 
     def table(self, name: str) -> pd.DataFrame:
-        """Return a CSV table, by its path in the results folder."""
+        """Read a CSV table.
+
+        Parameters
+        ----------
+        name : str
+            Path in the results folder.
+
+        Returns
+        -------
+        pd.DataFrame
+
+        Raises
+        ------
+        EvidenceMissing
+            There is no such file.
+        """
         self._remember(name)
         return read_csv(self.results / name)
 
     def record(self) -> dict:
-        """Return ``run.json``."""
+        """Read ``run.json``.
+
+        Returns
+        -------
+        dict
+
+        Raises
+        ------
+        EvidenceMissing
+            There is no such file.
+        """
         self._remember("run.json")
         return json.loads((self.results / "run.json").read_text(encoding="utf-8"))
 
     def settings(self) -> dict:
-        """Return ``settings.yaml``."""
+        """Read ``settings.yaml``.
+
+        Returns
+        -------
+        dict
+
+        Raises
+        ------
+        EvidenceMissing
+            There is no such file.
+        """
         self._remember("settings.yaml")
         return yaml.safe_load((self.results / "settings.yaml").read_text(encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""Draw the figures that show images of the data set again, from the models that were kept."""
+"""Draw the figures that show images of the data set again, from the stored models."""
 
 import shutil
 import tempfile
@@ -22,25 +22,27 @@ DRAWN_BY = ("data_exploration", "gradcam")  # notebooks that train nothing
 def draw_images(results: Path, data: Path) -> list[Path]:
     """Draw every ``figures/images_*.pdf`` of a finished run again; nothing is trained.
 
-    The notebooks that train nothing run in a copy of the results folder; of theirs only the figures
-    are taken, so that the run's tables stay as they are.
+    The notebooks that train nothing run in a copy of the results folder. Only their figures are
+    copied back, so that the run's tables stay as they are.
 
     Parameters
     ----------
     results : Path
-        Folder of a finished run with its models, whole or as `verify.keep_top` keeps them.
+        Folder of a finished run with its models, complete or as `verify.keep_top` stores them.
     data : Path
         The run's images.
 
     Returns
     -------
     list of Path
-        Of the figures.
+        The figures.
 
     Raises
     ------
     NotKept
         A model is missing, or is not the one in the ledger.
+    NotebookFailed
+        A cell raised an error.
     """
     ledger = read_csv(results / "test_ledger.csv")
     with tempfile.TemporaryDirectory() as temporary:
@@ -68,7 +70,7 @@ def draw_images(results: Path, data: Path) -> list[Path]:
 
 
 def _verdicts(run: Run, stage: str) -> None:
-    """Draw four correct and four wrong test images of a stage, as its notebook does."""
+    """Draw four correctly and four wrongly classified test images of a stage."""
     model = run.load_model(stage, f"the notebook of {stage}")
     images, labels = run.test_split(stage, model, model.input_shape[1])
     scores = logits(model, images)

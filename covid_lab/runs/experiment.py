@@ -1,4 +1,4 @@
-"""The run of a study: its data, its results folder, and images kept on disk."""
+"""The run of a study: its data, its results folder, and images stored on disk."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,19 +17,45 @@ from covid_project.results import Run
 
 
 class StudyRun(Run):
-    """Settings, data and results folder of a study; see `covid_project.results.Run`."""
+    """Settings, data and results folder of a study.
+
+    Attributes
+    ----------
+    settings : RunSettings
+        All else is as in `covid_project.results.Run`.
+    """
 
     settings: RunSettings
 
     def identity(self, *parts: object) -> dict[str, object]:
-        """As `Run.identity`; the settings that all results of the study share are included."""
+        """Return what a result depends on, as `Run.identity` does.
+
+        Parameters
+        ----------
+        *parts : object
+            Groups of settings; those that all results of the study share are added.
+
+        Returns
+        -------
+        dict of str to object
+        """
         return super().identity(*self.settings.common, *parts)
 
     def images(self, image_size: int) -> np.ndarray:
-        """Return all images, uint8 (N, image_size, image_size, 1), in the order of the table.
+        """Return all images, decoded once and then stored on disk.
 
-        Decoded once and kept on disk. For what concerns all splits, such as copies or exposure;
-        models get theirs from `arrays` and `test_split`.
+        For what concerns all splits, such as copies or exposure; models get their images from
+        `arrays` and `test_split`.
+
+        Parameters
+        ----------
+        image_size : int
+            Pixels along each side.
+
+        Returns
+        -------
+        np.ndarray, uint8 (N, image_size, image_size, 1)
+            In the order of the data set's table.
         """
         return filled_array(
             self.cache / f"images-{self.dataset.fingerprint}-{image_size}.npy",
@@ -42,17 +68,29 @@ class StudyRun(Run):
         return self.images(image_size)[rows], self.dataset.table["label"].to_numpy()[rows]
 
     def paths(self, split: str) -> pd.Series:
-        """Return the paths of a split's images, in the order of its arrays."""
+        """Return the paths of a split's images.
+
+        Parameters
+        ----------
+        split : str
+            "train", "val" or "test".
+
+        Returns
+        -------
+        pd.Series of str, (N,)
+            In the order of the split's arrays.
+        """
         return self.dataset.table["path"].iloc[self.dataset.rows(split)].reset_index(drop=True)
 
     def test_rows(self, stage: str, model: keras.Model | str) -> np.ndarray:
         """Enter a test evaluation into the ledger, then return the rows of the test images.
 
-        For images that the study prepares itself; others come from `Run.test_split`.
+        For images that the study prepares itself; other images come from `Run.test_split`.
 
         Parameters
         ----------
         stage : str
+            Name of the tested model.
         model : keras.Model or str
             The final model, or its fingerprint.
 
@@ -76,9 +114,13 @@ def begin[Kind: RunSettings](
     ----------
     settings : RunSettings
     open_data : callable
-        Opens a folder or an archive, with the splits that the study uses.
+        Opens a folder or an archive, given its path and the settings, with the splits of the study.
     draw : callable, optional
-        Draws data where none are given, and returns their folder; None: radiographs.
+        Draws data where none are given: settings → their folder. None: radiographs are drawn.
+
+    Returns
+    -------
+    StudyRun
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""One run at a time in a results folder: a second one is told who holds it, and since when.
+"""One run at a time in a results folder; a second run is told who uses it, and since when.
 
 The lock belongs to the operating system and ends with the process that holds it.
 """
@@ -17,19 +17,27 @@ NAME = ".lock"
 
 
 class FolderInUse(RuntimeError):
-    """Another run is at work in the results folder; the message says which."""
+    """Another run uses the results folder; the message says which."""
 
 
 @contextmanager
 def only_run(folder: str | Path) -> Iterator[None]:
-    """Hold a results folder while a run is at work in it.
+    """Reserve a results folder for a run.
 
-    The folder is made where it is missing, and removed again where nothing was written.
+    The folder is created if it is missing, and removed again if nothing was written.
+
+    Parameters
+    ----------
+    folder : str or Path
+
+    Yields
+    ------
+    None
 
     Raises
     ------
     FolderInUse
-        Another run holds it.
+        Another run uses it.
     """
     folder = Path(folder)
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]

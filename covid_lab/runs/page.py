@@ -1,6 +1,7 @@
 """The page ``index.html`` of a course run: its figures, its tables, and links to its notebooks.
 
-Its text is in ``covid_lab/templates/run.html``. It shows images of the data set and stays local.
+Its text is in ``covid_lab/templates/run.html``. It shows images of the data set and therefore stays
+local.
 """
 
 import json
@@ -30,7 +31,7 @@ FIGURES = {  # name, as the notebooks save it → what it shows
 
 
 def write_page(results: Path) -> Path:
-    """Write the page of a run with the notebooks, tables and figures that are there.
+    """Write the page of a run with the notebooks, tables and figures that exist.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def write_page(results: Path) -> Path:
     Returns
     -------
     Path
-        Of the page.
+        The page.
     """
     record = json.loads((results / "run.json").read_text(encoding="utf-8"))
     transfer = read_file(results / "settings.yaml")["transfer"]
@@ -93,7 +94,7 @@ def _executed(results: Path, name: str) -> Path:
 
 
 def _tables(results: Path) -> dict[str, pd.DataFrame | int | None]:
-    """Metrics and number of images of the test set, and the test evaluations; None if missing."""
+    """Return the test metrics, the number of test images and the test evaluations."""
     metrics, ledger = read_csv(results / "metrics.csv"), read_csv(results / "test_ledger.csv")
     tested = metrics[metrics["split"] == "test"] if len(metrics) else metrics
     shown = {"metrics": None, "tested": 0, "ledger": None}

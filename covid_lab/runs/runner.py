@@ -1,4 +1,4 @@
-"""Run notebooks in order, each in a fresh kernel, with progress line by line."""
+"""Run notebooks in order, each in a fresh kernel, and print their progress line by line."""
 
 import asyncio
 import json
@@ -15,17 +15,18 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
+from covid_lab.progress import duration
 from covid_project.files import write_text
 from covid_project.settings import PROJECT
 
 EXECUTED = "notebooks"  # folder of the results: they show images of the data set and stay local
 LOGS = Path("cache", "logs")  # folder of the results: what the kernels write to stderr
-CHATTER = "WARNING:tensorflow:"  # begins a line of TensorFlow's own, on stdout
+CHATTER = "WARNING:tensorflow:"  # starts the lines that TensorFlow writes to stdout
 TAG = "parameters"  # of the cell that names data, results and settings
 
 
 class NotebookFailed(RuntimeError):
-    """A cell raised an error; the message holds the notebook, the error and where to read on."""
+    """A cell raised an error; the message names the notebook, the error and where to read more."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -44,23 +45,25 @@ def run_notebooks(
     """Execute notebooks and write them, with their outputs, to ``notebooks/`` of the results.
 
     Each is written as ``<name>.ipynb`` and, for reading, as ``<name>.html``. The committed
-    notebooks are not changed. What a cell prints appears at once; after each cell a line says which
-    it was and how much time is left.
+    notebooks are not changed. What a cell prints appears at once. After each cell, a line says
+    which cell it was and how much time is left.
 
     Parameters
     ----------
     names : sequence of str
         Paths in the project without suffix, such as ``studies/pneumonia``.
-    values : mapping
+    values : mapping of str to str or None
         What the cell with the tag ``parameters`` assigns for this run, such as absolute paths under
-        DATA, RESULTS and SETTINGS. The cell is written as it was committed.
+        DATA, RESULTS and SETTINGS. In the written notebook the cell is as it was committed.
     results : Path
         Folder of the results.
-    expected : mapping, optional
+    expected : mapping of str to float, optional
         Seconds that each notebook is expected to take. The time left is shown only where all are
         known.
-    workers, backend
-        With more than one worker, the trials of a search are spread over them (see ``workers``).
+    workers : int, from 1
+        Processes at once; with more than one, the trials of a search are spread over them.
+    backend : {"loky", "ray", "dask"}
+        See `covid_lab.runs.workers.each`.
 
     Raises
     ------
@@ -85,13 +88,13 @@ def run_notebooks(
             cell.source = parameters
         try:
             _execute(notebook, name, Path(results), title, left)
-        finally:  # a failed notebook is worth reading too
+        finally:  # a failed notebook is written, too
             for cell, source in zip(cells, committed, strict=True):
                 cell.source = source
             _write(notebook, _page(results, name), values)
         spent += time.perf_counter() - begun
         finished += expected.get(name, 0.0)
-    print(f"finished {len(names)} notebooks in {_duration(spent)}; results: {results}")
+    print(f"finished {len(names)} notebooks in {duration(spent)}; results: {results}")
 
 
 def _parameters(values: Mapping[str, str | None], workers: int, backend: str) -> str:
@@ -114,7 +117,7 @@ def _page(results: Path, name: str) -> Path:
 
 
 def _write(notebook: nbformat.NotebookNode, page: Path, values: Mapping[str, str | None]) -> None:
-    """Write an executed notebook and its page, with names in the place of this machine's paths."""
+    """Write an executed notebook and its page, with names in place of this machine's paths."""
     text = nbformat.writes(notebook)
     for value in sorted(filter(None, values.values()), key=len, reverse=True):
         text = text.replace(json.dumps(value)[1:-1], Path(value).name)
@@ -142,10 +145,10 @@ def _execute(
         done.append(cell_index)
         spent = time.perf_counter() - begun
         line = f"{title} cell {cells.index(cell_index) + 1} of {len(cells)} done after "
-        line += _duration(spent)
+        line += duration(spent)
         if expected:
             left = max(expected[0] - spent, 0) + sum(expected[1:])
-            line += f"; about {_duration(left)} left in all"
+            line += f"; about {duration(left)} left in all"
         print(line, flush=True)
 
     client = _TalkingClient(
@@ -173,14 +176,14 @@ def _execute(
 
 
 class _OwnKernel(KernelSpecManager):
-    """Starts this Python; the user's Jupyter may have a kernel python3 of another one."""
+    """Starts this Python; a kernel python3 of the user's Jupyter may be another one."""
 
     def get_kernel_spec(self, kernel_name):
         return KernelSpec(**get_kernel_dict())
 
 
 class _TalkingClient(NotebookClient):
-    """Shows what cells print while they run, and stops cleanly; nbclient itself does neither."""
+    """Shows what cells print while they run, and stops cleanly; nbclient does neither."""
 
     title, stopped, kernel_log = "", False, None
 
@@ -203,7 +206,7 @@ class _TalkingClient(NotebookClient):
                 for number in (signal.SIGINT, signal.SIGTERM):
                     asyncio.get_running_loop().add_signal_handler(number, stop)
             except (NotImplementedError, RuntimeError):
-                pass  # Windows, or a thread: Python's own KeyboardInterrupt is left
+                pass  # on Windows and in threads, Python's KeyboardInterrupt remains
             yield
 
     def process_message(self, msg, cell, cell_index):
@@ -215,7 +218,3 @@ class _TalkingClient(NotebookClient):
             for line in text.splitlines():
                 print(f"{self.title}   {line}", flush=True)
         return super().process_message(msg, cell, cell_index)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -7,7 +7,8 @@ import tensorflow as tf
 from PIL import Image
 
 from covid_project.augmentation import NONE
-from covid_project.data import DataError, ImageFiles, decode, image_sizes, open_dataset, resize
+from covid_project.data import DataError, ImageFiles, image_sizes, open_dataset
+from covid_project.images import decode, resize
 from covid_project.pipeline import evaluation_batches, feature_batches, training_batches
 from covid_project.settings import Augmentation
 from covid_project.training import set_seed

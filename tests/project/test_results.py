@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from conftest import write_images
 
-from covid_project.data import DataError, decode, resize
+from covid_project.data import DataError
 from covid_project.files import fingerprint, read_csv, write_csv, write_text
+from covid_project.images import decode, resize
 from covid_project.models import baseline_cnn, logits, model_fingerprint
 from covid_project.normalization import normalization_layer
 from covid_project.results import MissingInput, open_run
