@@ -222,14 +222,16 @@ def test_what_the_courses_set_holds(course_archive):
     audit = audit_data(open_dataset(course_archive, classes=None, as_found=True))
     found = by_check(audit)
     assert found["no image twice, in two splits"].verdict == "pass"
-    # Looked at side by side: nine held-out images have a copy in training.
+    # Looked at side by side: eleven held-out images have a copy in training, and two probably
+    # another radiograph of their patient.
     across = found["no near copy in another split"]
-    assert across.value == pytest.approx(9 / 600)
+    assert across.value == pytest.approx(13 / 600)
     pairs = named_pairs(audit)
     copied = pairs.loc[pairs["split_first"] != pairs["split_second"], "path_second"]
-    assert sorted(copied.str.extract(r"(\w+)/COVID/COVID-(\d+)").agg(" ".join, axis=1)) == [
-        *("test 1120", "test 1233", "test 255", "test 688"),
-        *("val 1197", "val 1535", "val 53", "val 579", "val 605"),
+    assert sorted(copied.str.extract(r"(\w+)/\w+/(\w+-\d+)").agg(" ".join, axis=1)) == [
+        *("test COVID-1120", "test COVID-1233", "test COVID-255", "test COVID-688"),
+        *("val COVID-1197", "val COVID-1209", "val COVID-1356", "val COVID-1535", "val COVID-53"),
+        *("val COVID-579", "val COVID-605", "val Normal-2820", "val Normal-3352"),
     ]
     assert gravest(audit, "fail") == {"no near copy in another split"}
 

@@ -167,7 +167,7 @@ def _exact_across(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
 def _near_across(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
     exact = _in_other_splits(dataset, _clusters(dataset, pairs[pairs["kind"] == "exact"]))
     copied = _in_other_splits(dataset, _clusters(dataset, pairs)) & ~exact
-    how = "resized, cropped, rotated, brighter, mirrored, framed or encoded again"
+    how = "changed (resized, cropped, rotated, brighter, mirrored, …) or taken of the same patient"
     return _across("no near copy in another split", how, dataset, copied)
 
 
