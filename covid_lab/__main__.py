@@ -100,6 +100,7 @@ def _with_course_data(settings: Settings, options: argparse.Namespace) -> Settin
     """Return the same settings; data in another form are arranged as the course takes them."""
     from covid_lab.datasets import described, open_dataset
     from covid_lab.reading.arrange import arrange, is_course_data
+    from covid_project.data import CLASSES, DataError, same_name
 
     data = Path(settings.data).expanduser()
     dataset = open_dataset(
@@ -113,6 +114,12 @@ def _with_course_data(settings: Settings, options: argparse.Namespace) -> Settin
     print(described(dataset, data.name), flush=True)
     if options.table is None and is_course_data(dataset, data):
         return settings
+    known = [same_name(name) for name in dataset.classes] == [same_name(c) for c in CLASSES]
+    if not known and not options.classes and not options.finding:
+        raise DataError(
+            f"which of the classes {', '.join(dataset.classes)} is the positive one? Name the two "
+            f"with --classes, the negative one first: --classes {','.join(dataset.classes[:2])}"
+        )
     folder = Path(settings.results) / "cache"
     arranged = folder / f"arranged_{dataset.fingerprint}_{settings.seed}.zip"
     if not arranged.is_file():
@@ -341,7 +348,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run the notebooks in order")
     run.set_defaults(command=_run)
     run.add_argument("--data", type=Path, help="folder or archive of images; none: drawn phantoms")
-    _add_reading(run, "the negative one first; default: NORMAL,COVID, or the two that are found")
+    _add_reading(run, "the negative one first; default: NORMAL,COVID")
     run.add_argument(
         "--profile",
         help="name in profiles/ or path of a YAML file; default: the course's settings, or demo "

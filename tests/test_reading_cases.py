@@ -165,6 +165,13 @@ def test_arranged_data_hold_the_same_images(tmp_path, splits):
         assert (table["split"][kept == "train"] != "test").all()
 
 
+def test_a_run_asks_which_class_is_positive(tmp_path, capsys):
+    source = write(tmp_path / "set", tree("COVID-19", "Normal", each=12))
+    options = ["run", "--profile", "smoke", "--data", str(source), "--results", str(tmp_path / "r")]
+    assert main(options) == 1
+    assert "COVID-19, Normal is the positive one?" in capsys.readouterr().err
+
+
 def test_three_classes_cannot_be_arranged(tmp_path):
     dataset = opened(write(tmp_path / "set", tree("A", "B", "C")))
     with pytest.raises(DataError, match=r"two classes apart, and set has 3: A, B, C"):
