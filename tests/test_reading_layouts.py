@@ -54,6 +54,10 @@ LAYOUTS = {
     "outer folders": (tree("x/y/A", "x/y/B"), PAIR),
     "images inside the classes": (tree("A/images", "B/images"), PAIR),
     "masks beside images": (tree("A/images", "A/masks", "B/images", "B/masks"), PAIR),
+    "masks of two kinds": (
+        tree("x/A/images", "x/A/lung masks", "x/A/infection masks", "x/B/images", "x/B/lung masks"),
+        PAIR,
+    ),
     "masks by name": (
         [*tree("A", "B"), *(f"A/{k}_mask.png" for k in range(3))],
         PAIR,

@@ -182,6 +182,19 @@ def test_nih_is_known_by_its_table(tmp_path):
     assert "of other classes: Cardiomegaly: 1" in described(two, "nih")
 
 
+def test_several_rows_for_an_image(tmp_path):
+    rows = (
+        "image_id,class_name\na/1,Nodule\na/1,Effusion\na/2,No finding\nb/3,Effusion\nb/4,Nodule\n"
+    )
+    data = write(tmp_path / "set", NAMES, labels__csv=rows)
+    dataset = opened(data, table=data / "labels.csv", finding="Nodule")
+    found = dataset.table.sort_values("path")
+    assert found["path"].tolist() == NAMES
+    assert found["label"].tolist() == [1, 0, 0, 1]
+    with pytest.raises(DataError, match=r"contradicts itself on a/1\.png"):
+        opened(data, table=data / "labels.csv", classes=("Effusion", "Nodule"))
+
+
 CHEXPERT = """Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Pneumonia,Edema
 CheXpert-v1.0-small/{s}/patient0000{k}/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,
 CheXpert-v1.0-small/{s}/patient0000{k}/study2/view1_frontal.jpg,Female,87,Frontal,AP,,1.0,-1.0

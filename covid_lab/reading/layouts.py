@@ -12,7 +12,7 @@ import pandas as pd
 from covid_lab.reading.roots import printable
 from covid_project.data import CLASSES, SPLIT_FOLDERS, DataError, listed, same_name
 
-MASKS = re.compile(r"(lung[ _-]?)?(masks?|segmentations?|annotations?)([ _-]?\w{0,8})?")
+MASKS = re.compile(r"(\w+[ _-])?(masks?|segmentations?|annotations?)([ _-]?\w{0,8})?")
 CONTAINERS = re.compile(
     r"(images?|imgs?|pictures?|png|jpe?g|dicom|dcm|data|files)([ _-]?\d+)?|study\d+|series\d+"
 )

@@ -360,6 +360,9 @@ def _one_finding(
                 + (f"; not {finding!r}" if finding else "")
             )
         positive = every.map(lambda found: finding in found)
+    # Some tables have a row for each finding of an image.
+    positive = positive.groupby(table["name"]).transform("any")
+    uncertain = uncertain.groupby(table["name"]).transform("any") & ~positive
     rest = f"no {finding}"
     labels = [
         "" if unsure else finding if yes else rest
