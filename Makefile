@@ -18,6 +18,9 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
+# Where every parameter of a public function has its type and meaning.
+DOCUMENTED = $(shell find covid_lab -name '*.py' | grep -v -e /studies/ -e /external/ -e /audit/)
+
 STUDIES := $(filter-out course_extras another_hospital,$(basename $(notdir $(wildcard studies/*.ipynb))))
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
 	$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
@@ -60,6 +63,7 @@ lint: $(VENV)/ready
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m covid_lab.documentation --check
+	$(VENV)/bin/numpydoc lint $(DOCUMENTED)
 
 docs-tables: $(VENV)/ready
 	$(PYTHON) -m covid_lab.documentation
