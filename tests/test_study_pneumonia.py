@@ -8,7 +8,18 @@ import pytest
 from study_runs import run_study, small_profile
 
 from covid_lab import phantoms
-from covid_lab.studies.pneumonia import CLASSES, begin, equalized, load_settings, patients, series
+from covid_lab.external import adapted
+from covid_lab.external.adapt import mixture_threshold
+from covid_lab.studies.pneumonia import (
+    CLASSES,
+    PUBLISHED,
+    adapt_kept,
+    begin,
+    equalized,
+    load_settings,
+    patients,
+    series,
+)
 from covid_project.data import DataError
 from covid_project.evaluation import metrics_table
 from covid_project.settings import PROJECT, SettingsError
@@ -185,3 +196,44 @@ def test_the_real_set_is_dealt_by_patient(tmp_path):
     np.testing.assert_allclose(shares, 0.15, atol=0.005)
     learning = dataset.table[dataset.table["split"] != "test"]
     assert learning.groupby("group")["split"].nunique().max() == 1
+
+
+# ---- thresholds from unlabelled images ----------------------------------------------------------
+
+
+def test_adapted_thresholds_come_from_kept_scores_without_labels(tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(adapted, "RESAMPLES", 10)
+    kept = {}
+    for stage in PUBLISHED:
+        for split, shift in (("val", 0), ("test", 4)):
+            label = np.arange(240) % 2
+            score = rng.normal(size=240) + np.where(label, 5, shift - 3)
+            kept[stage, split] = pd.DataFrame({"label": label, "score": score})
+            kept[stage, split].to_csv(tmp_path / f"scores_{stage}_{split}.csv", index=False)
+    table = adapt_kept(tmp_path)
+    kept_table = pd.read_csv(tmp_path / adapted.TABLE, keep_default_na=False, na_values={})
+    assert kept_table["note"].tolist() == table["note"].tolist()
+    assert (table["source"] == adapted.KEPT).all()
+    rows = table.set_index(["stage", "split", "method", "metric"]).sort_index()
+    for stage, (published, *_) in PUBLISHED.items():
+        row = rows.loc[(stage, "test", "mixture", "accuracy")]
+        assert row["published"] == published
+        assert row["threshold"] == mixture_threshold(kept[stage, "test"]["score"]).value
+        assert row["change_low"] > 0  # the NORMAL images have moved above the plain threshold
+        assert rows.loc[(stage, "test", "label shift", "accuracy"), "note"].startswith("no prev")
+    (tmp_path / "scores_mlp_val.csv").unlink()
+    with pytest.raises(DataError, match="no scores of mlp"):
+        adapt_kept(tmp_path)
+
+
+def test_committed_thresholds_give_the_committed_figures():
+    results = PROJECT / "results" / "pneumonia"
+    table = pd.read_csv(results / adapted.TABLE)
+    rows = table[(table["metric"] == "accuracy") & table["value"].notna()]
+    assert set(rows["stage"]) == set(PUBLISHED)
+    for row in rows.itertuples():
+        scores = pd.read_csv(results / f"scores_{row.stage}_{row.split}.csv")
+        called = scores["score"] > row.threshold
+        assert row.value == pytest.approx((called == scores["label"]).mean())
+        if row.method == "mixture":
+            assert row.threshold == pytest.approx(mixture_threshold(scores["score"]).value)

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from covid_lab.audit.findings import as_table
-from covid_lab.audit.shortcuts import audit_model
+from covid_lab.audit.model_shortcuts import audit_model
 from covid_lab.datasets import described, open_dataset
 from covid_lab.external import controls, figures
+from covid_lab.external.adapted import both_sets, shift_of
 from covid_lab.external.models import FinalModel, channels, enter, load_models, score_images
 from covid_lab.external.page import write_page
 from covid_lab.external.score import (
@@ -88,9 +89,11 @@ def run(request: Request) -> Path:
         scored = dataset.table[["path", "label"]].assign(score=scores)
         write_csv(out / f"scores_{tested.name}.csv", scored)
         own, seed = tested.own, request.seed
+        shift = shift_of(_given(request.models, tested.name))
         found = {
             "metrics": external_metrics(labels, scores, own, seed),
             "calibration": external_calibration(labels, scores, own, seed),
+            "adapted": both_sets(labels, scores, own, shift=shift, seed=seed),
             "logits": _quantiles(labels, scores, own),
             "use": as_table(audit_model(tested.model, dataset, rows, seed=seed)),
             "heat": pd.DataFrame(_heat(tested, dataset, labels, boxes, request)),
@@ -106,6 +109,8 @@ def run(request: Request) -> Path:
             if len(table):
                 table.insert(0, "model", tested.name)
                 tables.setdefault(name, []).append(table)
+        if own is not None:
+            print(f"{tested.name}: {found['adapted']['note'].iloc[0]}", flush=True)
         _draw(tested, dataset, scored, found["metrics"], out)
     if request.own:
         border = controls.border_control(request.own, dataset, request.seed)
@@ -181,6 +186,11 @@ def _leak(paths: tuple[Path, ...]) -> pd.DataFrame:
             if json.loads(audit.read_text(encoding="utf-8"))["data"]["fingerprint"] == trained:
                 return read_csv(audit.with_name("shortcuts.csv"))
     return pd.DataFrame()
+
+
+def _given(paths: tuple[Path, ...], name: str) -> Path:
+    """Return the file that a model was given as, or the folder of its run."""
+    return next((path for path in paths if path.stem == name), paths[0])
 
 
 def _quantiles(labels: np.ndarray, scores: np.ndarray, own: pd.DataFrame | None) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from covid_lab.external.adapted import KEPT
 from covid_lab.pages import PAGE, interval, render
 from covid_project.files import read_csv, write_text
 
@@ -37,11 +38,12 @@ def write_page(folder: Path) -> Path:
     record = json.loads((folder / "external.json").read_text(encoding="utf-8"))
     names = list(record["models"])
     tables = {"leak": _leak, "use": _use, "heat": _heat, "calibration": _calibration}
-    tables |= {"probe": _probe, "controls": _controls}
+    tables |= {"probe": _probe, "controls": _controls, "adapted": _adapted}
     shown = {}
     for name, select in tables.items():
         table = read_csv(folder / f"{name}.csv")
         shown[name] = select(table) if len(table) else None
+    adapted = read_csv(folder / "adapted.csv")
     text = render(
         "external.html",
         title=f"External test on {record['data']}",
@@ -49,6 +51,8 @@ def write_page(folder: Path) -> Path:
         headline=_headline(read_csv(folder / "metrics.csv"), names),
         costs=_costs(folder / "figures", names),
         errors=_errors(folder / "figures", names),
+        warnings=_warnings(adapted) if len(adapted) else [],
+        kept=bool(len(adapted)) and (adapted["source"] == KEPT).any(),
         **shown,
     )
     write_text(folder / PAGE, text)
@@ -148,6 +152,33 @@ def _controls(controls: pd.DataFrame) -> pd.DataFrame:
             found += f"; {row['flagged']:.0%} of {row['repeats']:.0f} divisions flagged"
         rows.append({"model": row["model"], "control": control, "found": found})
     return pd.DataFrame(rows)
+
+
+def _adapted(adapted: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, set and threshold; a refused threshold has its reason."""
+    rows = []
+    for (model, on, method), part in adapted.groupby(["model", "set", "method"], sort=False):
+        metrics = part.set_index("metric")
+        first = metrics.iloc[0]
+        cells = {"model": model, "images": f"{on}, n = {metrics.loc['accuracy', 'n']:,.0f}"}
+        cells |= {"threshold": method, "on the logits": first["threshold"]}
+        cells["estimated prevalence"] = first["prevalence"]
+        refused = pd.isna(first["threshold"])
+        cells |= {name: "" if refused else _interval(metrics.loc[name]) for name in SHOWN[:4]}
+        cells["change in balanced accuracy"] = (
+            _interval(metrics.loc["balanced accuracy"], "change_", "change", sign="+")
+            if pd.notna(first["change"])
+            else f"refused: {first['note']}" * refused
+        )
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def _warnings(adapted: pd.DataFrame) -> list[tuple[str, str]]:
+    """The label-free warning of every model whose own scores are known."""
+    found = adapted[(adapted["set"] == "external") & (adapted["method"] == "plain")]
+    found = found.drop_duplicates("model").dropna(subset="note")
+    return list(found[["model", "note"]].itertuples(index=False, name=None))
 
 
 def _errors(figures: Path, names: list[str]) -> list[tuple[str, bytes, str]]:

@@ -9,12 +9,13 @@ import pandas as pd
 from skimage.exposure import equalize_adapthist
 
 from covid_lab.datasets import open_dataset
+from covid_lab.external.adapted import KEPT, TABLE, adapted_metrics
 from covid_lab.runs import experiment
 from covid_lab.runs.settings import RunSettings, load_study
 from covid_lab.studies.splits import dealt_once
 from covid_project.data import CLASSES as PHANTOM_CLASSES
 from covid_project.data import DataError, Dataset, listed
-from covid_project.files import cached_array
+from covid_project.files import cached_array, read_csv, write_csv
 from covid_project.settings import Augmentation, one_of, one_of_registry, within
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # PNEUMONIA = 1 is the positive class
@@ -142,3 +143,45 @@ def equalized(run: experiment.StudyRun, image_size: int, clip_limit: float) -> n
         return np.round(255 * np.stack(found)[..., None]).astype(np.uint8)
 
     return cached_array(run.cache / f"images-{image_size}-clip-{clip_limit:g}.npy", compute)
+
+
+def adapt_kept(results: Path, seed: int = 0) -> pd.DataFrame:
+    """Measure thresholds from the test split's unlabelled images, from kept scores.
+
+    No image is read. The rules were fixed on validation scores (`covid_lab.external.adapt`); the
+    test split had been read before.
+
+    Parameters
+    ----------
+    results : Path
+        Has ``scores_<network>_val.csv`` and ``scores_<network>_test.csv``; gets ``adapted.csv``.
+    seed : int, from 0
+        Of the bootstrap.
+
+    Returns
+    -------
+    pd.DataFrame
+        As `covid_lab.external.adapted.adapted_metrics`, after the columns stage, split and source:
+        on the validation split, what the mixture costs, and on the test split, what it brings
+        there; published is the accuracy published for these test images.
+
+    Raises
+    ------
+    DataError
+        Scores of a network are missing.
+    """
+    tables = []
+    for stage, (published, *_) in PUBLISHED.items():
+        val, test = (read_csv(Path(results, f"scores_{stage}_{s}.csv")) for s in ("val", "test"))
+        if not (len(val) and len(test)):
+            raise DataError(f"{results} has no scores of {stage} on both splits")
+        for split, scores, reference in (("val", val, None), ("test", test, val)):
+            table = adapted_metrics(scores["label"], scores["score"], reference, seed)
+            table.insert(0, "stage", stage)
+            table.insert(1, "split", split)
+            table.insert(2, "source", KEPT)
+            shown = (table["metric"] == "accuracy") & (split == "test")
+            tables.append(table.assign(published=np.where(shown, published, np.nan)))
+    found = pd.concat(tables, ignore_index=True)
+    write_csv(Path(results, TABLE), found)
+    return found
