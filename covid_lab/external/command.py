@@ -55,20 +55,25 @@ OPTIONS = tuple(field.name for field in dataclasses.fields(Request))
 
 
 def run(request: Request) -> Path:
-    """Score the models on external images, write tables, figures and the page.
+    """Score the models on external images, and write tables, figures and the page.
 
-    A split named test, and images without a split, are a test: each model is entered into the
-    ledger of external test sets before it is scored.
+    A split named test, and images without a split, are a test: each model is entered in the ledger
+    of external test sets before it is scored.
+
+    Parameters
+    ----------
+    request : Request
+        Models, data and options.
 
     Returns
     -------
     Path
-        Of the page.
+        Path of the page.
 
     Raises
     ------
     DataError
-        Data, classes, split or models that cannot be used.
+        Data, classes, split or models cannot be used.
     """
     dataset, split = _opened(request)
     models = load_models(list(request.models))

@@ -1,4 +1,4 @@
-"""Controls of an external test: models whose answer is known beforehand."""
+"""Controls of an external test: models whose result is known beforehand."""
 
 from pathlib import Path
 
@@ -20,25 +20,31 @@ BORDER[SIDE // 10 : -(SIDE // 10), SIDE // 10 : -(SIDE // 10)] = False
 
 
 def border_control(own: Path, external: Dataset, seed: int = 0) -> pd.DataFrame:
-    """Control: a model that sees only the border of the image must fail elsewhere.
+    """Control: a model that sees only the border of the image must fail on other collections.
 
-    Ridge regression on the pixels of the outer tenth, trained on the training split of the
-    models' own data. What it reaches on held-out images of these data is a shortcut; on images of
-    another collection nothing of it should be left.
+    Ridge regression on the pixels of the outer tenth, trained on the training split of the models'
+    own data. Its AUC on held-out images of these data comes from a shortcut; on images of another
+    collection it should be near 0.5.
 
     Parameters
     ----------
     own : Path
         The data that the models were trained on, with splits train and val.
     external : Dataset
-    seed : int
-        Of the bootstrap.
+        Images of the other collection; all of them are scored.
+    seed : int, from 0
+        Seed of the bootstrap.
 
     Returns
     -------
     pd.DataFrame
         Two rows, of the own validation split and of the external images: model, control, set, AUC,
-        low, high, n.
+        low and high (95 %), n.
+
+    Raises
+    ------
+    DataError
+        Data cannot be read.
     """
     dataset = open_dataset(own, as_found=True)
     train, val = dataset.rows("train"), dataset.rows("val")
@@ -60,39 +66,49 @@ def border_control(own: Path, external: Dataset, seed: int = 0) -> pd.DataFrame:
 
 
 def border_model() -> Pipeline:
-    """Return the classifier of border pixels, not fitted: ridge regression."""
+    """Build the classifier of border pixels: standardisation and ridge regression.
+
+    Returns
+    -------
+    Pipeline
+        Not fitted; `border_pixels` → class.
+    """
     return make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(0, 5, 11)))
 
 
 def border_pixels(images: np.ndarray) -> np.ndarray:
-    """Return the outer tenth of each image, standardised by its mean and standard deviation.
+    """Extract the outer tenth of each image, standardised by its mean and standard deviation.
 
     Parameters
     ----------
-    images : np.ndarray, uint8 (N, 32, 32)
+    images : np.ndarray, uint8 (N, 32, 32), 0–255
+        Grey values.
 
     Returns
     -------
     np.ndarray, float32 (N, D)
+        The D pixels of the border.
     """
     pixels = images[:, BORDER].astype(np.float32)
     return (pixels - pixels.mean(1, keepdims=True)) / (pixels.std(1, keepdims=True) + 1)
 
 
 def border_scores(images: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Tell the classes apart by the border of each image, with five-fold cross-validation.
+    """Predict the class of each image from its border, with five-fold cross-validation.
 
     Parameters
     ----------
-    images : np.ndarray, uint8 (N, S, S)
-    labels : np.ndarray, (N,)
-    seed : int
-        Of the folds.
+    images : np.ndarray, uint8 (N, S, S), 0–255
+        Grey values.
+    labels : np.ndarray, int (N,), 0 or 1
+        Labels of the images, of both classes.
+    seed : int, from 0
+        Seed of the folds.
 
     Returns
     -------
-    np.ndarray, (N,)
-        Positive where the border speaks for COVID.
+    np.ndarray, float (N,)
+        Scores of models that have not seen the image; positive where the border indicates COVID.
     """
     pixels = border_pixels(np.stack([resize(image, (SIDE, SIDE)) for image in images]))
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)

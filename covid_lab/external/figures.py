@@ -22,6 +22,11 @@ def metrics(table: pd.DataFrame) -> plt.Figure:
     ----------
     table : pd.DataFrame
         From `covid_lab.external.score.external_metrics`, of one model.
+
+    Returns
+    -------
+    plt.Figure
+        One point with its interval per metric and set.
     """
     shown = table[table["metric"].isin(SHOWN)]
     parts = []
@@ -37,12 +42,18 @@ def metrics(table: pd.DataFrame) -> plt.Figure:
 
 @styled
 def score_distributions(sets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> plt.Figure:
-    """Draw how the logits of each class are distributed, one panel per set of images.
+    """Draw the distribution of the logits of each class, one panel per set of images.
 
     Parameters
     ----------
-    sets : mapping of str to (labels (N,), logits (N,))
-        Such as "own test set" and "external".
+    sets : mapping of str to tuple of np.ndarray, int (N,), and np.ndarray, float (N,)
+        Name of the set, such as "own test set" or "external" → labels and logits.
+
+    Returns
+    -------
+    plt.Figure
+        Histograms in percent of the images of a class. Logits beyond the 98 % quantile of their
+        absolute values are drawn at the edge.
     """
     height = 1.35 * len(sets) + 0.5
     figure, axes = plt.subplots(
@@ -66,15 +77,23 @@ def score_distributions(sets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> pl
 
 
 def errors(model, images: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> plt.Figure | None:
-    """Draw the most confident errors of each class with their Grad-CAM; None without errors.
+    """Draw errors of a model with their Grad-CAM.
 
     Parameters
     ----------
     model : keras.Model
-        One logit.
-    images : np.ndarray, uint8 (N, S, S, 1 or 3)
+        Images (N, S, S, 1 or 3) → logits (N, 1).
+    images : np.ndarray, uint8 (N, S, S, 1 or 3), 0–255
         The errors to draw, as the model takes them.
-    labels, scores : np.ndarray, (N,)
+    labels : np.ndarray, int (N,), 0 or 1
+        Their labels.
+    scores : np.ndarray, float (N,)
+        Their logits.
+
+    Returns
+    -------
+    plt.Figure or None
+        Image and overlay of each error; None without errors.
     """
     if not len(images):
         return None
@@ -86,7 +105,23 @@ def errors(model, images: np.ndarray, labels: np.ndarray, scores: np.ndarray) ->
 
 
 def worst_errors(labels: np.ndarray, scores: np.ndarray, each: int = 4) -> np.ndarray:
-    """Return the rows of the most confident errors: false alarms first, then missed ones."""
+    """Select the most confident errors of each class.
+
+    Parameters
+    ----------
+    labels : np.ndarray, int (N,), 0 or 1
+        Labels of the images.
+    scores : np.ndarray, float (N,)
+        Their logits; the threshold is 0.
+    each : int, from 0
+        Largest number of errors per class.
+
+    Returns
+    -------
+    np.ndarray, int (K,)
+        Rows of the errors: false positives first, then false negatives, the most confident of each
+        first.
+    """
     labels = np.asarray(labels)
     false = np.flatnonzero((labels == 0) & (scores > 0))
     missed = np.flatnonzero((labels == 1) & (scores <= 0))

@@ -1,4 +1,4 @@
-"""What a network could be shown instead of the image, so that it cannot see where it comes from."""
+"""Changes of the image that hide from a network which collection the image comes from."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,20 @@ GREY = 128  # of what is blanked
 
 
 def crop_to_lungs(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Crop an image uint8 (S, S) to the box of its lungs bool (S, S), enlarged to (S, S)."""
+    """Crop an image to the box around its lungs, with a margin, and enlarge it to its former size.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (S, S), 0–255
+        Grey values.
+    lungs : np.ndarray, bool (S, S)
+        Pixels of the lungs.
+
+    Returns
+    -------
+    np.ndarray, uint8 (S, S), 0–255
+        The crop. The image itself where the lungs cover less than 5 % of it.
+    """
     side = len(image)
     if lungs.mean() < LEAST_LUNGS:
         return image
@@ -33,13 +46,39 @@ def crop_to_lungs(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
 
 
 def mask_lungs(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Blank everything outside the lungs, but for a rim of a sixtieth of the side."""
+    """Blank everything outside the lungs, except for a rim of a sixtieth of the side.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (S, S), 0–255
+        Grey values.
+    lungs : np.ndarray, bool (S, S)
+        Pixels of the lungs.
+
+    Returns
+    -------
+    np.ndarray, uint8 (S, S), 0–255
+        The image with 0 outside the lungs and their rim.
+    """
     rim = ndimage.binary_dilation(lungs, iterations=max(1, len(image) // 60))
     return np.where(rim, image, 0).astype(np.uint8)
 
 
 def blank_border(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Blank the outer tenth of the image."""
+    """Blank the outer tenth of the image.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (S, S), 0–255
+        Grey values.
+    lungs : np.ndarray, bool (S, S)
+        Not used.
+
+    Returns
+    -------
+    np.ndarray, uint8 (S, S), 0–255
+        The image with a border of grey value 128.
+    """
     width = len(image) // 10
     blanked = np.full_like(image, GREY)
     inner = slice(width, -width)
@@ -48,7 +87,21 @@ def blank_border(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
 
 
 def equalize_lungs(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Replace grey values by their rank among the pixels of the lungs, 0 to 255."""
+    """Replace grey values by their rank among the pixels of the lungs.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (S, S), 0–255
+        Grey values.
+    lungs : np.ndarray, bool (S, S)
+        Pixels of the lungs. Ranks refer to all pixels where the lungs cover less than 5 % of the
+        image.
+
+    Returns
+    -------
+    np.ndarray, uint8 (S, S), 0–255
+        255 times the mid-rank, as a fraction.
+    """
     inside = image[lungs] if lungs.mean() >= LEAST_LUNGS else image.ravel()
     counts = np.bincount(inside, minlength=256)
     ranks = (np.cumsum(counts) - counts / 2) / counts.sum()
@@ -56,13 +109,43 @@ def equalize_lungs(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
 
 
 def equalize_locally(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Apply contrast-limited adaptive histogram equalisation (CLAHE, Zuiderveld 1994)."""
+    """Apply contrast-limited adaptive histogram equalisation.
+
+    CLAHE (Zuiderveld 1994, Graphics Gems IV), with tiles of an eighth of the side.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (S, S), 0–255
+        Grey values.
+    lungs : np.ndarray, bool (S, S)
+        Not used.
+
+    Returns
+    -------
+    np.ndarray, uint8 (S, S), 0–255
+        Equalised grey values.
+    """
     equalized = equalize_adapthist(image, kernel_size=len(image) // 8, clip_limit=0.02)
     return np.uint8(np.rint(255 * equalized))
 
 
 def local_contrast(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Subtract the local mean and divide by the local standard deviation."""
+    """Subtract the local mean and divide by the local standard deviation.
+
+    Both come from a Gaussian window with a standard deviation of 8 % of the side.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (S, S), 0–255
+        Grey values.
+    lungs : np.ndarray, bool (S, S)
+        Not used.
+
+    Returns
+    -------
+    np.ndarray, uint8 (S, S), 0–255
+        128 + 45 · (grey − mean) / (standard deviation + 6).
+    """
     grey, width = image.astype(np.float32), 0.08 * len(image)
     detail = grey - ndimage.gaussian_filter(grey, width)
     spread = np.sqrt(ndimage.gaussian_filter(detail**2, width))
@@ -70,14 +153,41 @@ def local_contrast(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
 
 
 def remove_low_frequencies(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Subtract what changes over more than about an eighth of the side; equalise the spread."""
+    """Subtract what changes over more than about an eighth of the side, and equalise the spread.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (S, S), 0–255
+        Grey values.
+    lungs : np.ndarray, bool (S, S)
+        Not used.
+
+    Returns
+    -------
+    np.ndarray, uint8 (S, S), 0–255
+        128 + 40 · detail / (standard deviation of the detail + 4), where the detail is the
+        difference from a Gaussian mean with a standard deviation of 12 % of the side.
+    """
     grey = image.astype(np.float32)
     detail = grey - ndimage.gaussian_filter(grey, 0.12 * len(image))
     return np.uint8(np.clip(GREY + 40 * detail / (detail.std() + 4), 0, 255))
 
 
 def lower_resolution(image: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Reduce to a third of the side and enlarge again: no image is sharper than another."""
+    """Reduce the image to a third of its side and enlarge it again, so that all are equally sharp.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (S, S), 0–255
+        Grey values.
+    lungs : np.ndarray, bool (S, S)
+        Not used.
+
+    Returns
+    -------
+    np.ndarray, uint8 (S, S), 0–255
+        The image at the lower resolution.
+    """
     side = len(image)
     return resize(resize(image, (side // 3, side // 3)), (side, side))
 

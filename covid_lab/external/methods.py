@@ -1,8 +1,9 @@
-"""Methods against the gap to another collection, and the features that they share.
+"""Methods that narrow the gap to another collection, and the features that they have in common.
 
-A method uses of the other collection nothing ("none"), images without labels ("unlabelled": the
-mean logit is moved to 0), or images with labels ("labelled": five-fold cross-validation over them,
-so that no image is scored by a model that has seen its label).
+The own collection has the training images; the target is the other collection. A method uses
+nothing of the target ("none"), its images without labels ("unlabelled": the mean logit is moved to
+0), or its images with labels ("labelled": five-fold cross-validation over them, so that no image is
+scored by a model that has seen its label).
 """
 
 from collections.abc import Iterator
@@ -49,21 +50,30 @@ class Settings:
 
     Attributes
     ----------
-    image_size : int
-        Pixels along each side, a multiple of 32.
+    image_size : int, a multiple of 32
+        Pixels along each side.
     weights : str
-        Of the pretrained network: "imagenet", "random" or a file.
-    copies : int
-        Styled copies of each training image, beside the image itself.
-    strength : float
+        Weights of the pretrained network: "imagenet", "random" or the path of a file.
+    copies : int, from 0
+        Restyled copies of each training image, in addition to the image itself.
+    strength : float, > 0
         Inverse regularisation C of the linear exits.
-    labelled_weight : float
-        Of a labelled image of the other collection, relative to one of the own collection.
-    shares : tuple of float
-        Weights of the collection exit to be compared.
-    epochs, batch_size : int
-    learning_rate, weight_decay, label_smoothing, dropout : float
-        Of the fine-tuning of the collection exit.
+    labelled_weight : float, > 0
+        Weight of a labelled image of the target, relative to an image of the own collection.
+    shares : tuple of float, in [0, 1]
+        Weights of the collection exit to compare.
+    epochs : int, from 1
+        Epochs of fine-tuning.
+    batch_size : int, from 1
+        Images per step of fine-tuning.
+    learning_rate : float, > 0
+        Learning rate of AdamW.
+    weight_decay : float, from 0
+        Weight decay of AdamW.
+    label_smoothing : float, in [0, 1]
+        Label smoothing of the cross-entropy.
+    dropout : float, in [0, 1)
+        Fraction of the pooled features that dropout sets to 0.
     """
 
     image_size: int = 160
@@ -82,7 +92,17 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Some images of a collection: uint8 (N, 256, 256), labels (N,), and their fingerprint."""
+    """Images of a collection, in memory.
+
+    Attributes
+    ----------
+    pixels : np.ndarray, uint8 (N, 256, 256), 0–255
+        Grey values.
+    labels : np.ndarray, int (N,), 0 or 1
+        1 for COVID, 0 for the other class.
+    fingerprint : str
+        Identity of pixels and labels, for the cache.
+    """
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -90,12 +110,24 @@ class Images:
 
 
 def read_images(dataset: Dataset, split: str) -> Images:
-    """Read the images of one split ("" for data without splits).
+    """Read the images of one split at the working size.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Images with labels of two classes.
+    split : str
+        Name of the split; "" for data without splits.
+
+    Returns
+    -------
+    Images
+        The images of the split, in the order of the table.
 
     Raises
     ------
     DataError
-        There are none, or of one class only.
+        The split lacks images of one of the classes, or an image cannot be read.
     """
     rows = np.flatnonzero(dataset.table["split"] == split)
     labels = dataset.table["label"].to_numpy()[rows]
@@ -106,7 +138,26 @@ def read_images(dataset: Dataset, split: str) -> Images:
 
 
 class Bench:
-    """Images of both collections and their features, each computed once and kept in a folder."""
+    """Images of both collections and their features; each is computed once and stored in a folder.
+
+    Parameters
+    ----------
+    train : Images
+        Training images of the own collection.
+    val : Images
+        Validation images of the own collection.
+    target : Images
+        Images of the other collection.
+    settings : Settings
+        Settings of all methods.
+    cache : Path
+        Folder for the features; it is created where it is missing.
+
+    Attributes
+    ----------
+    parts : Parts
+        The pretrained network and the lung weights.
+    """
 
     def __init__(self, train: Images, val: Images, target: Images, settings: Settings, cache: Path):
         self.train, self.val, self.target = train, val, target
@@ -117,7 +168,22 @@ class Bench:
         self._pretrained = self._above.get_weights()
 
     def pooled(self, images: Images, *, copy: int = 0, seed: int = 0) -> np.ndarray:
-        """Features averaged over lungs and image, float32 (N, 2 C); ``copy`` > 0 is restyled."""
+        """Compute the features of the frozen layers, averaged over the lungs and over the image.
+
+        Parameters
+        ----------
+        images : Images
+            N images.
+        copy : int, from 0
+            0 for the images as they are; each other number stands for another draw of styles.
+        seed : int, from 0
+            Seed of the styles.
+
+        Returns
+        -------
+        np.ndarray, float32 (N, 2 C)
+            First the C averages over the lungs, then those over the image.
+        """
         identity = fingerprint(
             images.fingerprint, self.parts.frozen, str(copy and (seed, copy)), repr(Styles())
         )
@@ -129,7 +195,20 @@ class Bench:
         return cached_array(self.cache / f"pooled_{identity}.npy", compute)
 
     def shown(self, images: Images, name: str) -> np.ndarray:
-        """Features of images that are changed by one of `INPUTS`, as `pooled`."""
+        """Compute the features of images that one of `INPUTS` has changed.
+
+        Parameters
+        ----------
+        images : Images
+            N images.
+        name : str
+            A key of `INPUTS`.
+
+        Returns
+        -------
+        np.ndarray, float32 (N, 2 C)
+            As `pooled` returns them.
+        """
         identity = fingerprint(images.fingerprint, self.parts.frozen, name)
 
         def compute():
@@ -140,7 +219,18 @@ class Bench:
         return cached_array(self.cache / f"input_{identity}.npy", compute)
 
     def maps(self, images: Images) -> np.ndarray:
-        """Maps at the cut, float16, see `two_exits.cut_features`."""
+        """Compute the feature maps at the cut, see `two_exits.cut_features`.
+
+        Parameters
+        ----------
+        images : Images
+            N images.
+
+        Returns
+        -------
+        np.ndarray, float16 (N, h, w, C + 1)
+            Feature maps; the last channel holds the lung weights.
+        """
         identity = fingerprint(images.fingerprint, self.parts.frozen, "maps")
 
         def compute():
@@ -150,19 +240,60 @@ class Bench:
         return cached_array(self.cache / f"maps_{identity}.npy", compute)
 
     def copies(self, images: Images, seed: int) -> list[np.ndarray]:
-        """Features of the images and of their styled copies."""
+        """Compute the features of images and of their restyled copies.
+
+        Parameters
+        ----------
+        images : Images
+            N images.
+        seed : int, from 0
+            Seed of the styles.
+
+        Returns
+        -------
+        list of np.ndarray, float32 (N, 2 C)
+            The images' own features, then those of each copy, as `pooled` returns them.
+        """
         numbers = range(self.settings.copies + 1)
         return [self.pooled(images, copy=number, seed=seed) for number in numbers]
 
     def collection_network(self, *, lungs_only: bool) -> keras.Model:
-        """Return the network to be fine-tuned, with the pretrained weights again."""
+        """Build the network to fine-tune and reset its layers to the pretrained weights.
+
+        Parameters
+        ----------
+        lungs_only : bool
+            Whether features are averaged over the lungs (True) or over the whole image (False).
+
+        Returns
+        -------
+        keras.Model
+            Maps (N, h, w, C + 1) → logit (N, 1), see `two_exits.collection_network`.
+        """
         self._above.set_weights(self._pretrained)
         return collection_network(self.parts, dropout=self.settings.dropout, lungs_only=lungs_only)
 
     def styled(
         self, images: Images, copy: int, seed: int, styles: Styles | None = None
     ) -> np.ndarray:
-        """Draw the styles of images at random, see `restyle`; another ``copy``, other styles."""
+        """Change the style of images at random, see `restyle`.
+
+        Parameters
+        ----------
+        images : Images
+            N images.
+        copy : int, from 0
+            Number of the copy; each number gives other styles.
+        seed : int, from 0
+            Seed of the styles.
+        styles : Styles, optional
+            Probability and size of each change; the defaults of `Styles` where None.
+
+        Returns
+        -------
+        np.ndarray, uint8 (N, 256, 256), 0–255
+            Restyled images. Histograms and spectra come from the training images.
+        """
         styles = styles or Styles()
         return np.stack(
             [
@@ -172,7 +303,18 @@ class Bench:
         )
 
     def small(self, pixels: np.ndarray) -> np.ndarray:
-        """Resize images uint8 (N, h, w) to those of the network, (N, S, S, 1)."""
+        """Resize images to the input size of the network.
+
+        Parameters
+        ----------
+        pixels : np.ndarray, uint8 (N, h, w), 0–255
+            Grey values.
+
+        Returns
+        -------
+        np.ndarray, uint8 (N, S, S, 1), 0–255
+            Images with ``settings.image_size`` pixels along each side.
+        """
         shape = (self.settings.image_size,) * 2
         return np.stack([resize(image, shape) for image in pixels])[..., None]
 
@@ -186,26 +328,32 @@ def linear_exit(
     strength: float,
     target: tuple[list[np.ndarray], np.ndarray, float] | None = None,
 ) -> tuple[np.ndarray, float, float]:
-    """Fit a logistic regression to features of images and of their copies.
+    """Fit a logistic regression to the features of images and of their copies.
+
+    Features are standardised, and the kernel has an L2 penalty. With a target, a covariate that is
+    constant in its images gives the target an intercept of its own.
 
     Parameters
     ----------
     copies : list of np.ndarray, float (N, C)
-        The images' features and those of their styled copies.
-    labels : np.ndarray, (N,)
-    strength : float
-        Inverse of the L2 penalty, on standardised features.
-    target : tuple, optional
-        The same of labelled images of another collection, and the weight of each. The collections
-        share the kernel and have intercepts of their own: prevalence and exposure may differ, what
-        disease looks like does not.
+        Features of the images, and of each of their restyled copies.
+    labels : np.ndarray, int (N,), 0 or 1
+        Labels of the images.
+    strength : float, > 0
+        Inverse C of the L2 penalty.
+    target : tuple of list of np.ndarray (M, C), np.ndarray (M,) and float, optional
+        Features and labels of labelled images of another collection, as above, and the weight of
+        each image. The collections share the kernel and have separate intercepts: prevalence and
+        exposure may differ between them, the appearance of the disease should not.
 
     Returns
     -------
-    kernel : np.ndarray, (C,)
+    kernel : np.ndarray, float (C,)
+        Coefficients of the features as they are given, not standardised.
     bias : float
+        Intercept of the own collection.
     target_bias : float
-        The intercept of the other collection; equals ``bias`` without one.
+        Intercept of the other collection; equal to ``bias`` without one.
     """
     rows = np.concatenate(copies).astype(np.float32)
     wanted, weights = np.tile(labels, len(copies)), np.ones(len(rows))
@@ -225,13 +373,22 @@ def linear_exit(
 
 
 def train_collection_exit(bench: Bench, seed: int, *, lungs_only: bool = True) -> keras.Model:
-    """Fine-tune the end of the network on the own training images as they are.
+    """Fine-tune the end of the network on the own training images, without augmentation.
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of the initial weights, of dropout and of the order of the images.
+    lungs_only : bool
+        Whether features are averaged over the lungs (True) or over the whole image (False).
 
     Returns
     -------
     keras.Model
-        `two_exits.cut_features` → logit. Its layers are those of ``bench.parts``: the next training
-        of a bench changes them.
+        Maps of `two_exits.cut_features` → logit (N, 1). Its layers belong to ``bench.parts``: the
+        next training with the same bench changes them.
     """
     set_seed(seed)
     network = bench.collection_network(lungs_only=lungs_only)
@@ -251,20 +408,25 @@ def fit_network(
 ) -> None:
     """Fine-tune a network of `Bench.collection_network`, in place.
 
+    AdamW minimises the binary cross-entropy with label smoothing. The kernels of the convolutions
+    are rounded at the end, see `two_exits.round_kernels`.
+
     Parameters
     ----------
     network : keras.Model
-        Maps → K logits.
+        Maps (N, h, w, C + 1) → K logits.
     settings : Settings
-    seed : int
-        Of the order of the images.
+        Settings of the optimiser and the loss.
+    seed : int, from 0
+        Seed of the order of the images.
     maps : np.ndarray, float16 (N, h, w, C + 1)
         From `Bench.maps`.
     labels : np.ndarray, (N,) or (N, K), in [0, 1]
-    weights : np.ndarray, (N,), optional
-        Of the images in the loss; 1 by default.
-    epochs : int, optional
-        Those of the settings by default.
+        Targets of the K logits.
+    weights : np.ndarray, float (N,), from 0, optional
+        Weights of the images in the loss; 1 by default.
+    epochs : int, from 1, optional
+        Number of epochs; that of the settings by default.
     """
     targets = np.reshape(labels, (len(labels), -1)).astype(np.float32)
     arrays = [maps, targets] if weights is None else [maps, targets, weights.astype(np.float32)]
@@ -296,7 +458,19 @@ def _gathered(arrays, rows):
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Logits of the own validation images and of the other collection's images."""
+    """Scores of one method on the images of both collections.
+
+    Attributes
+    ----------
+    method : str
+        Name of the method in the tables.
+    uses : str
+        What the method uses of the target: "none", "unlabelled" or "labelled".
+    own : np.ndarray, float (N,)
+        Logits of the own validation images.
+    target : np.ndarray, float (M,)
+        Logits of the target images.
+    """
 
     method: str
     uses: str
@@ -305,13 +479,39 @@ class Outcome:
 
 
 def centred(method: str, own: np.ndarray, target: np.ndarray) -> Iterator[Outcome]:
-    """A method as it is, and with the mean logit of the unlabelled target images moved to 0."""
+    """Give the scores of a method as they are, and with the mean logit of the target moved to 0.
+
+    Parameters
+    ----------
+    method : str
+        Name of the method.
+    own : np.ndarray, float (N,)
+        Logits of the own validation images.
+    target : np.ndarray, float (M,)
+        Logits of the target images.
+
+    Yields
+    ------
+    Outcome
+        First without images of the target, then with its unlabelled images.
+    """
     yield Outcome(method, NONE, own, target)
     yield Outcome(method, UNLABELLED, own, target - target.mean())
 
 
 def input_outcomes(bench: Bench) -> Iterator[Outcome]:
-    """Linear models of frozen features, for each of `INPUTS` and two ways to average."""
+    """Score linear models of frozen features, for each of `INPUTS` and both ways to average.
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+
+    Yields
+    ------
+    Outcome
+        Four per input: two averages, each with and without the mean logit of the target moved to 0.
+    """
     for name in INPUTS:
         found = [bench.shown(images, name) for images in (bench.train, bench.val, bench.target)]
         yield from frozen_outcomes(name, bench, *found)
@@ -320,7 +520,26 @@ def input_outcomes(bench: Bench) -> Iterator[Outcome]:
 def frozen_outcomes(
     name: str, bench: Bench, train: np.ndarray, val: np.ndarray, target: np.ndarray
 ) -> Iterator[Outcome]:
-    """Linear models of frozen features (N, 2 C), averaged over the lungs and over the image."""
+    """Score linear models of frozen features, averaged over the lungs and over the image.
+
+    Parameters
+    ----------
+    name : str
+        What the images show, for the name of the method.
+    bench : Bench
+        Labels of the training images, and settings.
+    train : np.ndarray, float (N, 2 C)
+        Features of the training images, as `Bench.pooled` returns them.
+    val : np.ndarray, float (V, 2 C)
+        Features of the own validation images.
+    target : np.ndarray, float (M, 2 C)
+        Features of the target images.
+
+    Yields
+    ------
+    Outcome
+        Two per average, see `centred`.
+    """
     middle = train.shape[1] // 2
     for where, part in (("lungs", slice(middle)), ("image", slice(middle, None))):
         own, theirs = _linear([train[:, part]], bench, val[:, part], target[:, part])
@@ -328,7 +547,21 @@ def frozen_outcomes(
 
 
 def exit_outcomes(bench: Bench, seed: int) -> Iterator[Outcome]:
-    """The exits, alone and together, without labels of the other collection."""
+    """Score the exits, separately and together.
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of styles, fine-tuning and folds.
+
+    Yields
+    ------
+    Outcome
+        The robust exit, the fine-tuned reference, the collection exit, and both exits with each
+        weight of the settings, see `centred`; then those of `labelled_outcomes`.
+    """
     copies, val, target = lung_features(bench, seed)
     robust = _linear(copies, bench, val, target)
     yield from centred(ROBUST, *robust)
@@ -344,7 +577,24 @@ def exit_outcomes(bench: Bench, seed: int) -> Iterator[Outcome]:
 
 
 def labelled_outcomes(bench: Bench, seed: int, collection: list[np.ndarray]) -> Iterator[Outcome]:
-    """Methods with labels of the other collection, cross-validated over its images."""
+    """Score methods that use labels of the target, with cross-validation over its images.
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of styles and folds.
+    collection : list of np.ndarray, float (N,) and (M,)
+        Logits of the collection exit for the own validation images and for the target images.
+
+    Yields
+    ------
+    Outcome
+        The last layer retrained on the target, the robust exit, and both exits with each weight.
+        Own logits are means over the folds; target logits come from the fold that holds the image
+        out.
+    """
     copies, val, target = lung_features(bench, seed)
     theirs = [half[:, : target.shape[1]] for half in bench.copies(bench.target, seed)]
     labels, settings = bench.target.labels, bench.settings
@@ -374,18 +624,62 @@ def labelled_outcomes(bench: Bench, seed: int, collection: list[np.ndarray]) -> 
 
 
 def two_exits_name(share: float) -> str:
-    """Name of the method with this weight of the collection exit."""
+    """Name the network with two exits in the tables.
+
+    Parameters
+    ----------
+    share : float, in [0, 1]
+        Weight of the collection exit.
+
+    Returns
+    -------
+    str
+        Such as "two exits, share 0.3".
+    """
     return f"two exits, share {share:g}"
 
 
 def intercept(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return what to add to scores (N,) so that 0 is where logistic regression puts one half."""
+    """Compute what to add to scores to move the threshold of logistic regression to 0.
+
+    A logistic regression a · score + b of the labels is one half at score −b/a; adding b/a moves
+    this score to 0.
+
+    Parameters
+    ----------
+    scores : np.ndarray, float (N,)
+        Logits.
+    labels : np.ndarray, int (N,), 0 or 1
+        Labels, of both classes.
+
+    Returns
+    -------
+    float
+        b/a.
+    """
     model = LogisticRegression(C=1e6).fit(scores[:, None], labels)
     return float(model.intercept_[0] / model.coef_[0, 0])
 
 
 def lung_features(bench: Bench, seed: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Features averaged over the lungs: of the training copies, validation and target images."""
+    """Compute the features averaged over the lungs of all images of a bench.
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of the styles.
+
+    Returns
+    -------
+    copies : list of np.ndarray, float32 (N, C)
+        Features of the training images and of each of their restyled copies.
+    val : np.ndarray, float32 (V, C)
+        Features of the own validation images.
+    target : np.ndarray, float32 (M, C)
+        Features of the target images.
+    """
     copies = bench.copies(bench.train, seed)
     part = slice(copies[0].shape[1] // 2)
     others = [bench.pooled(images)[:, part] for images in (bench.val, bench.target)]
@@ -398,7 +692,22 @@ def _linear(copies, bench: Bench, val: np.ndarray, target: np.ndarray):
 
 
 def together(robust, collection, share: float) -> list[np.ndarray]:
-    """Own and target logits of both exits together, each scaled on the own validation images."""
+    """Add the logits of both exits, scaled on the own validation images, see `two_exits.added`.
+
+    Parameters
+    ----------
+    robust : sequence of np.ndarray, float (N,) and (M,)
+        Logits of the robust exit for the own validation images and for the target images.
+    collection : sequence of np.ndarray, float (N,) and (M,)
+        The same of the collection exit.
+    share : float, in [0, 1]
+        Weight of the collection exit.
+
+    Returns
+    -------
+    list of np.ndarray, float (N,) and (M,)
+        Sums for the own validation images and for the target images.
+    """
     pairs = zip(robust, collection, strict=True)
     scale = robust[0].std(), collection[0].std()
     return [added(a / scale[0], b / scale[1], share) for a, b in pairs]

@@ -1,10 +1,14 @@
-"""What narrows the gap between a model's own collection and another one: a comparison and a choice.
+"""Compare methods that narrow the gap between collections, choose one, and train it.
 
-`compare` trains every method of `covid_lab.external.methods` and
-`covid_lab.external.training_methods` on the training split of one collection, and scores it on the
-validation split of the same collection and on images of another one. Choices are made on these
-two; no test split is read. `choose` names the method that does best elsewhere and loses little at
-home. `fit_final` trains the network with two exits for good. `mitigate` does all of this.
+`mitigate` does the whole task, with the three functions below.
+
+- `compare` trains every method of `covid_lab.external.methods` and
+  `covid_lab.external.training_methods` on the training split of one collection. It scores them on
+  the validation split of the same collection and on images of another one. Choices are made on
+  these two sets; no test split is read.
+- `choose` names the method with the best AUC on the other collection among those that lose little
+  on the own one.
+- `fit_final` trains the network with two exits that is stored.
 """
 
 import dataclasses
@@ -60,18 +64,35 @@ def mitigate(
     seeds: tuple[int, ...] = (0, 1, 2),
     settings: Settings | None = None,
 ) -> dict[str, Path]:
-    """Compare the methods, choose without and with labels, and keep the models chosen.
+    """Compare the methods, choose one without and one with labels, and store the chosen models.
 
     Parameters
     ----------
-    own, target, out, target_split, seeds, settings
-        As for `compare`. The final models are trained with the first seed.
+    own : Path
+        Data with the classes of the course and the splits train and val.
+    target : Path
+        Data of another collection with the same classes.
+    out : Path
+        Folder for the tables, the cache and the models.
+    target_split : str
+        Split of the target; "" for data without splits. The test split is refused.
+    seeds : tuple of int, from 0
+        Seeds of `compare`; the final models are trained with the first.
+    settings : Settings, optional
+        The defaults where None.
 
     Returns
     -------
     dict of str to Path
-        Name of each model → its record, for `two_exits.load`. Empty where fine-tuning
-        alone does best, as there is nothing to mitigate then.
+        Name of each model → its record, for `two_exits.load`. Empty where the fine-tuned reference
+        does best, since no other model is needed then.
+
+    Raises
+    ------
+    DataError
+        The split is a test split, or a split lacks a class.
+    ValueError
+        No method qualifies, see `choose`.
     """
     settings = settings or Settings()
     table = compare(own, target, out, target_split=target_split, seeds=seeds, settings=settings)
@@ -99,32 +120,35 @@ def compare(
     inputs: bool = True,
     training: bool = True,
 ) -> pd.DataFrame:
-    """Compare methods on the validation images of two collections; continue where a run ended.
+    """Compare methods on the validation images of two collections; resume an interrupted run.
 
     Parameters
     ----------
-    own, target : Path
-        Data with the classes of the course; ``own`` has the splits train and val.
+    own : Path
+        Data with the classes of the course and the splits train and val.
+    target : Path
+        Data of another collection with the same classes.
     out : Path
-        Gets ``mitigation.csv`` and the folder ``cache``.
+        Folder for ``mitigation.csv`` and the folder ``cache``.
     target_split : str
-        Split of the target; "" for data without splits. Never its test split.
-    seeds : tuple of int
-        Of styles and fine-tuning.
+        Split of the target; "" for data without splits. The test split is refused.
+    seeds : tuple of int, from 0
+        Seeds of styles and fine-tuning.
     settings : Settings, optional
         The defaults where None.
     inputs : bool
         Whether to compare the `INPUTS` and histogram matching with frozen features as well.
     training : bool
-        Whether to compare the methods of `TRAINING` as well: with the first seed, and with all
-        seeds where one comes close to the best method, see `close_to_best`.
+        Whether to compare the methods of `TRAINING` as well. They run with the first seed, and with
+        all seeds where one comes close to the best method, see `close_to_best`.
 
     Returns
     -------
     pd.DataFrame
         One row per method, use of target images and seed: accuracy and AUC of the own validation
-        images; AUC, balanced accuracy, sensitivity and specificity of the target; the last two
-        groups with 95 % intervals; seconds of the stage; settings, data, versions.
+        images with their number; AUC, balanced accuracy, sensitivity and specificity of the target
+        images with 95 % intervals (``_low``, ``_high``) and their number; seconds of the stage;
+        settings, data, versions.
 
     Raises
     ------
@@ -155,7 +179,7 @@ def compare(
 
 
 def _run_stage(bench: Bench, out: Path, stage: str, seed: int, identity: dict[str, str]) -> None:
-    """Add the rows of a stage to the table, unless it has them."""
+    """Add the rows of a stage to the table, unless they are there already."""
     done = read_csv(Path(out) / TABLE)
     mark = {"stage": stage, "seed": seed, **identity}
     if len(done) and (done[list(mark)] == pd.Series(mark)).all(axis=1).any():
@@ -176,7 +200,7 @@ def _run_stage(bench: Bench, out: Path, stage: str, seed: int, identity: dict[st
 
 
 def close_to_best(table: pd.DataFrame) -> list[str]:
-    """Name the stages of `TRAINING` that come within the interval of the best method.
+    """Name the stages of `TRAINING` that reach the interval of the best method.
 
     Parameters
     ----------
@@ -186,8 +210,8 @@ def close_to_best(table: pd.DataFrame) -> list[str]:
     Returns
     -------
     list of str
-        Stages with a method whose AUC elsewhere is at least the lower end of the 95 % interval of
-        the best AUC, among methods with the same use of images of the other collection.
+        Stages with a method whose AUC on the target is at least the lower end of the 95 % interval
+        of the best AUC, among methods with the same use of target images.
     """
     best = table.loc[table.groupby("target_images")["AUC"].idxmax()]
     least = best.set_index("target_images")["AUC_low"]
@@ -198,7 +222,31 @@ def close_to_best(table: pd.DataFrame) -> list[str]:
 def open_bench(
     own: Path, target: Path, out: Path, *, target_split: str = "val", settings: Settings
 ) -> Bench:
-    """Read the images of `compare` and build the network."""
+    """Read the images of both collections and build the network.
+
+    Parameters
+    ----------
+    own : Path
+        Data with the classes of the course and the splits train and val.
+    target : Path
+        Data of another collection with the same classes.
+    out : Path
+        Folder whose subfolder ``cache`` is used for the features.
+    target_split : str
+        Split of the target; "" for data without splits. The test split is refused.
+    settings : Settings
+        Settings of the methods.
+
+    Returns
+    -------
+    Bench
+        Images and network.
+
+    Raises
+    ------
+    DataError
+        The split is a test split, or a split lacks a class.
+    """
     if target_split == "test":
         raise DataError("choices must not be made on a test split; give another target_split")
     ours = open_dataset(own, classes=CLASSES, as_found=True)
@@ -224,21 +272,23 @@ def _row(outcome: Outcome, bench: Bench, seed: int) -> dict[str, object]:
 
 
 def choose(table: pd.DataFrame, uses: str, loss: float = LOSS) -> str:
-    """Name the method with the highest AUC elsewhere among those that lose little at home.
+    """Name the method with the highest target AUC among those that lose little on own images.
 
     Parameters
     ----------
     table : pd.DataFrame
         From `compare`; seeds are averaged.
     uses : str
-        What may be used of the other collection: "none", "unlabelled" or "labelled".
-    loss : float
-        Of accuracy on the own validation images, compared with the fine-tuned reference.
+        What may be used of the target: "none", "unlabelled" or "labelled".
+    loss : float, in [0, 1]
+        Largest loss of accuracy on the own validation images, relative to the fine-tuned reference
+        without images of the target.
 
     Returns
     -------
     str
-        The method. The reference itself always qualifies where its use of images is asked for.
+        Name of the method. The reference always qualifies where the table has it with this use of
+        images.
 
     Raises
     ------
@@ -257,25 +307,27 @@ def choose(table: pd.DataFrame, uses: str, loss: float = LOSS) -> str:
 
 
 def recentring(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """Tell what moving the mean logit of unlabelled images to 0 costs where its guess is wrong.
+    """Measure the cost of moving the mean logit of unlabelled images to 0 at other prevalences.
 
-    Samples of other prevalences and sizes are drawn; the threshold is their mean logit. It is then
-    applied to all images.
+    Moving the mean assumes that about half of the images show the disease. Samples of other
+    prevalences and sizes are drawn with replacement. The threshold is the mean logit of a sample;
+    it is applied to all images.
 
     Parameters
     ----------
-    labels : np.ndarray, (N,)
-        0 or 1.
-    scores : np.ndarray, (N,)
-        Logits of the images of the other collection.
-    seed : int
+    labels : np.ndarray, int (N,), 0 or 1
+        Labels of the images of the target.
+    scores : np.ndarray, float (N,)
+        Their logits.
+    seed : int, from 0
+        Seed of the samples.
 
     Returns
     -------
     pd.DataFrame
-        One row per prevalence and number of images: prevalence, images, and balanced accuracy,
-        sensitivity and specificity as means over 500 samples, the first with low and high (95 % of
-        the samples).
+        One row per prevalence and number of images: prevalence, images, sensitivity, specificity
+        and balanced accuracy as means over 500 samples, and the range low to high of 95 % of the
+        balanced accuracies.
     """
     rng = np.random.default_rng(seed)
     positives, negatives = scores[labels == 1], scores[labels == 0]
@@ -297,24 +349,30 @@ def recentring(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.Data
 def fit_final(
     bench: Bench, out: Path, seed: int, *, share: float, labelled: bool
 ) -> dict[str, Path]:
-    """Train the network with two exits, and keep it for its own and for the other collection.
+    """Train the network with two exits, and store it for its own and for the other collection.
+
+    The two stored models differ only in the bias of the last layer. The slope of the logit is
+    fitted to the labels of the own validation images (temperature scaling, Guo et al. 2017, ICML).
 
     Parameters
     ----------
     bench : Bench
+        Images and network.
     out : Path
-        Gets two models, which differ in the bias of the last layer only: ``two_exits`` for images
-        of the own collection, and ``two_exits_elsewhere`` for those of the other one. With labels
-        the names begin with ``two_exits_labelled``; without, the table `recentring` is written.
-    seed : int
-    share : float
+        Folder for the models: ``two_exits`` for images of the own collection and
+        ``two_exits_elsewhere`` for those of the target. With labels the names begin with
+        ``two_exits_labelled``; without labels, the table of `recentring` is written as well.
+    seed : int, from 0
+        Seed of styles and fine-tuning.
+    share : float, in [0, 1]
         Weight of the collection exit, see `choose`.
     labelled : bool
-        Whether the labels of the other collection are used.
+        Whether the labels of the target are used.
 
     Returns
     -------
     dict of str to Path
+        Name of each model → its record, for `two_exits.load`.
     """
     copies, val, target = lung_features(bench, seed)
     theirs = None

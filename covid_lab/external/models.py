@@ -1,4 +1,4 @@
-"""The models of an external test, each with the scores of its own test set, and the ledger."""
+"""The models of an external test with the scores of their own test sets, and the ledger."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,18 +23,18 @@ OWN_SCORES = "own_scores"  # folder beside a model's file, with <model>.csv: pat
 
 @dataclass(frozen=True, eq=False)
 class FinalModel:
-    """A model to be tested.
+    """A model to test.
 
     Attributes
     ----------
     name : str
         Such as "fine_tuned".
     model : keras.Model
-        Images (N, S, S, 1 or 3) of 0–255 → logits (N, 1).
+        Images (N, S, S, 1 or 3), 0–255 → logits (N, 1).
     fingerprint : str
-        Of the saved model.
+        Fingerprint of the stored model.
     own : pd.DataFrame or None
-        path, label and score of the model's own test set.
+        path, label and score of the model's own test set; None where there are no scores.
     """
 
     name: str
@@ -44,28 +44,36 @@ class FinalModel:
 
     @property
     def side(self) -> int:
-        """Side of the images that the model takes, in pixels."""
+        """Side of the images that the model takes.
+
+        Returns
+        -------
+        int
+            In pixels.
+        """
         return self.model.input_shape[1]
 
 
 def load_models(paths: list[Path]) -> list[FinalModel]:
-    """Load the models of runs and single files.
+    """Load models from runs and from single files.
 
     Parameters
     ----------
     paths : list of Path
-        A ``.keras`` file, the record (``.json``) of a network with two exits, or the folder
-        ``models`` of a run, of which the models that were tested are taken: the baseline and the
+        Each is a ``.keras`` file, the record (``.json``) of a network with two exits, or the folder
+        ``models`` of a run. A run gives the models that were tested: the baseline and the
         fine-tuned one.
 
     Returns
     -------
     list of FinalModel
+        In the order of the paths.
 
     Raises
     ------
     DataError
-        Nothing to load, two models of one name, or a model that does not give one logit.
+        There is no model, two models have one name, a model does not map images to one logit, or a
+        table of scores lacks a column.
     NotKept, ModelRefused, WeightsUnavailable
         As `covid_lab.verify.load_kept`.
     """
@@ -116,7 +124,16 @@ def _checked(name: str, model: keras.Model, own: Path, path: Path) -> FinalModel
 
 
 def score_images(tested: FinalModel, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Score images of a data set, block after block.
+    """Score images of a data set in blocks, so that few are in memory.
+
+    Parameters
+    ----------
+    tested : FinalModel
+        The model.
+    dataset : Dataset
+        Its images are resized to those that the model takes.
+    rows : np.ndarray, int (N,)
+        Rows of the table of the data set.
 
     Returns
     -------
@@ -135,30 +152,46 @@ def score_images(tested: FinalModel, dataset: Dataset, rows: np.ndarray) -> np.n
 
 
 def channels(tested: FinalModel, images: np.ndarray) -> np.ndarray:
-    """Return grey images (N, S, S, 1) with as many channels as the model takes."""
+    """Repeat the channel of grey images as often as the model needs.
+
+    Parameters
+    ----------
+    tested : FinalModel
+        The model.
+    images : np.ndarray, (N, S, S, 1), 0–255
+        Grey values.
+
+    Returns
+    -------
+    np.ndarray, (N, S, S, 1 or 3), 0–255
+        Images with the channels of the model.
+    """
     return np.repeat(images, tested.model.input_shape[-1], axis=-1)
 
 
 def enter(folder: Path, tested: FinalModel, data: str, fingerprint: str, versions: str) -> int:
-    """Enter a test evaluation into the ledger of external test sets; return which it is.
+    """Enter a test evaluation in the ledger of external test sets, and number it.
 
-    The same model on the same images counts once, however often it is scored.
+    The same model on the same images counts once, however often it is scored. A warning is printed
+    from the second evaluation on.
 
     Parameters
     ----------
     folder : Path
-        Gets or has ``external_ledger.csv``.
+        Folder of ``external_ledger.csv``, which is created where it is missing.
     tested : FinalModel
+        The model.
     data : str
         Name of the data and the split.
     fingerprint : str
-        Of the data.
+        Fingerprint of the data.
     versions : str
+        Versions of the software.
 
     Returns
     -------
-    int
-        1 for the first model of this name on these images.
+    int, from 1
+        Number of the evaluation among models of this name on these images.
     """
     path = Path(folder) / LEDGER
     ledger = read_csv(path)

@@ -1,4 +1,4 @@
-"""How well a model does on another collection, beside its own test set, from labels and logits."""
+"""How well a model does on another collection, compared with its own test set."""
 
 import math
 from collections.abc import Mapping
@@ -23,26 +23,33 @@ COLUMNS = ("value", "low", "high", "n")
 def external_metrics(
     labels: np.ndarray, scores: np.ndarray, own: pd.DataFrame | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Compute all metrics of external images, and how far they are below the model's own test set.
+    """Compute all metrics of external images, and their drop from the model's own test set.
+
+    The two sets hold different patients and are resampled independently.
 
     Parameters
     ----------
-    labels : np.ndarray, (N,)
-        0 or 1, of the external images.
-    scores : np.ndarray, (N,)
-        Logits; the threshold is 0, the one of the model's own test set.
+    labels : np.ndarray, int (N,), 0 or 1
+        Labels of the external images.
+    scores : np.ndarray, float (N,)
+        Their logits. The threshold is 0, as on the model's own test set.
     own : pd.DataFrame, optional
         Columns label and score of the model's own test set.
-    seed : int
-        Of the bootstrap.
+    seed : int, from 0
+        Seed of the bootstrap.
 
     Returns
     -------
     pd.DataFrame
         One row per metric: metric, value, low, high, n of the external images; with ``own`` also
         own_value, own_low, own_high, own_n, and drop (own minus external) with drop_low and
-        drop_high. The two sets hold different patients and are resampled independently. Intervals
-        are 95 %: Wilson's for proportions, else percentiles of the bootstrap.
+        drop_high. Intervals are 95 %: Wilson 1927 for proportions, otherwise percentiles of the
+        bootstrap.
+
+    Raises
+    ------
+    ValueError
+        Labels and scores do not fit each other, see `covid_project.evaluation.checked`.
     """
     external, resampled = _with_balanced(labels, scores, seed)
     if own is None:
@@ -57,7 +64,7 @@ def external_metrics(
 
 
 def _with_balanced(labels, scores, seed: int) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """All metrics and the balanced accuracy, with their resamples by name."""
+    """All metrics and the balanced accuracy, and their resampled values by name."""
     labels, scores = checked(labels, scores)
     resampled = bootstrap(labels, scores, seed=seed)
     resampled[BALANCED] = (resampled["sensitivity"] + resampled["specificity"]) / 2
@@ -71,12 +78,28 @@ def _with_balanced(labels, scores, seed: int) -> tuple[pd.DataFrame, dict[str, n
 def external_calibration(
     labels: np.ndarray, scores: np.ndarray, own: pd.DataFrame | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Calibration of a model on external images and on its own test set, see `calibration`.
+    """Measure the calibration of a model on external images and on its own test set.
+
+    Parameters
+    ----------
+    labels : np.ndarray, int (N,), 0 or 1
+        Labels of the external images.
+    scores : np.ndarray, float (N,)
+        Their logits.
+    own : pd.DataFrame, optional
+        Columns label and score of the model's own test set.
+    seed : int, from 0
+        Seed of the bootstrap and the draws.
 
     Returns
     -------
     pd.DataFrame
-        One row per set ("external", "own"), with the columns of `calibration`.
+        One row per set ("external", "own"), with the values of `calibration` as columns.
+
+    Raises
+    ------
+    ValueError
+        Labels and scores do not fit each other, see `covid_project.evaluation.checked`.
     """
     sets = {"external": (labels, scores)}
     if own is not None:
@@ -86,17 +109,17 @@ def external_calibration(
 
 
 def called_positive(groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Fraction of images that are called COVID, in groups of images without the disease.
+    """Compute the fraction of images that are called COVID, in groups without the disease.
 
     Parameters
     ----------
-    groups : mapping of str to np.ndarray, (N,)
-        Logits by the name of the group.
+    groups : mapping of str to np.ndarray, float (N,)
+        Name of the group → logits of its images.
 
     Returns
     -------
     pd.DataFrame
-        group, value, low, high (Wilson, 95 %), n.
+        One row per group: group, value, low, high (Wilson 1927, 95 %), n.
     """
     rows = []
     for name, scores in groups.items():
@@ -110,20 +133,29 @@ def called_positive(groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
 def halves_control(own: pd.DataFrame, repeats: int = 100, seed: int = 0) -> dict[str, float]:
     """Control: one collection split in two must show no drop.
 
-    The model's own test set is divided at random into two halves of equal class sizes, again and
-    again; the difference in AUC between the halves is tested as a drop would be.
+    The model's own test set is repeatedly divided at random into two halves of equal class sizes.
+    The difference in AUC between the halves is tested as a drop would be, with the variance of
+    DeLong et al. 1988, eq. 4 to 6.
 
     Parameters
     ----------
     own : pd.DataFrame
-        Columns label and score.
-    repeats, seed : int
+        Columns label (0 or 1) and score (logit).
+    repeats : int, from 1
+        Number of divisions.
+    seed : int, from 0
+        Seed of the divisions.
 
     Returns
     -------
-    dict
+    dict of str to float
         drop (mean difference in AUC), flagged (fraction of the divisions whose 95 % interval
         excludes 0; at most about 0.05 is expected), repeats.
+
+    Raises
+    ------
+    ValueError
+        Labels and scores do not fit each other, see `covid_project.evaluation.checked`.
     """
     labels, scores = checked(own["label"], own["score"])
     rng = np.random.default_rng(seed)
@@ -141,19 +173,31 @@ def halves_control(own: pd.DataFrame, repeats: int = 100, seed: int = 0) -> dict
 
 
 def _auc_variance(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Variance of an AUC from the images' own parts in it (DeLong et al. 1988, eq. 4 to 6)."""
+    """Variance of an AUC from the contributions of the images (DeLong et al. 1988, eq. 4 to 6)."""
     positives, negatives = scores[labels], scores[~labels]
     wins = (positives[:, None] > negatives) + 0.5 * (positives[:, None] == negatives)
     return wins.mean(1).var(ddof=1) / len(positives) + wins.mean(0).var(ddof=1) / len(negatives)
 
 
 def score_quantiles(labels: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
-    """Quantiles of the logits of each class, which show how far a collection shifts them.
+    """Compute quantiles of the logits of each class, which show how far a collection shifts them.
+
+    Parameters
+    ----------
+    labels : np.ndarray, int (N,), 0 or 1
+        Labels of the images.
+    scores : np.ndarray, float (N,)
+        Their logits.
 
     Returns
     -------
     pd.DataFrame
-        One row per class: label, n, and the logits at 5, 25, 50, 75 and 95 %.
+        One row per class: label, n, and the logits at 5, 25, 50, 75 and 95 % (NaN without images).
+
+    Raises
+    ------
+    ValueError
+        Labels and scores do not fit each other, see `covid_project.evaluation.checked`.
     """
     labels, scores = checked(labels, scores)
     levels = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -1,9 +1,9 @@
-"""Random styles: what another hospital could have made of the same radiograph.
+"""Random styles: how the same radiograph could look if it came from another hospital.
 
-Where each class comes from its own collection, everything that a scanner, a display or a file
-format leaves in the image predicts the label. `restyle` draws these traces again at random, for
-both classes by the same law, and borrows grey values from images of either class. What remains
-predictive is what the patient's chest looks like.
+Where each class comes from its own collection, every trace of a scanner, a display or a file format
+predicts the label. `restyle` draws these traces at random, from the same distribution for both
+classes, and borrows grey values from images of either class. What remains predictive is the
+appearance of the patient's chest.
 """
 
 from dataclasses import dataclass
@@ -16,38 +16,39 @@ from scipy import ndimage
 
 @dataclass(frozen=True)
 class Styles:
-    """Probability and largest amount of each change; 0 leaves it out.
+    """Probability or largest size of each change; 0 leaves the change out.
 
     Attributes
     ----------
     histogram : float, in [0, 1]
-        Probability that an image takes over the grey-value histogram of another one.
+        Probability that an image gets the grey-value histogram of another one.
     spectrum : float, in [0, 1]
         Probability that the amplitudes of the lowest spatial frequencies are mixed with those of
-        another image (Yang & Soatto 2020, "FDA", CVPR, eq. 3).
-    gamma : float
+        another image, see `mix_spectra`.
+    gamma : float, from 0
         Largest absolute natural logarithm of the exponent of the grey values.
-    contrast : float
+    contrast : float, in [0, 1]
         Largest relative change of the spread about the middle grey.
-    brightness : float
+    brightness : float, from 0
         Largest shift, in grey levels.
-    rotation : float
+    rotation : float, from 0
         Largest angle, in degrees.
-    zoom, stretch : float
-        Largest absolute natural logarithm of the scale, and of the height relative to the width.
-    shift : float
+    zoom : float, from 0
+        Largest absolute natural logarithm of the scale.
+    stretch : float, from 0
+        Largest absolute natural logarithm of the height relative to the width.
+    shift : float, in [0, 1]
         Largest shift, as a fraction of the side.
-    flip : float
+    flip : float, in [0, 1]
         Probability of a mirrored image.
-    blur : float
-        Probability that an image is reduced to as little as a quarter of its side and enlarged
-        again.
-    sharpen : float
-        Probability of an unsharp mask.
-    noise : float
-        Probability of Gaussian noise, of up to 9 grey levels.
-    jpeg : float
-        Probability of JPEG compression, of quality 40 to 95.
+    blur : float, in [0, 1]
+        Probability that an image is reduced to 27 to 78 % of its side and enlarged again.
+    sharpen : float, in [0, 1]
+        Probability of an unsharp mask; only images that are not blurred get one.
+    noise : float, in [0, 1]
+        Probability of Gaussian noise with a standard deviation of 1 to 9 grey levels.
+    jpeg : float, in [0, 1]
+        Probability of JPEG compression with a quality of 40 to 95.
     """
 
     histogram: float = 0.5
@@ -76,17 +77,19 @@ def restyle(
 
     Parameters
     ----------
-    image : np.ndarray, uint8 (S, S)
+    image : np.ndarray, uint8 (S, S), 0–255
         Grey values.
-    references : np.ndarray, uint8 (M, S, S)
+    references : np.ndarray, uint8 (M, S, S), 0–255
         Images of either class from which histogram and spectrum may be borrowed.
     rng : np.random.Generator
-        Decides everything.
+        Source of all random numbers.
     styles : Styles
+        Probability and size of each change.
 
     Returns
     -------
-    np.ndarray, uint8 (S, S)
+    np.ndarray, uint8 (S, S), 0–255
+        The restyled image.
     """
     other = references[rng.integers(len(references))]
     grey = image.astype(np.float32)
@@ -106,14 +109,19 @@ def restyle(
 def match_histogram(image: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Map grey values so that their distribution is that of another image.
 
+    Histogram matching (Gonzalez & Woods, Digital Image Processing, "histogram specification").
+
     Parameters
     ----------
-    image, other : np.ndarray, uint8 (S, S)
+    image : np.ndarray, uint8 (S, S), 0–255
+        Grey values to map.
+    other : np.ndarray, uint8, any shape, 0–255
+        One or more images whose distribution is wanted.
 
     Returns
     -------
     np.ndarray, float32 (S, S), 0–255
-        A monotonous function of the image's grey values.
+        A monotonic function of the image's grey values.
     """
     own, wanted = (np.cumsum(np.bincount(one.ravel(), minlength=256)) for one in (image, other))
     levels = np.interp(own / own[-1], wanted / wanted[-1], np.arange(256))
@@ -123,19 +131,24 @@ def match_histogram(image: np.ndarray, other: np.ndarray) -> np.ndarray:
 def mix_spectra(image: np.ndarray, other: np.ndarray, radius: float, weight: float) -> np.ndarray:
     """Mix the amplitudes of the lowest spatial frequencies with those of another image.
 
+    Fourier domain adaptation (Yang & Soatto 2020, CVPR, eq. 3), which replaces the amplitudes; a
+    weight below 1 mixes them. The phases do not change.
+
     Parameters
     ----------
-    image, other : np.ndarray, (S, S)
+    image : np.ndarray, (S, S)
         Grey values.
+    other : np.ndarray, (S, S)
+        Grey values of the other image.
     radius : float, in [0, 0.5]
-        Highest frequency that is changed along each axis, in cycles per pixel.
+        Highest frequency that is changed along each axis, in cycles per pixel; 1/S at least.
     weight : float, in [0, 1]
-        Of the other image's amplitudes. The phases remain.
+        Weight of the other image's amplitudes.
 
     Returns
     -------
     np.ndarray, float32 (S, S)
-        Values may leave 0–255.
+        Grey values, which may be outside 0–255.
     """
     own, theirs = np.fft.fft2(image), np.fft.fft2(other)
     low = np.abs(np.fft.fftfreq(len(image))) <= max(radius, 1 / len(image))
@@ -148,19 +161,26 @@ def mix_spectra(image: np.ndarray, other: np.ndarray, radius: float, weight: flo
 def mix_boxes(
     pixels: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Replace a random box of each image by that of another one.
+    """Replace a random box of each image by the same box of another image.
+
+    CutMix (Yun et al. 2019, ICCV, eq. 1 and 2). The area of the box before clipping at the border
+    is uniform in [0, 1]; the label follows the area after clipping.
 
     Parameters
     ----------
-    pixels : np.ndarray, uint8 (N, S, S)
-    labels : np.ndarray, (N,)
+    pixels : np.ndarray, uint8 (N, S, S), 0–255
+        Grey values.
+    labels : np.ndarray, (N,), in [0, 1]
+        Labels of the images.
     rng : np.random.Generator
+        Source of pairs and boxes.
 
     Returns
     -------
-    pixels : np.ndarray, uint8 (N, S, S)
-    labels : np.ndarray, float (N,)
-        Mean of both labels, weighted by area.
+    pixels : np.ndarray, uint8 (N, S, S), 0–255
+        Mixed images.
+    labels : np.ndarray, float (N,), in [0, 1]
+        Means of both labels, weighted by area.
     """
     side, mixed, found = pixels.shape[1], pixels.copy(), labels.astype(float)
     for row, other in enumerate(rng.permutation(len(pixels))):
@@ -174,7 +194,20 @@ def mix_boxes(
 
 
 def compress(image: np.ndarray, quality: int) -> np.ndarray:
-    """Return an image uint8 (S, S) as it comes out of a JPEG file of this quality, 1 to 95."""
+    """Compress an image as JPEG and decode it again.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (S, S), 0–255
+        Grey values.
+    quality : int, 1–95
+        Quality of the JPEG file.
+
+    Returns
+    -------
+    np.ndarray, uint8 (S, S), 0–255
+        Decoded grey values.
+    """
     stored = BytesIO()
     Image.fromarray(image).save(stored, "JPEG", quality=quality)
     return np.asarray(Image.open(stored))
@@ -187,7 +220,7 @@ def _recolour(grey: np.ndarray, rng: np.random.Generator, styles: Styles) -> np.
 
 
 def _move(image: np.ndarray, rng: np.random.Generator, styles: Styles) -> np.ndarray:
-    """Rotate, scale, shift and mirror; outside the frame is black or the mirrored inside."""
+    """Rotate, scale, shift and mirror; pixels from outside the frame are black or mirrored."""
     angle = np.radians(rng.uniform(-styles.rotation, styles.rotation))
     width = np.exp(rng.uniform(-styles.zoom, styles.zoom))
     height = width * np.exp(rng.uniform(-styles.stretch, styles.stretch))

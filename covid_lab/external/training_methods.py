@@ -2,7 +2,8 @@
 
 Each of `TRAINING` fine-tunes the end of the network, as the reference of
 `covid_lab.external.methods` does, and differs from it in one thing: what the images show, how they
-are augmented, what the loss asks for, or what is done with images of the other collection.
+are augmented, what the loss requires, or how images of the target are used. The target is the
+other collection.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,20 @@ STRONG = Styles(  # intensity, geometry, blur, noise and JPEG, and nothing of ot
 
 
 def name_of(what: str, *, lungs_only: bool = False) -> str:
-    """Name of a method in the tables."""
+    """Name a method in the tables.
+
+    Parameters
+    ----------
+    what : str
+        What distinguishes the method.
+    lungs_only : bool
+        Whether features are averaged over the lungs (True) or over the whole image (False).
+
+    Returns
+    -------
+    str
+        Such as "fine-tuned, cut-mix, averaged over the image".
+    """
     return f"fine-tuned, {what}, averaged over the {'lungs' if lungs_only else 'image'}"
 
 
@@ -56,13 +70,37 @@ def name_of(what: str, *, lungs_only: bool = False) -> str:
 
 
 def template_outcomes(bench: Bench) -> Iterator[Outcome]:
-    """Linear models of frozen features of images that are matched to one template."""
+    """Score linear models of frozen features of images that are matched to one template.
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+
+    Returns
+    -------
+    iterator of Outcome
+        See `frozen_outcomes`.
+    """
     found = [bench.pooled(images) for images in _matched(bench)]
     return frozen_outcomes("one template", bench, *found)
 
 
 def one_template(bench: Bench, seed: int) -> Iterator[Outcome]:
-    """All images get the same histogram, the mean one of the own training images."""
+    """Give all images the same histogram: that of all own training images together.
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of fine-tuning.
+
+    Returns
+    -------
+    iterator of Outcome
+        See `centred`.
+    """
     train, val, target = _matched(bench)
     return _fine_tuned("one template", bench, seed, [train], val=val, target=target)
 
@@ -80,7 +118,22 @@ def _matched(bench: Bench) -> list[Images]:
 
 
 def changed_input(name: str, bench: Bench, seed: int) -> Iterator[Outcome]:
-    """All images are changed by one of `INPUTS`."""
+    """Change all images by one of `INPUTS`.
+
+    Parameters
+    ----------
+    name : str
+        A key of `INPUTS`.
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of fine-tuning.
+
+    Returns
+    -------
+    iterator of Outcome
+        See `centred`.
+    """
     train, val, target = (
         _changed(images, map(INPUTS[name], images.pixels, segment_lungs(images.pixels)), name)
         for images in (bench.train, bench.val, bench.target)
@@ -92,7 +145,20 @@ def changed_input(name: str, bench: Bench, seed: int) -> Iterator[Outcome]:
 
 
 def strange_border(bench: Bench, seed: int) -> Iterator[Outcome]:
-    """The outer tenth of each training image is that of another one, of either class."""
+    """Replace the outer tenth of each training image by that of another one, of either class.
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of the pairs and of fine-tuning.
+
+    Returns
+    -------
+    iterator of Outcome
+        See `centred`.
+    """
     images, width = bench.train, len(bench.train.pixels[0]) // 10
     inner = (slice(None), slice(width, -width), slice(width, -width))
     copies = []
@@ -104,9 +170,22 @@ def strange_border(bench: Bench, seed: int) -> Iterator[Outcome]:
 
 
 def cut_mix(bench: Bench, seed: int) -> Iterator[Outcome]:
-    """A box of each training image is that of another one, and the label is mixed by area.
+    """Replace a box of each training image by that of another one, and mix the labels by area.
 
-    CutMix, Yun et al. 2019, ICCV, eq. 1 and 2; the area is uniform in [0, 1].
+    CutMix (Yun et al. 2019, ICCV, eq. 1 and 2). The area of the box before clipping at the border
+    is uniform in [0, 1].
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of the boxes and of fine-tuning.
+
+    Returns
+    -------
+    iterator of Outcome
+        See `centred`.
     """
     copies, labels = [], []
     for copy in range(COPIES):
@@ -120,7 +199,26 @@ def cut_mix(bench: Bench, seed: int) -> Iterator[Outcome]:
 def drawn_styles(
     name: str, styles: Styles, lungs_only: bool, bench: Bench, seed: int
 ) -> Iterator[Outcome]:
-    """Styles of the training images are drawn at random, see `restyle`."""
+    """Change the style of the training images at random, see `restyle`.
+
+    Parameters
+    ----------
+    name : str
+        What distinguishes the method.
+    styles : Styles
+        Probability and size of each change.
+    lungs_only : bool
+        Whether features are averaged over the lungs (True) or over the whole image (False).
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of the styles and of fine-tuning.
+
+    Returns
+    -------
+    iterator of Outcome
+        See `centred`.
+    """
     copies = []
     for copy in range(1, COPIES + 1):
         pixels = bench.styled(bench.train, copy, seed, styles)
@@ -132,9 +230,22 @@ def drawn_styles(
 
 
 def balanced_groups(bench: Bench, seed: int) -> Iterator[Outcome]:
-    """Images whose border tells the truth and those whose border misleads count the same.
+    """Balance images whose border predicts their class and images whose border misleads.
 
-    Weights by the size of the groups, as in Idrissi et al. 2022, CLeaR.
+    The four groups are the pairs of class and predicted class. Weights are inversely proportional
+    to their sizes (Idrissi et al. 2022, CLeaR).
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of the folds of `border_scores` and of fine-tuning.
+
+    Returns
+    -------
+    iterator of Outcome
+        See `centred`.
     """
     labels = bench.train.labels
     groups = 2 * labels + (border_scores(bench.train.pixels, labels, seed) > 0)
@@ -143,11 +254,23 @@ def balanced_groups(bench: Bench, seed: int) -> Iterator[Outcome]:
 
 
 def adversary(bench: Bench, seed: int) -> Iterator[Outcome]:
-    """A second head must not be able to tell what the border predicts.
+    """Train against a second head that predicts what the border of the image shows.
 
-    Gradient reversal, Ganin & Lempitsky 2015, ICML, with constant strength. Within each class the
-    head tells whether the border's score is above the median of the class, which says nothing about
-    the label.
+    Gradient reversal (Ganin & Lempitsky 2015, ICML) with constant strength. Within each class, the
+    head predicts whether the score of the border is above the median of the class, which carries no
+    information about the label.
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of the folds of `border_scores` and of fine-tuning.
+
+    Returns
+    -------
+    iterator of Outcome
+        See `centred`.
     """
     images = bench.train
     scores = border_scores(images.pixels, images.labels, seed)
@@ -165,7 +288,22 @@ def adversary(bench: Bench, seed: int) -> Iterator[Outcome]:
 
 
 def reverse_gradient(inputs, strength: float):
-    """Return the inputs; their gradient is multiplied by ``-strength``."""
+    """Return the inputs unchanged; their gradient is multiplied by ``-strength``.
+
+    The gradient reversal layer of Ganin & Lempitsky 2015, ICML.
+
+    Parameters
+    ----------
+    inputs : tensor, float (N, C)
+        Features.
+    strength : float, from 0
+        Factor of the reversed gradient.
+
+    Returns
+    -------
+    tensor, float (N, C)
+        The features.
+    """
     return keras.ops.stop_gradient((1 + strength) * inputs) - strength * inputs
 
 
@@ -173,11 +311,23 @@ def reverse_gradient(inputs, strength: float):
 
 
 def after_training(bench: Bench, seed: int) -> Iterator[Outcome]:
-    """The reference, changed after training: BatchNormalization statistics, and the last layer.
+    """Change the reference after training: its BatchNormalization statistics, or its last layer.
 
-    The statistics are those of the unlabelled images of the other collection, for these images
-    only (AdaBN, Li et al. 2016). The last layer is trained again on labelled ones (Kirichenko et
-    al. 2023, ICLR), with cross-validation.
+    The statistics are those of the unlabelled target images, and apply to these images only (AdaBN,
+    Li et al. 2016, arXiv:1603.04779). The last layer is retrained on labelled target images
+    (Kirichenko et al. 2023, ICLR), with cross-validation.
+
+    Parameters
+    ----------
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of fine-tuning, of the order of the images and of the folds.
+
+    Yields
+    ------
+    Outcome
+        New statistics; new statistics with the mean logit moved to 0; the last layer retrained.
     """
     network = train_collection_exit(bench, seed, lungs_only=False)
     val = logits(network, bench.maps(bench.val))
@@ -196,21 +346,25 @@ def after_training(bench: Bench, seed: int) -> Iterator[Outcome]:
 
 
 def adapted_logits(bench: Bench, network: keras.Model, images: Images, seed: int) -> np.ndarray:
-    """Logits of images with BatchNormalization statistics of these images.
+    """Compute the logits of images with the BatchNormalization statistics of these images.
+
+    The statistics of all layers are means over batches. The network itself does not change.
 
     Parameters
     ----------
     bench : Bench
+        The bench of the network.
     network : keras.Model
         From `train_collection_exit`, averaged over the image.
     images : Images
-    seed : int
-        Of the order of the images.
+        N images.
+    seed : int, from 0
+        Seed of the order of the images.
 
     Returns
     -------
-    np.ndarray, (N,)
-        With statistics that are means over batches, in all layers. The network stays as it is.
+    np.ndarray, float32 (N,)
+        Logits in the order of the images.
     """
     pooled = layers.GlobalAveragePooling2D()(bench.parts.deep)
     whole = keras.Model(bench.parts.images, network.get_layer("logit")(pooled))
@@ -230,7 +384,23 @@ def adapted_logits(bench: Bench, network: keras.Model, images: Images, seed: int
 
 
 def two_sources(lungs_only: bool, bench: Bench, seed: int) -> Iterator[Outcome]:
-    """Labelled images of the other collection are training images too, with cross-validation."""
+    """Add labelled images of the target to the training images, with cross-validation.
+
+    Parameters
+    ----------
+    lungs_only : bool
+        Whether features are averaged over the lungs (True) or over the whole image (False).
+    bench : Bench
+        Images and network.
+    seed : int, from 0
+        Seed of fine-tuning and of the folds.
+
+    Yields
+    ------
+    Outcome
+        One; own logits are means over the folds, and target logits come from the fold that holds
+        the image out.
+    """
     settings, labels = bench.settings, bench.target.labels
     ours, theirs, val = (bench.maps(images) for images in (bench.train, bench.target, bench.val))
     own, target = np.zeros(len(val)), np.zeros(len(theirs))

@@ -1,18 +1,18 @@
-"""A network with two exits: one that holds elsewhere, and a bounded one that knows its collection.
+"""A network with two exits: one that holds on other collections, and a bounded one that does not.
 
 Both exits look at the lungs only: their feature maps are weighted with the probability of a lung,
 from the U-Net of `covid_lab.lung_network`, before they are averaged.
 
 - The *robust exit* is a linear model of the features in the middle of the pretrained network, which
-  stay as they are. Textures are still local there, and few directions tell collections apart.
+  stay frozen. Textures are still local there, and few directions separate collections.
 - The *collection exit* is the fine-tuned end of the network. It learns what distinguishes the two
-  collections of the training data and is worthless elsewhere. Its tanh bounds what it may add. In
-  images of a further collection it says nearly always the same, which leaves the ranking of the
-  robust exit as it is and moves all logits by about the same amount; `recentre` removes that.
+  collections of the training data and is worthless on others. A tanh bounds its contribution. It
+  is nearly constant over the images of a further collection: it preserves the ranking by the robust
+  exit and shifts all logits by about the same amount, which `recentre` removes.
 
-The model takes images, so that everything that works with a course model works with it. It is flat
-except for the U-Net, of which only the output matters. Grad-CAM explains the layer ``evidence``,
-which holds the maps of both exits.
+The model takes images, so it can be used wherever a course model can. It is flat except for the
+U-Net, of which only the output matters. Grad-CAM explains the layer ``evidence``, which holds the
+maps of both exits.
 """
 
 import itertools
@@ -45,12 +45,16 @@ class Parts:
 
     Attributes
     ----------
-    images : keras.KerasTensor
-        Input (N, S, S, 1), grey values 0–255.
-    lungs : keras.KerasTensor
-        Weight of each place (N, S/16, S/16, 1); mean 1 over an image.
-    shallow, cut, deep : keras.KerasTensor
-        Feature maps (N, S/16, S/16, C), the deep ones enlarged to this side.
+    images : keras.KerasTensor, (N, S, S, 1), 0–255
+        Input: grey values.
+    lungs : keras.KerasTensor, (N, S/16, S/16, 1), > 0
+        Weight of each place; the mean over an image is 1.
+    shallow : keras.KerasTensor, (N, S/16, S/16, C)
+        Feature maps of the robust exit.
+    cut : keras.KerasTensor, (N, S/16, S/16, C)
+        Feature maps below the fine-tuned layers.
+    deep : keras.KerasTensor, (N, S/16, S/16, C)
+        Feature maps of the collection exit, enlarged from S/32.
     frozen : str
         Fingerprint of the weights that are never trained.
     """
@@ -70,18 +74,25 @@ def build_parts(
 
     Parameters
     ----------
-    image_size : int
-        Pixels along each side, a multiple of 32.
+    image_size : int, a multiple of 32
+        Pixels along each side.
     weights : str
-        Of the backbone, see `covid_project.models.build_backbone`.
+        Weights of the backbone, see `covid_project.models.build_backbone`.
     lung_network : keras.Model, optional
-        Images (N, 128, 128, 1) → logits (N, 128, 128, 3), as `lung_network.build_network`; the one
-        that is shipped by default.
+        Images (N, 128, 128, 1) → logits (N, 128, 128, 3), as from `lung_network.build_network`; by
+        default the network whose weights come with the package.
+
+    Returns
+    -------
+    Parts
+        Tensors of one graph.
 
     Raises
     ------
     ValueError
         The image size is not a multiple of 32.
+    WeightsUnavailable
+        The pretrained weights are neither in the Keras cache nor downloadable.
     """
     if image_size % 32:
         raise ValueError(f"image_size is {image_size}; allowed: a multiple of 32, such as 160")
@@ -114,10 +125,15 @@ def _renamed(network: keras.Model) -> keras.Model:
 class LungWeights(layers.Layer):
     """Turn the logits of the lung network into weights of places, with mean 1 over an image.
 
+    The weight is the probability of a lung, averaged over the place, plus 0.003. An image without a
+    lung is therefore weighted evenly.
+
     Parameters
     ----------
-    side : int
-        Places along each side of the result; the logits' side is a multiple of it, or resized.
+    side : int, from 1
+        Places along each side of the result.
+    **options : object
+        Options of `keras.layers.Layer`, such as ``name``.
     """
 
     def __init__(self, side: int, **options):
@@ -125,7 +141,18 @@ class LungWeights(layers.Layer):
         self.side = side
 
     def call(self, logits):
-        """Compute the weights (N, side, side, 1) from logits (N, S, S, 3)."""
+        """Compute the weights of places.
+
+        Parameters
+        ----------
+        logits : tensor, float (N, L, L, 3)
+            Output of the lung network.
+
+        Returns
+        -------
+        tensor, float (N, side, side, 1), > 0
+            Weights with mean 1 over each image.
+        """
         field = keras.ops.softmax(logits)[..., FIELD : FIELD + 1]
         fine = (STRIDE * self.side,) * 2
         field = keras.ops.image.resize(field, fine)
@@ -133,31 +160,84 @@ class LungWeights(layers.Layer):
         return field / keras.ops.mean(field, axis=(1, 2), keepdims=True)
 
     def compute_output_shape(self, shape):
-        """Return the shape of the weights."""
+        """Compute the shape of the weights.
+
+        Parameters
+        ----------
+        shape : tuple of int or None, (N, L, L, 3)
+            Shape of the logits.
+
+        Returns
+        -------
+        tuple of int or None
+            (N, side, side, 1).
+        """
         return (shape[0], self.side, self.side, 1)
 
     def get_config(self):
-        """Return what the layer is built from."""
+        """Collect the arguments from which Keras rebuilds the layer.
+
+        Returns
+        -------
+        dict of str to object
+            The options of `keras.layers.Layer` and ``side``.
+        """
         return {**super().get_config(), "side": self.side}
 
 
 def pooled_features(parts: Parts) -> keras.Model:
-    """Return images → shallow features averaged over the lungs and over the image, (N, 2 C)."""
+    """Build the network of the shallow features, averaged over the lungs and over the image.
+
+    Parameters
+    ----------
+    parts : Parts
+        The pretrained network and the lung weights.
+
+    Returns
+    -------
+    keras.Model
+        Images (N, S, S, 1) → features (N, 2 C), first those averaged over the lungs.
+    """
     average = layers.GlobalAveragePooling2D()
     both = [average(layers.Multiply()([parts.shallow, parts.lungs])), average(parts.shallow)]
     return keras.Model(parts.images, layers.Concatenate()(both))
 
 
 def cut_features(parts: Parts) -> keras.Model:
-    """Return images → maps at the cut, with the lung weights as last channel, (N, h, w, C + 1)."""
+    """Build the network of the feature maps at the cut.
+
+    Parameters
+    ----------
+    parts : Parts
+        The pretrained network and the lung weights.
+
+    Returns
+    -------
+    keras.Model
+        Images (N, S, S, 1) → maps (N, S/16, S/16, C + 1); the last channel holds the lung weights.
+    """
     return keras.Model(parts.images, layers.Concatenate()([parts.cut, parts.lungs]))
 
 
 def collection_network(parts: Parts, *, dropout: float, lungs_only: bool = True) -> keras.Model:
-    """Return the network to be fine-tuned: `cut_features` → logit (N, 1).
+    """Build the network to fine-tune, from `cut_features` to the logit.
 
-    Its layers are those of ``parts``, so that training it changes them. The statistics of
-    BatchNormalization stay frozen.
+    Its layers are those of ``parts``: training changes them. The statistics of BatchNormalization
+    stay frozen.
+
+    Parameters
+    ----------
+    parts : Parts
+        The pretrained network and the lung weights.
+    dropout : float, in [0, 1)
+        Fraction of the pooled features that dropout sets to 0.
+    lungs_only : bool
+        Whether features are averaged over the lungs (True) or over the whole image (False).
+
+    Returns
+    -------
+    keras.Model
+        Maps (N, S/16, S/16, C + 1) → logit (N, 1).
     """
     above = keras.Model(parts.cut, parts.deep)
     for layer in above.layers:
@@ -176,12 +256,17 @@ class Exits:
 
     Attributes
     ----------
-    robust, collection : tuple of np.ndarray and float
-        Kernel (C,) and bias; each exit has standard deviation 1 on the own validation images.
+    robust : tuple of np.ndarray, float (C,), and float
+        Kernel and bias of the robust exit, whose logits have standard deviation 1 on the own
+        validation images.
+    collection : tuple of np.ndarray, float (C,), and float
+        The same of the collection exit.
     share : float, in [0, 1]
-        Weight of the collection exit; the robust one has the rest.
-    slope, bias : float
-        The logit is ``slope * (weighted sum) + bias``.
+        Weight of the collection exit; that of the robust one is ``1 - share``.
+    slope : float
+        Factor of the weighted sum; the logit is ``slope * (weighted sum) + bias``.
+    bias : float
+        Added to the scaled sum.
     """
 
     robust: tuple[np.ndarray, float]
@@ -196,19 +281,36 @@ def added(robust: np.ndarray, collection: np.ndarray, share: float) -> np.ndarra
 
     Parameters
     ----------
-    robust, collection : np.ndarray, (N,)
+    robust : np.ndarray, float (N,)
+        Logits of the robust exit.
+    collection : np.ndarray, float (N,)
+        Logits of the collection exit.
     share : float, in [0, 1]
+        Weight of the collection exit.
 
     Returns
     -------
-    np.ndarray, (N,)
+    np.ndarray, float (N,)
         ``(1 - share) * robust + share * tanh(2 * collection)``.
     """
     return (1 - share) * robust + share * np.tanh(STEEPNESS * collection)
 
 
 def join(parts: Parts, exits: Exits) -> keras.Model:
-    """Build the whole model, images (N, S, S, 1) → logit (N, 1), flat and not compiled."""
+    """Build the whole model from the network and the trained exits.
+
+    Parameters
+    ----------
+    parts : Parts
+        The network; the model uses its layers.
+    exits : Exits
+        Kernels and biases.
+
+    Returns
+    -------
+    keras.Model
+        Images (N, S, S, 1) → logit (N, 1), flat and not compiled.
+    """
     maps = layers.Concatenate(name="maps")([parts.shallow, parts.deep])
     inside = layers.Multiply(name="maps_in_lungs")([maps, parts.lungs])
     evidence = layers.ReLU(name="evidence")(inside)  # nothing in it is negative
@@ -235,20 +337,20 @@ def _set(layer: layers.Dense, kernel: np.ndarray, bias: float) -> None:
 def recentre(model: keras.Model, logits: np.ndarray) -> float:
     """Move a model's logits so that their mean over some unlabelled images is 0.
 
-    No label is needed, but a guess is made: that about half of the images show the disease, as in
-    the training data. Where that is wrong the threshold is wrong, while the AUC stays.
+    No label is needed, but an assumption is made: about half of the images show the disease, as in
+    the training data. Where it is wrong, the threshold is wrong; the AUC does not change.
 
     Parameters
     ----------
     model : keras.Model
-        Ends in the layer ``logit``; changed in place.
-    logits : np.ndarray, (N,)
+        A model that ends in the layer ``logit``; changed in place.
+    logits : np.ndarray, float (N,)
         The model's logits of unlabelled images of the other collection.
 
     Returns
     -------
     float
-        What was added to the bias.
+        The change of the bias.
     """
     shift = -float(np.mean(logits))
     move(model, shift)
@@ -256,7 +358,15 @@ def recentre(model: keras.Model, logits: np.ndarray) -> float:
 
 
 def move(model: keras.Model, shift: float) -> None:
-    """Add a number to all logits of a model, in place."""
+    """Add a number to all logits of a model, in place.
+
+    Parameters
+    ----------
+    model : keras.Model
+        A model that ends in the layer ``logit``.
+    shift : float
+        The number to add.
+    """
     kernel, bias = model.get_layer("logit").get_weights()
     model.get_layer("logit").set_weights([kernel, bias + np.float32(shift)])
 
@@ -265,31 +375,39 @@ def move(model: keras.Model, shift: float) -> None:
 
 
 def round_kernels(network: keras.Model) -> None:
-    """Round the kernels of all convolutions to half precision, in which `keep` stores them."""
+    """Round the kernels of all convolutions to half precision, as `keep` stores them.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Changed in place.
+    """
     halved = [np.float32(np.float16(w)) if w.ndim == 4 else w for w in network.get_weights()]
     network.set_weights(halved)
 
 
 def keep(folder: Path, name: str, model: keras.Model, parts: Parts, **record: object) -> Path:
-    """Write what was trained of a model, ``<name>.npz``, and its record, ``<name>.json``.
+    """Store the trained weights of a model, ``<name>.npz``, and its record, ``<name>.json``.
 
-    Pretrained weights that were not changed are left out, as they are others' work.
+    Pretrained weights that training did not change are left out, as they are others' work.
 
     Parameters
     ----------
     folder : Path
+        Folder for both files.
     name : str
+        Name of the model.
     model : keras.Model
-        From `join`, with rounded kernels.
+        From `join`, with rounded kernels; its layers become untrainable.
     parts : Parts
-        What it was joined from.
-    **record
-        Of its training, to be kept as well.
+        The parts that it was joined from.
+    **record : object
+        Further entries of the record, such as the settings of the training.
 
     Returns
     -------
     Path
-        Of the record, for `load`.
+        Path of the record, for `load`.
     """
     model.trainable = False  # which layers were trained is part of a model's fingerprint
     trained = {
@@ -313,16 +431,25 @@ def keep(folder: Path, name: str, model: keras.Model, parts: Parts, **record: ob
 
 
 def keep_moved(path: Path, name: str, model: keras.Model, shift: float) -> Path:
-    """Keep a model that differs from a kept one in the bias: a record beside that one.
+    """Store a model that differs from a stored one only in the bias of its last layer.
+
+    The new record refers to the weights of the stored model.
 
     Parameters
     ----------
     path : Path
-        The record of the kept model.
+        Record of the stored model.
     name : str
+        Name of the new model.
     model : keras.Model
-        The kept model, moved by ``shift``.
+        The stored model, moved by ``shift``.
     shift : float
+        Difference of the biases.
+
+    Returns
+    -------
+    Path
+        Path of the new record, in the folder of the stored one.
     """
     record = json.loads(Path(path).read_text(encoding="utf-8"))
     record |= {"shift": shift, "model": model_fingerprint(model)}
@@ -332,17 +459,25 @@ def keep_moved(path: Path, name: str, model: keras.Model, shift: float) -> Path:
 
 
 def load(path: Path) -> keras.Model:
-    """Join what `keep` wrote with the pretrained network.
+    """Load a model that `keep` or `keep_moved` stored.
 
     Parameters
     ----------
     path : Path
         The record, ``<name>.json``.
 
+    Returns
+    -------
+    keras.Model
+        Images (N, S, S, 1) → logit (N, 1).
+
     Raises
     ------
     ValueError
-        The pretrained weights or the lung network are not those that the exits were trained on.
+        The pretrained weights or the lung network are not those that the exits were trained on, or
+        the record does not belong to the stored weights.
+    WeightsUnavailable
+        The pretrained weights are neither in the Keras cache nor downloadable.
     """
     path = Path(path)
     record = json.loads(path.read_text(encoding="utf-8"))
@@ -366,7 +501,7 @@ def load(path: Path) -> keras.Model:
 
 
 def _trained(model: keras.Model, parts: Parts) -> list[layers.Layer]:
-    """The layers of the model that were trained: between cut and deep features, and the exits."""
+    """The trained layers of the model: between the cut and the deep features, and the exits."""
     above = [
         layer
         for layer in keras.Model(parts.cut, parts.deep).layers

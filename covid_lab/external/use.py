@@ -1,4 +1,4 @@
-"""What a model uses in external images: the parts that suffice, and where its heat is."""
+"""What a model uses in external images: the parts that suffice, and the location of its heat."""
 
 import io
 import json
@@ -31,8 +31,11 @@ class Marked:
     Attributes
     ----------
     name : str
-    images : np.ndarray, uint8 (N, S, S, 1)
+        Name of the data.
+    images : np.ndarray, uint8 (N, S, S, 1), 0–255
+        Grey values.
     lesions : np.ndarray, bool (N, S, S)
+        Pixels of the opacities.
     """
 
     name: str
@@ -41,12 +44,25 @@ class Marked:
 
 
 def marked_by_masks(path: Path, size: int) -> Marked:
-    """Read images with drawn opacities: folders ``images`` and ``masks_opacity``, same names.
+    """Read images with drawn opacities.
+
+    Parameters
+    ----------
+    path : Path
+        Folder or archive with the folders ``images`` and ``masks_opacity``, whose files have the
+        same names without suffix.
+    size : int, from 1
+        Pixels along each side of the result.
+
+    Returns
+    -------
+    Marked
+        The images with a mask. A pixel of a mask is an opacity above half of the mask's maximum.
 
     Raises
     ------
     DataError
-        No image has a mask of opacities.
+        No image has a mask of opacities, or a file cannot be read.
     """
     root, names = open_root(path)
     by_stem = {
@@ -77,13 +93,18 @@ def marked_by_masks(path: Path, size: int) -> Marked:
 
 
 def read_boxes(path: Path) -> dict[str, np.ndarray]:
-    """Read boxes of opacities from the ``labels.csv`` of a folder or an archive, if it has one.
+    """Read boxes of opacities from the ``labels.csv`` of a folder or an archive.
+
+    Parameters
+    ----------
+    path : Path
+        A folder or a zip file.
 
     Returns
     -------
-    dict
-        Stem of the image's name → boxes (K, 4): left, top, right, bottom as fractions of width and
-        height; only images with a box. Empty where there is no such table.
+    dict of str to np.ndarray, float (K, 4), in [0, 1]
+        Name of the image without suffix → its boxes: left, top, right, bottom as fractions of width
+        and height. Images without a box are left out. Empty where there is no such table.
     """
     table = _boxes_table(Path(path))
     if not {"img", "boxes_fraction"} <= set(table.columns):
@@ -105,31 +126,55 @@ def _boxes_table(path: Path) -> pd.DataFrame:
 
 
 def marked_by_boxes(name: str, images: np.ndarray, boxes: list[np.ndarray]) -> Marked:
-    """Return images uint8 (N, S, S, 1) with boxes (K, 4) each as `Marked`."""
+    """Combine images with boxes of their opacities.
+
+    Parameters
+    ----------
+    name : str
+        Name of the data.
+    images : np.ndarray, uint8 (N, S, S, 1), 0–255
+        Grey values.
+    boxes : list of np.ndarray, float (K, 4), in [0, 1]
+        Boxes of each image: left, top, right, bottom as fractions of width and height.
+
+    Returns
+    -------
+    Marked
+        The images, with the union of its boxes as the lesions of each.
+
+    Raises
+    ------
+    ValueError
+        A box extends beyond the image or is empty.
+    """
     return Marked(name, images, box_masks(boxes, images.shape[1:3]))
 
 
 def heat_on_lesions(tested: FinalModel, marked: Marked, seed: int = 0) -> dict[str, object]:
-    """Measure how much of the heat for COVID is on marked opacities, against chance.
+    """Measure the fraction of the heat for COVID that is on marked opacities, compared with chance.
 
-    Two kinds of chance: heat spread evenly over the image has the opacities' fraction of the area;
-    heat spread evenly inside the lungs has their fraction of the lungs.
+    There are two reference values. Heat spread evenly over the image is on opacities with their
+    fraction of the area; heat spread evenly inside the lungs, with their fraction of the lungs. The
+    heat is that of Grad-CAM (Selvaraju et al. 2017, ICCV).
 
     Parameters
     ----------
     tested : FinalModel
+        The model.
     marked : Marked
-        At the size that the model takes.
-    seed : int
-        Of the bootstrap over images.
+        Images of the size that the model takes.
+    seed : int, from 0
+        Seed of the bootstrap over images.
 
     Returns
     -------
-    dict
-        images (name), n, blank (maps), value (mean fraction of the heat on opacities) with low and
-        high; area (the opacities' mean fraction of the image), gain (value minus area) with
-        gain_low, gain_high; and the same inside the lungs, where both were segmented:
-        lungs_value, lungs_area, lungs_gain, lungs_gain_low, lungs_gain_high, lungs_n.
+    dict of str to object
+        images (name of the data), n (images with heat and opacities), blank (images without heat),
+        value (mean fraction of the heat on opacities) with low and high, area (mean fraction of the
+        image that opacities cover), gain (value minus area) with gain_low and gain_high. The same
+        inside the lungs, for images with opacities inside plausible lungs: lungs_value, lungs_low,
+        lungs_high, lungs_area, lungs_gain, lungs_gain_low, lungs_gain_high, lungs_n. Intervals are
+        95 %.
     """
     heat = resize_heatmaps(
         grad_cam(tested.model, channels(tested, marked.images), 1).maps, marked.images.shape[1:3]
@@ -170,7 +215,28 @@ def _against_chance(
 def mean_interval(
     values: np.ndarray, seed: int = 0, statistic: Callable = np.mean
 ) -> tuple[float, float, float]:
-    """Return the mean of values (N,) and its 95 % bootstrap interval; bounds from two values on."""
+    """Compute a statistic of values and its 95 % bootstrap interval.
+
+    The percentile interval (Efron & Tibshirani 1993, ch. 13).
+
+    Parameters
+    ----------
+    values : np.ndarray, float (N,)
+        One value per image.
+    seed : int, from 0
+        Seed of the bootstrap.
+    statistic : callable
+        Function of values with the argument ``axis``, such as `np.mean`.
+
+    Returns
+    -------
+    value : float
+        The statistic of the values; the mean where there is one value, NaN where there is none.
+    low : float
+        Lower bound; NaN for fewer than two values.
+    high : float
+        Upper bound; NaN for fewer than two values.
+    """
     if len(values) < 2:
         return float(np.mean(values)) if len(values) else np.nan, np.nan, np.nan
     found = bootstrap((values,), statistic, method="percentile", rng=seed).confidence_interval
