@@ -124,6 +124,11 @@ def shift_of(record: Path) -> float:
     ----------
     record : Path
         Of a network with two exits (``.json``), or any other model.
+
+    Returns
+    -------
+    float
+        In logits.
     """
     if record.suffix != ".json" or not record.is_file():
         return 0.0
