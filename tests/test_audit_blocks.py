@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covid_lab.audit import alignment, duplicates, near_copies, shortcuts
+from covid_lab.audit import alignment, duplicates, lung_regions, near_copies, shortcuts
 from covid_lab.audit.blocks import blocks
 from covid_lab.audit.controls import draw_phantoms, write_phantoms
 from covid_lab.audit.data_checks import audit_data
@@ -61,7 +61,7 @@ def test_means_filled_in_blocks_are_those_of_each_image(rng):
     images = rng.integers(0, 256, (200, 40, 40), np.uint8)
     kept = rng.random(images.shape) < 0.3
     assert len(list(blocks(200, 1600))) > 1
-    found = shortcuts.fill_with_mean(images, kept)
+    found = lung_regions.fill_with_mean(images, kept)
     for image, inside, filled in zip(images, kept, found, strict=True):
         expected = np.where(inside, image, image[inside].mean())
         np.testing.assert_allclose(filled, expected, rtol=1e-6)
@@ -83,13 +83,13 @@ def test_lungs_found_in_parts_are_those_found_at_once(drawn, given):
         )
     images = phantoms.images.copy()
     images[7] = 0  # in which no lungs are found
-    expected, said = shortcuts.find_lungs(dataset, [images], progress=quiet)
+    expected, said = lung_regions.find_lungs(dataset, [images], progress=quiet)
     parts = np.split(images, [7, 8, 30])
-    found, said_of_parts = shortcuts.find_lungs(dataset, parts, progress=quiet)
+    found, said_of_parts = lung_regions.find_lungs(dataset, parts, progress=quiet)
     np.testing.assert_array_equal(found, expected)
     assert said == said_of_parts
     assert f", {0 if given else 1} of 40 implausible" in said
-    counted, _ = shortcuts.find_lungs(dataset, parts, progress=quiet, square=3)
+    counted, _ = lung_regions.find_lungs(dataset, parts, progress=quiet, square=3)
     by_square = expected.reshape(40, 20, 3, 20, 3).astype(int).sum((2, 4))
     np.testing.assert_array_equal(counted, by_square)
 

@@ -119,7 +119,7 @@ def test_what_is_used_for_shortcuts_keeps_copies_and_patients_together(tree, tmp
     [
         (["--data", "nowhere.zip"], "no such path: nowhere.zip"),
         (["--data", "{tree}", "--classes", "NORMAL,FLU"], "no class folder FLU"),
-        (["--data", "{tree}", "--pattern", "("], "no regular expression"),
+        (["--data", "{tree}", "--pattern", "("], "not a regular expression"),
         (["--data", "{tree}", "--metadata", "{tree}/none.csv"], "none.csv"),
     ],
 )

@@ -9,19 +9,17 @@ from keras import layers, ops
 
 from covid_lab.audit.controls import draw_phantoms, plant_border, write_phantoms
 from covid_lab.audit.findings import worst
+from covid_lab.audit.lung_regions import common_lungs, fill_with_mean, find_lungs
 from covid_lab.audit.metadata import file_metadata
+from covid_lab.audit.model_shortcuts import audit_model
 from covid_lab.audit.shortcuts import (
     COLUMNS,
     LOADED,
     SIDE,
     Pictures,
-    audit_model,
     audit_shortcuts,
     border,
-    common_lungs,
     corners,
-    fill_with_mean,
-    find_lungs,
     image_views,
     judge,
     known_sources,

@@ -1,1 +1,1 @@
-"""Is a number to be believed? The data, its shortcuts, and the protocol of a run, audited."""
+"""Audits of the data, of shortcuts in them, of their labels, and of the protocol of a run."""

@@ -1,9 +1,9 @@
-"""How alike two radiographs are once one of them is moved onto the other.
+"""Similarity of two radiographs after one of them is aligned with the other.
 
 A motion is affine: it shifts, scales, rotates and shears. Coordinates run from -1 to 1 across an
-image (half-widths), and a motion (2, 3) gives the position in the second image that a position
-(y, x, 1) of the first one shows. Pairs are aligned from coarse to fine, and those that agree too
-little are left out on the way, so that few pairs cost the time of the finest level.
+image (half-widths). A motion (2, 3) maps a position (y, x, 1) in the first image to the position in
+the second image that shows the same point. Pairs are aligned from coarse to fine. Pairs with a low
+correlation are left out after each level, so that few pairs reach the finest level, which is slow.
 """
 
 import os
@@ -18,11 +18,11 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from covid_lab.audit.blocks import blocks
 from covid_lab.audit.views import Views
 
-FARTHEST = 0.25  # how far each number of a motion may move from its start
-MARGIN = 0.08  # in half-widths; what a crop took away changes the details beside it
+FARTHEST = 0.25  # largest change of each number of a motion from its start
+MARGIN = 0.08  # in half-widths; near the edge of a crop, details differ from the original
 
-_BATCH = 2**16  # pixels aligned at once in each thread, some thirty numbers for each
-_KEPT = 2**23  # pixels whose details are kept, as an image is compared with many others
+_BATCH = 2**16  # pixels aligned at once in each thread; each takes about 30 numbers
+_KEPT = 2**23  # pixels whose details are in memory, as an image is compared with many others
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,12 @@ class Candidates:
 
     Attributes
     ----------
-    first, second : int (M,), two views.
-    motions : float32 (M, 2, 3), where the alignment of the second onto the first starts.
-    signs : float32 (M,), -1 where the grey values of one are inverted, else 1.
+    first, second : np.ndarray, int (M,)
+        The two views of each pair.
+    motions : np.ndarray, float32 (M, 2, 3)
+        Start of the alignment of the second view with the first.
+    signs : np.ndarray, float32 (M,)
+        -1 where the grey values of one view are inverted, else 1.
     """
 
     first: np.ndarray
@@ -47,16 +50,21 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Level:
-    """A step from coarse to fine: on what two images are aligned, and which pairs continue.
+    """One level from coarse to fine: how pairs are aligned, and which of them continue.
 
     Attributes
     ----------
-    side : pixels along a side.
-    fine, coarse : scales between which the compared structures lie, σ in pixels.
-    around : σ in pixels of the region by whose strength the structures are divided.
-    steps : of the alignment.
-    least : correlation from which a pair reaches the next level; of the last level, the pair's
-        similarity is the correlation.
+    side : int
+        Pixels along a side.
+    fine, coarse : float
+        The compared structures have scales between these, σ in pixels.
+    around : float
+        σ in pixels of the region in which the strength of the structures is normalised.
+    steps : int
+        Steps of the alignment.
+    least : float, -1 to 1
+        Correlation from which a pair continues to the next level. At the last level, the
+        correlation is the pair's similarity.
     """
 
     side: int
@@ -81,16 +89,16 @@ def similarities(
     candidates: Candidates,
     progress: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Align each pair and give the correlation of its details.
+    """Align each pair and compute the correlation of its details.
 
     Parameters
     ----------
     views : Views
         Parts of images.
     candidates : Candidates
-        Pairs of these.
+        M pairs of views.
     progress : callable
-        Called with the number of pairs that are through the first, coarsest level.
+        Called with the number of pairs that have passed through the first, coarsest level.
 
     Returns
     -------
@@ -100,8 +108,8 @@ def similarities(
     similarity = np.full(len(candidates), -1, np.float32)
     motions = candidates.motions.astype(np.float32)
     kept = np.arange(len(candidates))
-    # One thread per batch: BLAS's own threads would wait for each other over small matrices, which
-    # takes ten times as long.
+    # One thread per batch: on small matrices BLAS's own threads wait for each other, which takes
+    # ten times as long.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for number, level in enumerate(LEVELS):
             found = np.empty(len(kept), np.float32)
@@ -116,11 +124,12 @@ def similarities(
 
 
 def warped(images: np.ndarray, motions: np.ndarray) -> np.ndarray:
-    """Images seen through motions, by bilinear interpolation.
+    """Apply motions to images, by bilinear interpolation.
 
     Parameters
     ----------
     images : np.ndarray, float32 (M, S, S)
+        Grey values or details.
     motions : np.ndarray, float32 (M, 2, 3)
         See the module's description.
 
@@ -128,6 +137,14 @@ def warped(images: np.ndarray, motions: np.ndarray) -> np.ndarray:
     -------
     np.ndarray, float32 (M, S, S)
         Outside, an image continues with the values of its edge.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.array([[[0, 1, 2], [0, 1, 2], [0, 1, 2]]], np.float32)
+    >>> shift = identity(1) + np.array([[0, 0, 0], [0, 0, 0.5]], np.float32)
+    >>> warped(image, shift)[0, 0].round(2).tolist()
+    [0.5, 1.5, 2.0]
     """
     count, side, _ = images.shape
     half = (side - 1) / 2
@@ -150,20 +167,22 @@ def warped(images: np.ndarray, motions: np.ndarray) -> np.ndarray:
 
 
 def details(images: np.ndarray, level: Level) -> np.ndarray:
-    """Structures between two scales, divided by their own strength around a pixel.
+    """Extract the structures between two scales, divided by their strength around each pixel.
 
-    So the edges of the body, of letters and of black frames, which many images share, weigh no
+    The edges of the body, of letters and of black frames, which many images share, then weigh no
     more than the faint structures inside.
 
     Parameters
     ----------
     images : np.ndarray, float32 (M, S, S)
+        Grey values.
     level : Level
         Gives the scales.
 
     Returns
     -------
     np.ndarray, float32 (M, S, S)
+        Of mean about 0.
     """
     fine, coarse = (
         gaussian_filter(images, (0, scale, scale)) for scale in (level.fine, level.coarse)
@@ -183,19 +202,19 @@ def aligned(
 ) -> np.ndarray:
     """Align the second images with the first ones.
 
-    Efficient second-order minimisation (Malis 2004): Gauss-Newton on the squared difference, with
-    the mean of both images' gradients; each step is put before the motion so far.
+    Efficient second-order minimisation (Malis 2004): Gauss-Newton steps on the squared difference,
+    with the mean of both images' gradients. Each step is applied before the motion found so far.
 
     Parameters
     ----------
     first, second : np.ndarray, float32 (M, S, S)
         Details of the images.
     contents : tuple of two np.ndarray, float32 (M, 4)
-        Of the first and the second images, see `Views.contents`.
+        Content of the first and of the second images, see `covid_lab.audit.views.Views`.
     start : np.ndarray, float32 (M, 2, 3)
         Motions from which the alignment starts.
     steps : int
-        How many steps it takes.
+        Number of steps.
 
     Returns
     -------
@@ -204,7 +223,7 @@ def aligned(
     """
     side = first.shape[1]
     axis = _axis(side)
-    half = (side - 1) / 2  # gradients per half-width, as the motion is
+    half = (side - 1) / 2  # gradients per half-width, the unit of motions
     first_slopes = np.gradient(first, axis=(1, 2))
     motions = start
     effects = np.empty((len(first), 6, side, side), np.float32)
@@ -228,19 +247,63 @@ def aligned(
 
 
 def identity(count: int) -> np.ndarray:
-    """The motion that changes nothing, float32 (count, 2, 3)."""
+    """Give motions that change nothing.
+
+    Parameters
+    ----------
+    count : int, from 0
+        Number of motions M.
+
+    Returns
+    -------
+    np.ndarray, float32 (M, 2, 3)
+        All equal.
+
+    Examples
+    --------
+    >>> identity(1).tolist()
+    [[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]
+    """
     return np.tile(np.eye(2, 3, dtype=np.float32), (count, 1, 1))
 
 
 def joined(last: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Motions that apply ``before`` to a position and then ``last``, both float32 (M, 2, 3)."""
+    """Join motions that follow one another.
+
+    Parameters
+    ----------
+    last : np.ndarray, float32 (M, 2, 3)
+        Applied second.
+    before : np.ndarray, float32 (M, 2, 3)
+        Applied first to a position.
+
+    Returns
+    -------
+    np.ndarray, float32 (M, 2, 3)
+        Equivalent to both.
+    """
     product = last[:, :, :2] @ before
     product[:, :, 2] += last[:, :, 2]
     return product
 
 
 def overlap(contents: tuple[np.ndarray, np.ndarray], motions: np.ndarray, side: int) -> np.ndarray:
-    """Where the first images and the moved second ones both show their content, bool (M, S, S)."""
+    """Mark where the first images and the moved second ones both show their content.
+
+    Parameters
+    ----------
+    contents : tuple of two np.ndarray, float32 (M, 4)
+        See `aligned`.
+    motions : np.ndarray, float32 (M, 2, 3)
+        Of the second images.
+    side : int
+        Pixels S along a side.
+
+    Returns
+    -------
+    np.ndarray, bool (M, S, S)
+        True where both contents are seen, without a rim of `MARGIN`.
+    """
     axis = np.broadcast_to(_axis(side), (len(motions), side))
     shown = _shows(contents[0], axis[:, :, None], axis[:, None, :])
     return shown & _shows(contents[1], *_positions(motions, side))
@@ -252,7 +315,22 @@ def correlation(
     contents: tuple[np.ndarray, np.ndarray],
     motions: np.ndarray,
 ) -> np.ndarray:
-    """Pearson's correlation of each two images where both are seen, (M,); 0 without contrast."""
+    """Compute Pearson's correlation of the images in each pair, where both show their content.
+
+    Parameters
+    ----------
+    first, second : np.ndarray, float32 (M, S, S)
+        Details of the images.
+    contents : tuple of two np.ndarray, float32 (M, 4)
+        See `aligned`.
+    motions : np.ndarray, float32 (M, 2, 3)
+        Of the second images.
+
+    Returns
+    -------
+    np.ndarray, float32 (M,), -1 to 1
+        0 for images without contrast.
+    """
     inside = overlap(contents, motions, first.shape[1])
     n = np.maximum(inside.sum((1, 2)), 1)[:, None, None]
     a, b = (
@@ -271,7 +349,7 @@ def _compared(
     level: Level,
     pool: ThreadPoolExecutor,
 ) -> np.ndarray:
-    """Correlations of some candidates after one level; their motions are changed in place."""
+    """Align some candidates at one level, in place, and return their correlations."""
     pairs = np.stack([candidates.first[which], candidates.second[which]])
     used, places = np.unique(pairs, return_inverse=True)
     places = places.reshape(pairs.shape)
@@ -295,7 +373,7 @@ def _compared(
 
 
 def _positions(motions: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pixels of the first image are in the second one: y and x, each (M, S, S)."""
+    """Positions in the second image of the first image's pixels: y and x, each (M, S, S)."""
     axis = _axis(side)
     y, x = (
         numbers[:, 0, None, None] * axis[:, None]
@@ -306,7 +384,7 @@ def _positions(motions: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shows(content: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Whether positions are inside the content of their view, by more than the margin."""
+    """Whether positions are inside the content of their view by at least the margin."""
     first_y, last_y, first_x, last_x = content.T[:, :, None, None]
     return (
         (y >= first_y + MARGIN) & (y <= last_y - MARGIN)

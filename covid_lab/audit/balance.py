@@ -22,6 +22,7 @@ class ChiSquare:
     degrees : int
         Degrees of freedom.
     p_value : float, 0 to 1
+        Probability of a statistic at least as large under balance.
     cramers_v : float, 0 (balance) to 1
         Cramér's V (Cramér 1946, p. 282), which does not depend on the number of images. For one
         column of counts it is √(χ² / (n (k - 1))), which is 1 if one of k classes holds all n
@@ -44,7 +45,7 @@ def split_balance(table: pd.DataFrame, column: str = "label") -> ChiSquare:
     table : pd.DataFrame
         One row per image with the columns split and ``column``.
     column : str
-        Label, source, …
+        Name of the column, such as label or source.
 
     Returns
     -------
@@ -56,6 +57,14 @@ def split_balance(table: pd.DataFrame, column: str = "label") -> ChiSquare:
     ------
     DataError
         A missing column, or no rows.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"split": ["train"] * 2 + ["test"] * 2, "label": [0, 1, 0, 1]})
+    >>> found = split_balance(table)
+    >>> found.statistic, found.degrees, found.p_value
+    (0.0, 1, 1.0)
     """
     require_columns(table, ("split", column))
     counts = pd.crosstab(table["split"], table[column]).to_numpy()
@@ -75,6 +84,7 @@ def class_balance(labels: Iterable) -> ChiSquare:
     Parameters
     ----------
     labels : iterable, (N,)
+        Class of each image; any hashable values.
 
     Returns
     -------
@@ -85,6 +95,12 @@ def class_balance(labels: Iterable) -> ChiSquare:
     ------
     DataError
         No labels.
+
+    Examples
+    --------
+    >>> found = class_balance(["COVID"] * 75 + ["NORMAL"] * 25)
+    >>> found.statistic, found.degrees, found.cramers_v
+    (25.0, 1, 0.5)
     """
     counts = pd.Series(list(labels)).value_counts().to_numpy()
     if not len(counts):

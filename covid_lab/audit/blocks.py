@@ -1,14 +1,31 @@
-"""What grows with the number of images is worked on in blocks of a bounded size."""
+"""Blocks of rows of a bounded size, so that memory does not grow with the number of images."""
 
 from collections.abc import Iterator
 
-NUMBERS = 2**18  # in a block: larger ones than the processor's caches hold would be slower, too
+NUMBERS = 2**18  # in a block; larger blocks exceed the processor's caches and are slower
 
 
 def blocks(count: int, width: int, numbers: int = NUMBERS) -> Iterator[slice]:
-    """Slices that part `count` rows of `width` numbers into blocks of at most `numbers` of them.
+    """Divide rows into consecutive blocks.
 
-    A row is never parted, however long it is.
+    Parameters
+    ----------
+    count : int, from 0
+        Number of rows.
+    width : int, from 0
+        Numbers in a row.
+    numbers : int, from 1
+        Numbers that a block holds at most. A longer row makes a block of its own.
+
+    Yields
+    ------
+    slice
+        Rows of a block.
+
+    Examples
+    --------
+    >>> list(blocks(5, 10, 20))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     size = max(1, numbers // max(width, 1))
     for start in range(0, count, size):

@@ -1,8 +1,8 @@
-"""Which items of two reporting checklists the findings answer, as data.
+"""Items of two reporting checklists that the findings answer, as data.
 
 REFORMS: Kapoor et al. 2024, Science Advances 10 (18), eadk3452, table 1. CLAIM: Tejani et al. 2024,
 Radiology: Artificial Intelligence 6 (4), e240300 (the 2024 update, 44 items). Only what a program
-can judge is listed; both ask for more, and what is asked is put in our own words.
+can judge is listed; both ask for more. The questions are in our own words.
 """
 
 from collections.abc import Iterable
@@ -17,7 +17,19 @@ COLUMNS = ["checklist", "item", "asks", "answer", "answered_by"]
 
 @dataclass(frozen=True)
 class Item:
-    """One item: where it stands, what it asks, and the checks (or whole areas) that answer it."""
+    """One item of a checklist.
+
+    Attributes
+    ----------
+    checklist : str
+        "REFORMS" or "CLAIM 2024".
+    number : str
+        Of the item in its checklist.
+    asks : str
+        What the item asks for, in our own words.
+    checks : tuple of str
+        Checks, or whole areas of checks, that answer it.
+    """
 
     checklist: str
     number: str
@@ -34,14 +46,14 @@ ITEMS = (
     Item("REFORMS", "2c", "the computing environment is described",
          ("versions, seed and weights recorded",)),
     Item("REFORMS", "3e", "the number of samples, by class", ("classes are balanced",)),
-    Item("REFORMS", "4b", "corrupt samples are found and dealt with",
+    Item("REFORMS", "4b", "corrupt samples are found and handled",
          ("every image can be read", "copies have one label")),
     Item("REFORMS", "5c", "how the models are evaluated, with the splits",
          ("classes are alike in all splits", *_UNCHANGED)),
     Item("REFORMS", "5d", "how the reported models were selected", _TESTED),
     Item("REFORMS", "5e", "how hyperparameters were tuned",
          ("best values inside their ranges", "a new model for every trial")),
-    Item("REFORMS", "6a", "pre-processing and modelling use the training data alone",
+    Item("REFORMS", "6a", "pre-processing and modelling use only the training data",
          ("normalisation statistics from training alone", "synthetic samples only in training",
           "final fits: right epochs, no early stopping", *_TESTED)),
     Item("REFORMS", "6b", "no duplicates or dependencies between training and test",
@@ -71,12 +83,27 @@ ITEMS = (
 
 
 def answers(findings: Iterable[Finding]) -> pd.DataFrame:
-    """Answer of each item: the gravest verdict among its checks.
+    """Answer each item by the worst verdict among its checks.
+
+    Parameters
+    ----------
+    findings : iterable of Finding
+        Of all areas.
 
     Returns
     -------
-    Table, one row per item: checklist, item, asks, answer (a verdict; "not applicable" where none
-    of its checks could be judged), answered_by (the checks judged).
+    pd.DataFrame
+        One row per item: checklist, item, asks, answer (a verdict; "not applicable" where none of
+        its checks could be judged), answered_by (the checks judged).
+
+    Examples
+    --------
+    >>> from covid_lab.audit.findings import Finding
+    >>> found = Finding("data", "classes are balanced", "pass", "100 NORMAL, 100 COVID")
+    >>> table = answers([found])
+    >>> table.loc[table["answer"] != "not applicable", ["checklist", "item", "answer"]]
+      checklist item answer
+    2   REFORMS   3e   pass
     """
     findings = [finding for finding in findings if finding.verdict != "not applicable"]
     rows = []

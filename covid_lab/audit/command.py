@@ -1,10 +1,14 @@
 """``python -m covid_lab audit``: all checks on one data set, printed and written.
 
-Written are ``audit.csv`` (the findings), ``audit.json`` (these with settings, versions, pairs and
-checklists), ``duplicates.csv``, ``labels.csv`` (images by how far a model contradicts their labels)
-with ``label_controls.csv``, ``label_readers.csv`` where a second reader is given,
-``shortcuts.csv``, ``controls.csv`` where asked for, and ``audit.html``, which shows images of the
-data set and therefore stays local.
+The command writes
+
+- ``audit.csv``, the findings, and ``audit.json``, the same with settings, versions, pairs and
+  checklists,
+- ``duplicates.csv``,
+- ``labels.csv``, the images ranked by how far a model contradicts their labels, with
+  ``label_controls.csv``, and ``label_readers.csv`` where a second reader is given,
+- ``shortcuts.csv``, and ``controls.csv`` on request,
+- ``audit.html``, which shows images of the data set and must therefore not be published.
 """
 
 import dataclasses
@@ -23,10 +27,11 @@ from covid_lab.audit.data_checks import DataAudit, audit_data, named_pairs
 from covid_lab.audit.findings import Finding, as_table, figure
 from covid_lab.audit.groups import clusters, grouped_split, joined_groups
 from covid_lab.audit.labels import audit_labels
+from covid_lab.audit.model_shortcuts import audit_model
 from covid_lab.audit.page import Report, page
 from covid_lab.audit.protocol import audit_protocol
 from covid_lab.audit.second_reader import COLUMN, second_labels
-from covid_lab.audit.shortcuts import audit_model, audit_shortcuts
+from covid_lab.audit.shortcuts import audit_shortcuts
 from covid_lab.datasets import described, open_dataset, write_splits
 from covid_lab.progress import Progress
 from covid_lab.reading.manifests import content_of, read_table
@@ -34,12 +39,42 @@ from covid_lab.reading.roots import stem_of
 from covid_project.data import CLASSES, DataError, Dataset
 from covid_project.files import versions, write_csv, write_text
 
-STAGES = ("baseline", "fine_tuned")  # tested models, examined for shortcuts of their own
+STAGES = ("baseline", "fine_tuned")  # tested models, whose own use of shortcuts is audited
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be audited; see the command's help."""
+    """What to audit, and how; see also the command's help.
+
+    Attributes
+    ----------
+    data : Path
+        Folder or archive of images.
+    results : Path, optional
+        Results folder of a finished run on these data. Its protocol and models are audited, too.
+    out : Path, optional
+        Folder to write to. None: ``audit`` in the results, or ``results/audit/<name of the data>``.
+    masks : Path, optional
+        Lung masks, see `covid_lab.audit.shortcuts.audit_shortcuts`.
+    classes : tuple of str, optional
+        Names of the classes, in the order of their labels.
+    table : Path, optional
+        CSV, TSV or spreadsheet with the columns path and label, and if known patient and split.
+    columns : tuple of (str, str)
+        Pairs of a column that ``table`` should have and the name that it has there.
+    finding : str, optional
+        Of several findings of an image, the one to tell from the others.
+    pattern : str, optional
+        Regular expression that finds the patient in a path.
+    metadata : Path, optional
+        Table with the column image, and patient or second_label.
+    write_splits : Path, optional
+        File for a new split that keeps patients and copies together.
+    controls : bool
+        Whether to test the shortcut audit on phantoms with planted shortcuts.
+    seed : int, from 0
+        Of everything that is drawn at random.
+    """
 
     data: Path
     results: Path | None = None
@@ -60,7 +95,17 @@ OPTIONS = tuple(field.name for field in dataclasses.fields(Request))
 
 
 def run(request: Request) -> list[Finding]:
-    """Audit, print the findings, write the files; return the findings.
+    """Audit a data set, print the findings and write the files.
+
+    Parameters
+    ----------
+    request : Request
+        What to audit, and where to write.
+
+    Returns
+    -------
+    list of Finding
+        Of all areas.
 
     Raises
     ------
@@ -79,7 +124,23 @@ def run(request: Request) -> list[Finding]:
 
 
 def audit(request: Request) -> Report:
-    """Make all findings; write nothing except the network's features, which are kept."""
+    """Audit a data set without writing anything but a cache of the network's features.
+
+    Parameters
+    ----------
+    request : Request
+        What to audit; ``write_splits`` is ignored.
+
+    Returns
+    -------
+    Report
+        Findings and tables of all areas.
+
+    Raises
+    ------
+    DataError
+        Data, pattern, metadata or masks that cannot be used.
+    """
     dataset = _opened(request)
     print(described(dataset, request.data.name), flush=True)
     metadata = None if request.metadata is None else _table(request.metadata)
@@ -113,7 +174,7 @@ def audit(request: Request) -> Report:
         findings += found.findings
         shortcuts = found.table
     else:
-        reason = "it takes two classes, and there is one"
+        reason = "two classes are needed, and there is only one"
         findings.append(Finding("shortcuts", "shortcuts", "not applicable", reason))
     if request.results is not None:
         findings += audit_protocol(request.results, dataset)
@@ -135,7 +196,15 @@ def audit(request: Request) -> Report:
 
 
 def write(report: Report, out: Path) -> None:
-    """Write the tables, ``audit.json`` and the page into a folder."""
+    """Write the tables, ``audit.json`` and the page.
+
+    Parameters
+    ----------
+    report : Report
+        From `audit`.
+    out : Path
+        Folder, which is made where it is missing.
+    """
     findings = as_table(report.findings)
     write_csv(out / "audit.csv", findings)
     write_csv(out / "duplicates.csv", report.pairs)
@@ -166,7 +235,21 @@ def write(report: Report, out: Path) -> None:
 
 
 def as_text(findings: list[Finding], width: int | None = None) -> str:
-    """Findings as a table for a terminal: verdict, check, figure with interval, finding."""
+    """Set findings as a table for a terminal: verdict, check, figure with interval, finding.
+
+    Parameters
+    ----------
+    findings : list of Finding
+        In the order in which they are shown.
+    width : int, optional
+        Characters in a line. None: the terminal's, at least 80.
+
+    Returns
+    -------
+    str
+        Lines, the first with the names of the columns. In a narrow terminal, the finding is below
+        its check.
+    """
     width = width or max(shutil.get_terminal_size().columns, 80)
     rows = [("verdict", "check", "figure (95 % interval)", "finding")]
     rows += [(f.verdict, f.check, figure(f), f.found) for f in findings]
@@ -186,7 +269,7 @@ def as_text(findings: list[Finding], width: int | None = None) -> str:
 
 
 def _opened(request: Request) -> Dataset:
-    """Open the data as the run split them; as they are, where that split is of other data."""
+    """Open the data with the run's split, or with their own where that split is of other data."""
     splits = None if request.results is None else request.results / "splits.csv"
     how = {
         "classes": request.classes,
@@ -198,12 +281,12 @@ def _opened(request: Request) -> Dataset:
     try:
         return open_dataset(request.data, splits_file=splits, **how)
     except DataError:
-        # Where the reason is not the split, the data are refused again.
+        # Where the split is not the reason, this fails in the same way.
         return open_dataset(request.data, **how)
 
 
 def _models(request: Request, data: DataAudit) -> list[Finding]:
-    """Shortcut findings of the run's final models, where these and the data are at hand."""
+    """Audit the run's final models for shortcuts, where models and test images are available."""
     stages = [s for s in STAGES if list((request.results / "models").glob(f"{s}*.keras"))]
     rows = data.dataset.rows("test")
     if not stages or not len(rows) or data.dataset.classes != CLASSES:
@@ -218,14 +301,14 @@ def _models(request: Request, data: DataAudit) -> list[Finding]:
         except (NotKept, WeightsUnavailable) as error:
             print(f"the model {stage} is left out: {error}")
             continue
-        print(f"the model {stage} is asked what it looks at", flush=True)
+        print(f"the model {stage} is audited for shortcuts", flush=True)
         found = audit_model(model, data.dataset, rows, masks=request.masks, seed=request.seed)
         findings += [dataclasses.replace(f, check=f"{stage}: {f.check}") for f in found]
     return findings
 
 
 def _kept_together(data: DataAudit) -> Dataset:
-    """Join patients and copies into the groups, so that no fold of a validation parts them."""
+    """Join patients and copies into groups, which cross-validation keeps together."""
     return dataclasses.replace(data.dataset, table=data.dataset.table.assign(group=_groups(data)))
 
 
@@ -279,5 +362,5 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _records(table: pd.DataFrame) -> list[dict]:
-    """Rows as JSON has them: no NaN, plain numbers."""
+    """Rows as JSON needs them: null for NaN, plain numbers."""
     return json.loads(table.to_json(orient="records", force_ascii=False))

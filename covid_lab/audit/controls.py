@@ -1,8 +1,8 @@
-"""The shortcut audit tested: does it find what was planted, and nothing where nothing was planted.
+"""Tests of the shortcut audit: it must find planted shortcuts, and nothing without one.
 
-Phantoms are drawn by one law for both classes, apart from the lesions in the lungs. Into the
-positive ones a shortcut is planted, stronger and stronger, and the audit is asked each time. Drawn
-images test the audit; they say nothing about patients.
+The phantoms of both classes follow the same distribution, except for the lesions in the lungs. A
+shortcut of increasing strength is planted into the positive ones, and each strength is audited.
+Drawn images test the audit; they say nothing about patients.
 """
 
 import tempfile
@@ -23,11 +23,12 @@ from covid_project.images import resize
 
 COLUMNS = ("control", "strength", "unit", "auc", "low", "high", "verdict", "caught")
 NONE = "none"  # the control without a shortcut
-REPEATS = 3  # of it, each with phantoms of its own
+REPEATS = 3  # audits without a shortcut, each with other phantoms
 
 PER_CLASS = 200
 SIDE = 96  # pixels
-SPREAD = 0.1  # sides of the stored images vary by so much in both classes, where size is planted
+# Where size is the shortcut, the sides of the stored images vary by this fraction in both classes.
+SPREAD = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,12 @@ class Phantoms:
 
     Attributes
     ----------
-    images
-        uint8 (N, S, S).
-    lungs
-        bool (N, S, S).
-    labels
-        int (N,), 0 (NORMAL) and 1 (COVID).
+    images : np.ndarray, uint8 (N, S, S)
+        Grey values.
+    lungs : np.ndarray, bool (N, S, S)
+        True inside the lungs.
+    labels : np.ndarray, int (N,)
+        0 (NORMAL) or 1 (COVID).
     """
 
     images: np.ndarray
@@ -53,7 +54,22 @@ Plant = Callable[[Phantoms, float, np.random.Generator], list[np.ndarray]]
 
 
 def plant_marker(phantoms: Phantoms, strength: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Brighten a small square near the upper left corner of the positive images, in grey levels."""
+    """Brighten a small square near the upper left corner of the positive images.
+
+    Parameters
+    ----------
+    phantoms : Phantoms
+        Images without a shortcut.
+    strength : float, from 0
+        Grey levels to add.
+    rng : np.random.Generator
+        Not used.
+
+    Returns
+    -------
+    list of np.ndarray, N images, uint8 (S, S)
+        Negative images are unchanged.
+    """
     side = phantoms.images.shape[1]
     place = slice(side // 24, side // 24 + side // 12)
     where = np.zeros((side, side), bool)
@@ -62,7 +78,22 @@ def plant_marker(phantoms: Phantoms, strength: float, rng: np.random.Generator) 
 
 
 def plant_border(phantoms: Phantoms, strength: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Brighten a frame, 1/32 of the side wide, of the positive images, in grey levels."""
+    """Brighten a frame, 1/32 of the side wide, of the positive images.
+
+    Parameters
+    ----------
+    phantoms : Phantoms
+        Images without a shortcut.
+    strength : float, from 0
+        Grey levels to add.
+    rng : np.random.Generator
+        Not used.
+
+    Returns
+    -------
+    list of np.ndarray, N images, uint8 (S, S)
+        Negative images are unchanged.
+    """
     side = phantoms.images.shape[1]
     inside = np.zeros((side - 2 * (side // 32),) * 2, bool)
     where = np.pad(inside, side // 32, constant_values=True)
@@ -70,9 +101,21 @@ def plant_border(phantoms: Phantoms, strength: float, rng: np.random.Generator) 
 
 
 def plant_size(phantoms: Phantoms, strength: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Enlarge the positive images by a share of their side, in per cent.
+    """Vary the size of all images by up to `SPREAD`, then enlarge the positive ones.
 
-    The sides of all images vary by `SPREAD` to either side beforehand.
+    Parameters
+    ----------
+    phantoms : Phantoms
+        Images without a shortcut.
+    strength : float, from 0
+        Per cent of the side to add.
+    rng : np.random.Generator
+        Draws the sizes.
+
+    Returns
+    -------
+    list of np.ndarray, N images, uint8
+        Squares of different sizes.
     """
     side = phantoms.images.shape[1]
     sides = side * rng.uniform(1 - SPREAD, 1 + SPREAD, len(phantoms.labels))
@@ -83,7 +126,7 @@ def plant_size(phantoms: Phantoms, strength: float, rng: np.random.Generator) ->
     ]
 
 
-# control → how it is planted, unit, strengths from weak to strong, the view that must fail
+# Control → how it is planted, unit, strengths from weak to strong, and the view that must fail.
 CONTROLS: dict[str, tuple[Plant, str, tuple[float, ...], str]] = {
     "marker": (plant_marker, "grey levels", (0, 4, 8, 16, 32, 64), "corners"),
     "border": (plant_border, "grey levels", (0, 1, 2, 4, 8, 16), "border"),
@@ -94,21 +137,27 @@ CONTROLS: dict[str, tuple[Plant, str, tuple[float, ...], str]] = {
 def controls_table(
     seed: int = 0, progress: Callable[[str, int, int], None] | None = None
 ) -> pd.DataFrame:
-    """Run the audit without a shortcut, and with each at every strength.
+    """Run the audit without a shortcut, and with each shortcut at every strength.
 
     Parameters
     ----------
-    seed
-        Of the phantoms and of all that is drawn in the audit.
+    seed : int, from 0
+        Of the phantoms and of the audits.
     progress : callable, optional
         Called with (stage, done, total); None: `covid_lab.progress.Progress`.
 
     Returns
     -------
-    Table, one row per audit: control, strength, unit, auc, low, high (95 %), verdict, caught. For a
-    planted shortcut, AUC and verdict are those of the view that it was planted for, and it is
-    caught where that view fails. For "none" (strength 0, as often as `REPEATS`, other phantoms each
-    time) the AUC is that of the most telling view without lungs, the verdict the gravest of all.
+    pd.DataFrame
+        One row per audit: control, strength, unit, auc with its 95 % interval (low, high), verdict,
+        caught (bool).
+
+    Notes
+    -----
+    For a planted shortcut, AUC and verdict are those of the view that should reveal it. The
+    shortcut is caught where that view fails. The control "none" (strength 0) is repeated `REPEATS`
+    times with other phantoms. Its AUC is the highest of the views without lungs, its verdict the
+    worst of all, and "caught" says that this verdict is not "pass": a false alarm.
     """
     total = REPEATS + sum(len(strengths) for _, _, strengths, _ in CONTROLS.values())
     rows = tracked(_rows(seed), "controls: audits", total, progress)
@@ -116,16 +165,25 @@ def controls_table(
 
 
 def weakest_caught(table: pd.DataFrame) -> pd.DataFrame:
-    """Weakest strength of each planted control from which on all stronger ones are caught.
+    """Find the weakest strength of each shortcut from which all stronger ones are caught.
 
     Parameters
     ----------
-    table
+    table : pd.DataFrame
         From `controls_table`.
 
     Returns
     -------
-    Table: control, strength (NaN where the strongest was missed), unit.
+    pd.DataFrame
+        One row per planted shortcut: control, strength (NaN where the strongest was missed), unit.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"control": "border", "strength": [1, 2, 4, 8], "unit": "grey levels"})
+    >>> weakest_caught(table.assign(caught=[True, False, True, True]))
+      control  strength         unit
+    0  border         4  grey levels
     """
     rows = []
     for control, tried in table[table["control"] != NONE].groupby("control", sort=False):
@@ -136,7 +194,22 @@ def weakest_caught(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_phantoms(per_class: int, side: int, seed: int) -> Phantoms:
-    """Draw as many healthy as diseased phantoms, each another patient."""
+    """Draw equally many healthy and diseased phantoms, each of another patient.
+
+    Parameters
+    ----------
+    per_class : int, from 1
+        Images of each class.
+    side : int
+        Pixels along a side.
+    seed : int, from 0
+        Of all images; each has a random generator of its own.
+
+    Returns
+    -------
+    Phantoms
+        Healthy ones first.
+    """
     labels = np.repeat([0, 1], per_class)
     drawn = [
         draw_radiograph(
@@ -149,7 +222,22 @@ def draw_phantoms(per_class: int, side: int, seed: int) -> Phantoms:
 
 
 def write_phantoms(folder: Path, images: list[np.ndarray], phantoms: Phantoms) -> Dataset:
-    """Write images, each of its own size, with the phantoms' lungs as masks; no split."""
+    """Write images as PNG files with the phantoms' lungs as masks.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to write; it need not exist.
+    images : list of np.ndarray, N images, uint8
+        They may differ in size.
+    phantoms : Phantoms
+        Give the lungs and the labels.
+
+    Returns
+    -------
+    Dataset
+        N images without a split.
+    """
     rows = []
     for number, (image, lungs, label) in enumerate(
         zip(images, phantoms.lungs, phantoms.labels, strict=True)
@@ -189,7 +277,7 @@ def _rows(seed: int) -> Iterator[dict[str, object]]:
 
 
 def _audit(images: list[np.ndarray], phantoms: Phantoms, seed: int) -> dict[str, Finding]:
-    """Findings of the shortcut audit, by check."""
+    """Audit images for shortcuts: findings by check."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = write_phantoms(Path(folder), images, phantoms)
         found = audit_shortcuts(dataset, seed=seed, progress=lambda *_: None).findings
@@ -201,6 +289,6 @@ def _figures(finding: Finding) -> dict[str, float | None]:
 
 
 def _brightened(phantoms: Phantoms, where: np.ndarray, strength: float) -> list[np.ndarray]:
-    """Images with the positive ones brighter by ``strength`` grey levels at some pixels."""
+    """Brighten some pixels of the positive images by ``strength`` grey levels."""
     added = strength * where * phantoms.labels[:, None, None]
     return list(np.clip(phantoms.images + added, 0, 255).round().astype(np.uint8))

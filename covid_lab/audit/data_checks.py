@@ -1,8 +1,8 @@
-"""Are the data fit to measure with? Files, copies, patients and balance, as findings.
+"""Can the data be used to measure anything? Findings on files, copies, patients and balance.
 
-An image held out (val, test) that has a copy, or a patient's other image, in another split is not
-unseen: what is measured on it is partly memory. Such findings fail; what a split can still avoid
-(copies within a split, or where there is no split yet) warns.
+A held-out image (val, test) with a copy, or another image of its patient, in another split is not
+unseen: a metric on it partly measures memory. Such findings fail. Copies that a split can still
+avoid (within a split, or where there is no split yet) warn.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from covid_project.evaluation import SIGNIFICANCE, wilson_interval
 from covid_project.images import resize
 
 AREA = "data"
-SIDE = 128  # pixels at which near copies are sought; what `duplicates` was measured at
+SIDE = 128  # pixels at which near copies are sought, as in the benchmark of `duplicates`
 IMBALANCE = 0.3  # Cramér's V from which classes are called imbalanced: a medium effect (Cohen 1988)
 HELD_OUT = ("val", "test")
 NO_SPLIT = "the data come without a split"
@@ -34,19 +34,20 @@ NAMED = 5  # examples in a finding
 
 @dataclass(frozen=True, eq=False)
 class DataAudit:
-    """What was found in a data set, and what it was found in.
+    """The findings on a data set, and the data.
 
     Attributes
     ----------
-    findings
-        In the order in which they are to be read.
-    dataset
-        The readable images; ``group`` holds the patients as far as they are known.
-    pairs
-        As from ``duplicates.duplicate_pairs``: rows of the table, kind, similarity, splits.
-    unreadable
+    findings : list of Finding
+        In the order of reading.
+    dataset : Dataset
+        The readable images; the column group holds the patients as far as they are known.
+    pairs : pd.DataFrame
+        From `covid_lab.audit.duplicates.duplicate_pairs`: rows of the table, kind, similarity,
+        splits.
+    unreadable : dict of str to str
         Reason by path.
-    patients
+    patients : str
         How many patients are known, in words; "" for none.
     """
 
@@ -65,22 +66,28 @@ def audit_data(
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> DataAudit:
-    """Read every image once, look for copies, and judge what `RULES` ask.
+    """Read every image once, search for copies, and apply `RULES`.
 
     Parameters
     ----------
-    dataset
+    dataset : Dataset
         Opened with ``as_found=True``: a split may be "" or missing.
-    pattern
+    pattern : str, optional
         Regular expression that finds the patient in a path, see
         `covid_lab.reading.patients.groups_from_names`.
-    metadata
+    metadata : pd.DataFrame, optional
         Table of images and patients instead of a pattern, see
         `covid_lab.reading.patients.groups_from_table`.
-    seed
-        See ``duplicates.near_pairs``.
-    progress
-        Called with (what is done, how many are done, how many there are).
+    seed : int
+        See `covid_lab.audit.duplicates.near_pairs`.
+    progress : callable
+        Called with (stage, done, total).
+
+    Returns
+    -------
+    DataAudit
+        Findings, readable images and pairs of copies. Without any readable image, the only finding
+        is that they cannot be read.
 
     Raises
     ------
@@ -105,7 +112,20 @@ def audit_data(
 
 
 def named_pairs(audit: DataAudit) -> pd.DataFrame:
-    """Duplicate pairs with paths and class names for row numbers, those across splits first."""
+    """Give the pairs of copies with paths and class names.
+
+    Parameters
+    ----------
+    audit : DataAudit
+        From `audit_data`.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per pair: path_first, split_first, label_first (name of the class), the same for
+        second, kind, similarity, label_conflict. Pairs across splits come first, then pairs with
+        two labels, then by falling similarity.
+    """
     table, pairs = audit.dataset.table, audit.pairs
     names = np.array(audit.dataset.classes, dtype=object)
     sides = {
@@ -126,7 +146,7 @@ def named_pairs(audit: DataAudit) -> pd.DataFrame:
 def _read(
     dataset: Dataset, folder: Path, progress: Callable[[str, int, int], None]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-    """Readable images uint8 (N, SIDE, SIDE), mapped from a folder; hashes; reasons by path."""
+    """Readable images uint8 (N, SIDE, SIDE) in a file of the folder; hashes; reasons by path."""
     contents, unreadable = [], {}
 
     def fill(images: np.ndarray) -> None:
@@ -147,7 +167,7 @@ def _read(
     return images[: len(contents)], np.array(contents, dtype="U64"), unreadable
 
 
-# ---- the rules: each takes the readable images and the pairs, and returns one finding ----------
+# ---- the rules: each takes the readable images and the pairs, and returns one finding -----------
 
 
 def _unreadable(unreadable: dict[str, str], everything: int) -> Finding:
@@ -178,7 +198,7 @@ def _across(check: str, how: str, dataset: Dataset, copied: np.ndarray) -> Findi
         return Finding(AREA, check, "not applicable", NO_SPLIT)
     count, n = int((copied & held_out).sum()), int(held_out.sum())
     listed = f": {_some(dataset.table['path'][copied & held_out])}" if count else ""
-    found = f"{count:,} of {n:,} held-out images lie in another split as well, {how}{listed}"
+    found = f"{count:,} of {n:,} held-out images are in another split as well, {how}{listed}"
     low, high = map(float, wilson_interval(count, n))
     return Finding(AREA, check, "fail" if count else "pass", found, count / n, low, high, n)
 
@@ -202,7 +222,7 @@ def _within(check: str, kind: str, dataset: Dataset, pairs: pd.DataFrame) -> Fin
 
 
 def _label_conflicts(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
-    """Equal images of two classes are an error of the data; of near ones a person should look."""
+    """Equal images with two labels are an error in the data; a person should check near copies."""
     check = "copies have one label"
     if pairs.empty:
         return Finding(AREA, check, "not applicable", "there are no copies")
@@ -231,9 +251,7 @@ def _patients(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
         check, "by their patient", dataset, table["group"].isin(across["group"]).to_numpy()
     )
     if finding.verdict == "not applicable":
-        return replace(
-            finding, found=f"{NO_SPLIT}, which will have to keep patients together; {several}"
-        )
+        return replace(finding, found=f"{NO_SPLIT}; a split must keep patients together; {several}")
     named = f": {_some(across['group'])}" if len(across) else ""
     shared = int(table["group"].isin(across["group"])[table["split"].isin(HELD_OUT)].sum())
     found = (
@@ -248,7 +266,7 @@ def _classes(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
     counts = labels.value_counts().sort_index()
     named = ", ".join(f"{dataset.classes[label]} {count:,}" for label, count in counts.items())
     if len(counts) < 2:
-        return Finding(AREA, check, "not applicable", f"one class alone: {named}")
+        return Finding(AREA, check, "not applicable", f"only one class: {named}")
     test = class_balance(labels)
     verdict = "warn" if test.cramers_v >= IMBALANCE else "pass"
     found = f"{named}; Cramér's V {test.cramers_v:.2f}, imbalanced from {IMBALANCE}"
@@ -263,12 +281,14 @@ def _splits(dataset: Dataset, pairs: pd.DataFrame) -> Finding:
     if table["split"].nunique() < 2:
         return Finding(AREA, check, "not applicable", NO_SPLIT)
     if table["label"].nunique() < 2:
-        return Finding(AREA, check, "not applicable", "there is one class alone")
+        return Finding(AREA, check, "not applicable", "there is only one class")
     test = split_balance(table)
     name = dataset.classes[table["label"].max()]
-    shares = table["label"].eq(table["label"].max()).groupby(table["split"], sort=False).mean()
-    listed = ", ".join(f"{split or 'no split'} {share:.3f}" for split, share in shares.items())
-    found = f"share of {name}: {listed}; χ² test p = {test.p_value:.2g}, V {test.cramers_v:.2f}"
+    fractions = table["label"].eq(table["label"].max()).groupby(table["split"], sort=False).mean()
+    listed = ", ".join(
+        f"{split or 'no split'} {fraction:.3f}" for split, fraction in fractions.items()
+    )
+    found = f"fraction of {name}: {listed}; χ² test p = {test.p_value:.2g}, V {test.cramers_v:.2f}"
     verdict = "warn" if test.p_value < SIGNIFICANCE else "pass"
     return Finding(AREA, check, verdict, found, test.cramers_v, n=len(table))
 

@@ -1,7 +1,7 @@
-"""Images that occur twice: exact copies by their pixels, near copies by what they show.
+"""Copies of images: exact ones have equal pixels, near ones show the same picture.
 
-Exact copies have equal decoded pixels, which a hash finds. `covid_lab.audit.near_copies` describes
-how near copies are found. `NEAR` and the other constants were chosen on images of the COVID-19
+Exact copies are found by a hash of the decoded pixels. `covid_lab.audit.near_copies` describes how
+near copies are found. `NEAR` and the other constants were chosen on images of the COVID-19
 Radiography Database and of SIIM-FISABIO-RSNA; `benchmarks/near_copies.py` measures recall and
 precision on other images.
 """
@@ -22,7 +22,7 @@ PAIR_COLUMNS = ["first", "second", "kind", "similarity"]
 def hashes(images: Iterable[np.ndarray]) -> np.ndarray:
     """Hash the decoded pixels of each image (SHA-256).
 
-    Two hashes are equal if shape and all pixels are, whatever the format of the files.
+    Two hashes are equal if the shape and all pixels are equal, whatever the format of the files.
 
     Parameters
     ----------
@@ -32,17 +32,42 @@ def hashes(images: Iterable[np.ndarray]) -> np.ndarray:
     Returns
     -------
     np.ndarray, str (N,)
+        64 hexadecimal digits each.
+
+    Raises
+    ------
+    DataError
+        An image that is not uint8.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    >>> first, copy, other = hashes([image, image[..., None], image.T])
+    >>> bool(first == copy), bool(first == other)
+    (True, False)
+    """
+    return np.array([pixel_hash(np.asarray(image)) for image in images], dtype="U64")
+
+
+def pixel_hash(image: np.ndarray) -> str:
+    """Hash the decoded pixels of one image, see `hashes`.
+
+    Parameters
+    ----------
+    image : np.ndarray, uint8 (H, W) or (H, W, 1)
+        Grey values.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
 
     Raises
     ------
     DataError
         An image that is not uint8.
     """
-    return np.array([pixel_hash(np.asarray(image)) for image in images], dtype="U64")
-
-
-def pixel_hash(image: np.ndarray) -> str:
-    """SHA-256 of one image's decoded pixels, uint8 (H, W) or (H, W, 1); see `hashes`."""
     if image.dtype != np.uint8:
         raise DataError(f"images must be uint8, not {image.dtype}")
     pixels = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
@@ -54,19 +79,26 @@ def pixel_hash(image: np.ndarray) -> str:
 def exact_pairs(contents: np.ndarray) -> pd.DataFrame:
     """Pair each image with the first that has the same content.
 
-    Of m equal images these are m - 1 pairs, not all m (m - 1) / 2, so that thousands of blank
-    images cannot fill the memory. They still connect all m images. If any two of the m are in
-    different splits or have different labels, so are or have the two of some listed pair.
+    For m equal images these are m - 1 pairs instead of all m (m - 1) / 2, so that thousands of
+    blank images cannot fill the memory. The pairs still connect all m images. If any two of the m
+    differ in split or label, the images of at least one listed pair do.
 
     Parameters
     ----------
     contents : np.ndarray, (N,)
-        What stands for an image's content, as from `hashes`.
+        Identifies each image's content, as `hashes` do.
 
     Returns
     -------
     pd.DataFrame
-        As from `near_pairs`; kind is "exact" and similarity is 1.
+        Same columns as `near_pairs`; kind is "exact" and similarity is 1.
+
+    Examples
+    --------
+    >>> exact_pairs(["a", "b", "a", "a"])
+       first  second   kind  similarity
+    0      0       2  exact         1.0
+    1      0       3  exact         1.0
     """
     codes, _ = pd.factorize(np.asarray(contents))
     _, firsts = np.unique(codes, return_index=True)
@@ -85,18 +117,18 @@ def near_pairs(
 ) -> pd.DataFrame:
     """Find images that show the same picture although their pixels differ.
 
-    Equal images are near as well. An image without any contrast is near to none.
+    Equal images count as near copies as well. An image without contrast has no near copy.
 
     Parameters
     ----------
     images : np.ndarray, uint8 (N, S, S) or (N, S, S, 1)
-        S = 128 is enough, and is what was measured.
+        Grey values. S = 128 is enough; the benchmark uses it.
     threshold : float, -1 to 1
         Least similarity of a pair.
     seed : int
         Of the copies from which the descriptor is learned.
     progress : callable
-        Called with (pairs compared, pairs in all) now and then.
+        Called with (pairs compared, pairs in all).
 
     Returns
     -------
@@ -121,7 +153,7 @@ def _near_pairs(
     seed: int,
     progress: Callable[[int, int], None],
 ) -> pd.DataFrame:
-    """`near_pairs` of the images in some rows, without copying these."""
+    """Find `near_pairs` among the images in some rows, without copying these."""
     contrast = images.max((1, 2), initial=0) > images.min((1, 2), initial=255)
     rows = rows[contrast[rows]]
     if len(rows) < 2:
@@ -140,19 +172,23 @@ def duplicate_pairs(
 ) -> pd.DataFrame:
     """Find exact and near copies, with their splits and whether their labels agree.
 
-    Near copies are sought between different contents only: of equal images, the first stands for
-    all (see `exact_pairs`).
+    Near copies are sought only between different contents: the first of several equal images
+    represents all of them (see `exact_pairs`).
 
     Parameters
     ----------
     images : np.ndarray, uint8 (N, S, S) or (N, S, S, 1)
         See `near_pairs`.
-    table : pd.DataFrame
-        N rows with the columns split and label.
+    table : pd.DataFrame, N rows
+        Columns split and label.
     contents : np.ndarray, (N,), optional
-        `hashes` of the images in their own size. None: of ``images``, which may have become equal
-        by resizing.
-    threshold, seed, progress
+        `hashes` of the images in their own size. None: of ``images``, which resizing may have made
+        equal.
+    threshold : float, -1 to 1
+        Least similarity of a near copy.
+    seed : int
+        See `near_pairs`.
+    progress : callable
         See `near_pairs`.
 
     Returns
@@ -205,7 +241,20 @@ def _checked(images: np.ndarray) -> np.ndarray:
 
 
 def require_columns(table: pd.DataFrame, columns: Iterable[str]) -> None:
-    """Raise a `DataError` if the table lacks a column."""
+    """Refuse a table that lacks a column.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        Any table.
+    columns : iterable of str
+        Names of the columns that it must have.
+
+    Raises
+    ------
+    DataError
+        Names the missing columns.
+    """
     missing = [column for column in columns if column not in table]
     if missing:
         raise DataError(f"the table lacks the column(s) {', '.join(missing)}")

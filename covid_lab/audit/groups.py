@@ -1,4 +1,4 @@
-"""Images that must stay together: patients, clusters of copies, and splits that keep them whole."""
+"""Groups of images (patients, clusters of copies), and splits that keep groups together."""
 
 from collections.abc import Iterable, Mapping
 
@@ -32,11 +32,17 @@ def clusters(n: int, pairs: pd.DataFrame) -> np.ndarray:
     Raises
     ------
     DataError
-        A pair names an image that is not there.
+        A pair names a row that does not exist.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> clusters(5, pd.DataFrame({"first": [0, 2], "second": [2, 4]}))
+    array([0, 1, 0, 2, 0])
     """
     first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
     if len(pairs) and not 0 <= min(first.min(), second.min()) <= max(first.max(), second.max()) < n:
-        raise DataError(f"the pairs name images beyond the {n} that there are")
+        raise DataError(f"the pairs name rows beyond the {n} images")
     return _connected(n, first, second)
 
 
@@ -57,7 +63,12 @@ def joined_groups(*groupings: Iterable) -> np.ndarray:
     Raises
     ------
     DataError
-        No groupings, of different lengths, or with missing values.
+        No groupings, groupings of different lengths, or missing values.
+
+    Examples
+    --------
+    >>> joined_groups(["anna", "anna", "ben", "carl"], [7, 8, 8, 9])
+    array([0, 0, 0, 1])
     """
     codes = [pd.factorize(pd.Series(list(grouping)))[0] for grouping in groupings]
     if len({len(code) for code in codes}) != 1:
@@ -83,7 +94,7 @@ def groups_across_splits(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table : pd.DataFrame
-        One row per image with the columns group and split, as `data.Dataset.table`.
+        One row per image with the columns group and split, as `covid_project.data.Dataset.table`.
 
     Returns
     -------
@@ -95,6 +106,14 @@ def groups_across_splits(table: pd.DataFrame) -> pd.DataFrame:
     ------
     DataError
         A missing column.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"group": ["a", "a", "b"], "split": ["train", "test", "train"]})
+    >>> groups_across_splits(table)
+      group  images       splits  test  train
+    0     a       2  test, train     1      1
     """
     require_columns(table, ("group", "split"))
     counts = pd.crosstab(table["group"], table["split"])
@@ -114,13 +133,14 @@ def grouped_split(
 ) -> np.ndarray:
     """Draw a stratified split that keeps groups together.
 
-    Large groups come first, in random order among groups of equal size. Each goes to the split
-    that lacks most of what the group holds. The same arguments always give the same split.
+    Groups are assigned one by one, large ones first, groups of equal size in random order. Each
+    goes to the split that lacks most of the classes in the group. The same arguments always give
+    the same split.
 
     Parameters
     ----------
     labels : np.ndarray, (N,)
-        Of any number of classes.
+        Class of each image.
     groups : iterable, (N,)
         Patients, clusters of near copies, or both: see `joined_groups`.
     shares : mapping from str to float, optional
@@ -137,7 +157,14 @@ def grouped_split(
     ------
     DataError
         Arguments of different lengths; fractions that are not positive or whose sum is not 1; or
-        groups too few or too large for every split to get images of every class.
+        groups that are too few or too large for every split to get images of every class.
+
+    Examples
+    --------
+    >>> patients = ["a", "a", "b", "c", "d", "d", "e", "f"]
+    >>> labels = [0, 0, 0, 0, 1, 1, 1, 1]
+    >>> grouped_split(labels, patients, {"train": 0.5, "test": 0.5}).tolist()
+    ['train', 'train', 'test', 'test', 'train', 'train', 'test', 'test']
     """
     shares = dict(SHARES if shares is None else shares)
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
@@ -157,7 +184,7 @@ def grouped_split(
     missing = np.repeat(np.array(list(shares.values()))[:, None], len(classes), axis=1)
     split_of = np.empty(len(counts), int)
     for group in order:
-        # The squared distance from all shares shrinks most where most is missing.
+        # The squared distance from the wanted fractions shrinks most where most is missing.
         chosen = split_of[group] = np.argmax(missing @ portions[group])
         missing[chosen] -= portions[group]
     drawn = split_of[groups]

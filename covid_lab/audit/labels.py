@@ -3,22 +3,22 @@
 The method is confident learning (Northcutt, Jiang & Chuang, "Confident learning: estimating
 uncertainty in dataset labels", JAIR 70, 2021). A model predicts the probability of every class for
 images outside its training folds. Each class has a threshold: the mean probability of the class
-among the images that carry its label. Images that reach the threshold of another class than their
-own are counted, and the counts estimate how many labels are wrong. That many images are reported,
+among the images that carry its label. Images that reach the threshold of a class other than their
+own are counted, and the counts estimate how many labels are wrong. That many images are reported:
 those with the largest margins between the most probable other class and the given one.
 
-How much such a list is worth is measured on the user's own data: a twentieth of the labels is
-changed at random, many times, and the same steps are asked which ones. Recall and precision of
-these planted flips are part of the finding. Two limits remain. Wrong labels that were there before
-count as false reports, so that the precision is a lower bound at this rate of errors. Real errors
-are often difficult images, which a model finds less often than random ones.
+The value of such a list is measured on the user's own data. A twentieth of the labels is changed at
+random, many times, and the same steps are applied. Recall and precision of these planted flips are
+part of the finding. Two limits remain. Labels that were wrong before count as false reports, so
+that the precision is a lower bound at this rate of errors. Real errors are often difficult images,
+which a model finds less often than random ones.
 
 The features are those of an ImageNet network in the quarters of the image, where its weights are in
 the Keras cache, or else the pixels. The model is ridge regression on radial basis functions
 (Broomhead & Lowe, "Multivariable functional interpolation and adaptive networks", 1988): one
 decomposition per fold serves the given labels and all changed ones.
 
-The test split is left out: a list of its contradicted labels would be a look at the test set.
+The test split is left out, because a list of its contradicted labels would be a test evaluation.
 """
 
 from collections.abc import Callable
@@ -49,14 +49,14 @@ CHECK = "labels agree with a cross-validated model"
 
 FLIPPED = 0.05  # fraction of the labels that are changed to test the finder
 DRAWS = 50  # sets of labels with planted flips
-FEWEST_FLIPS = 5  # in a set; with fewer, its recall says nothing
+FEWEST_FLIPS = 5  # in a set; with fewer, its recall is uninformative
 # Least recall and precision of planted flips. A finder that misses most of them, or most of whose
 # reports are false even at a rate of errors as high as `FLIPPED`, cannot judge labels.
 WEAKEST = 0.5
 TOLERATED = 0.01  # fraction of contradicted labels without a warning
 LOOKED_AT = (0.01, 0.02, 0.05, 0.1)  # fractions of the ranking, for the table of controls
 
-LANDMARKS = 2000  # images that the radial basis functions are centred on
+LANDMARKS = 2000  # images at which the radial basis functions are centred
 PIXELS = 40  # along a side, where pixels are the features; `shortcuts.border` has this side
 
 TABLE_COLUMNS = (
@@ -71,7 +71,7 @@ CONTROL_COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class LabelAudit:
-    """What an audit of the labels found.
+    """Result of an audit of the labels.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class LabelAudit:
     controls : pd.DataFrame
         Recall and precision of planted flips, see `controls_table`.
     readers : pd.DataFrame
-        See `second_reader.confusion_table`; empty without a second reader.
+        See `covid_lab.audit.second_reader.confusion_table`; empty without a second reader.
     """
 
     findings: list[Finding]
@@ -96,7 +96,13 @@ class LabelAudit:
 
     @property
     def contradicted(self) -> pd.DataFrame:
-        """Rows of the table whose labels are contradicted."""
+        """Rows of the table whose labels the model contradicts.
+
+        Returns
+        -------
+        pd.DataFrame
+            Same columns as the table.
+        """
         return self.table[self.table["contradicted"].astype(bool)]
 
 
@@ -108,21 +114,26 @@ def audit_labels(
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> LabelAudit:
-    """Compare the labels of all images outside the test split with a model's, and a reader's.
+    """Compare the labels of all images outside the test split with a model and a second reader.
 
     Parameters
     ----------
     dataset : Dataset
-        Any number of classes. Images that share the column ``group`` (patients, copies) are never
-        in training and test folds at once.
+        Any number of classes. Images with the same ``group`` (patient, copies) are always in the
+        same fold.
     second : pd.Series, str, optional
-        Labels of a second reader by path, see `second_reader.second_labels`.
+        Labels of a second reader by path, see `covid_lab.audit.second_reader.second_labels`.
     cache : Path, optional
-        Folder that keeps the network's features.
+        Folder in which the network's features are kept.
     seed : int
         Of folds, flips and resamples.
     progress : callable
-        Called with (what is done, how many are done, how many there are).
+        Called with (stage, done, total).
+
+    Returns
+    -------
+    LabelAudit
+        Findings, ranked images, and recall and precision of planted flips.
 
     Raises
     ------
@@ -165,11 +176,11 @@ def _suspects(
         features, seen = pixels.reshape(len(pixels), -1), f"pixels at {PIXELS} px, as {seen}"
     given = trial.labels  # numbered without classes that have no image
     planted = plant_flips(given, DRAWS, np.random.default_rng(seed))
-    progress("labels: planted flips sought", 0, 2)
+    progress("labels: search for planted flips", 0, 2)
     probabilities = out_of_fold(features, np.vstack([given, planted]), trial.folds, seed)
-    progress("labels: planted flips sought", 1, 2)
+    progress("labels: search for planted flips", 1, 2)
     at_border = out_of_fold(pixels[:, border()], planted, trial.folds, seed)
-    progress("labels: planted flips sought", 2, 2)
+    progress("labels: search for planted flips", 2, 2)
     controls = [
         controls_table(seen, probabilities[1:], given, planted),
         controls_table("the border's pixels", at_border, given, planted).head(1),
@@ -181,17 +192,28 @@ def _suspects(
 
 
 def plant_flips(labels: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Change a fraction `FLIPPED` of the labels to another class at random, again in every draw.
+    """Change a random fraction `FLIPPED` of the labels to another class, once per draw.
 
     Parameters
     ----------
     labels : np.ndarray, int (N,), 0 to K − 1
+        Class of each image.
     draws : int
+        Number of sets of labels.
     rng : np.random.Generator
+        Draws the images and their new classes.
 
     Returns
     -------
     np.ndarray, int (draws, N)
+        Sets of labels with flips.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> labels = np.tile([0, 1], 50)
+    >>> (plant_flips(labels, 3, np.random.default_rng(0)) != labels).sum(axis=1)
+    array([5, 5, 5])
     """
     classes = labels.max() + 1
     planted = np.tile(labels, (draws, 1))
@@ -204,27 +226,30 @@ def plant_flips(labels: np.ndarray, draws: int, rng: np.random.Generator) -> np.
 def out_of_fold(
     features: np.ndarray, label_sets: np.ndarray, folds: np.ndarray, seed: int = 0
 ) -> np.ndarray:
-    """Predict class probabilities of every image by a model of the other folds.
+    """Predict class probabilities of every image by a model trained on the other folds.
 
     Radial basis functions are centred on up to `LANDMARKS` training images. Ridge regression scores
     every class. Multinomial logistic regression on the scores of all images (K numbers each, one
-    for two classes) turns these into probabilities (Platt 1999).
+    for two classes) converts these into probabilities (Platt 1999).
 
     Parameters
     ----------
     features : np.ndarray, float (N, P)
+        Numbers of any scale.
     label_sets : np.ndarray, int (R, N), 0 to K − 1
-        Sets of labels for the same images; every class in each.
+        Sets of labels for the same images; every class occurs in each.
     folds : np.ndarray, int (N,), 0 to FOLDS − 1
+        Fold in which an image is tested.
     seed : int
-        Of the choice of these images.
+        Of the choice of the centres.
 
     Returns
     -------
-    np.ndarray, float (R, N, K)
+    np.ndarray, float (R, N, K), 0–1
+        Probabilities, which sum to 1 over the classes.
     """
     classes = label_sets.max() + 1
-    wanted = np.arange(1, classes) if classes == 2 else np.arange(classes)  # one column says it all
+    wanted = np.arange(1, classes) if classes == 2 else np.arange(classes)  # one column is enough
     n, rng = len(folds), np.random.default_rng(seed)
     # On a machine with other work, threads that wait for each other take ten times as long.
     with threadpool_limits(1, "blas"):
@@ -233,7 +258,8 @@ def out_of_fold(
         scores = np.empty_like(targets)
         for fold in range(FOLDS):
             test = folds == fold
-            # An unusual image at its own centre would be far outside what the others span.
+            # Centres are training images only: an unusual test image with a centre of its own would
+            # have features that no training image has.
             centres = rng.permutation(np.flatnonzero(~test))[:LANDMARKS]
             scores[test] = ridge_scores(radial_features(features, centres), targets, test)
         scores = scores.reshape(n, -1, len(wanted)).transpose(1, 0, 2)
@@ -253,14 +279,15 @@ def radial_features(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     features : np.ndarray, float (N, P)
+        Numbers of any scale; they are scaled to unit variance.
     centres : np.ndarray, int (M,)
         Rows of the images at which the functions are centred.
 
     Returns
     -------
     np.ndarray, float32 (N, M), 0 to 1
-        exp(−d²/w), d² the squared distance of features of unit variance and w its median between
-        centres.
+        exp(−d²/w), where d² is the squared distance of the scaled features and w is its median
+        between centres.
     """
     scaled = StandardScaler().fit_transform(np.asarray(features, np.float32))
     width = np.median(pdist(scaled[centres[:1000]], "sqeuclidean"))  # a thousand are enough
@@ -271,13 +298,13 @@ def rank(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """Find contradicted labels, and rank all images.
 
     For every given label i and other class j, `confident_joint` estimates the number of wrong
-    labels. As many images labelled i are contradicted whose most probable class is j, by falling
-    margin ("prune by noise rate", Northcutt et al. 2021, section 3.2).
+    labels. That many of the images labelled i whose most probable class is j are contradicted,
+    those with the largest margins ("prune by noise rate", Northcutt et al. 2021, section 3.2).
 
     Parameters
     ----------
     probabilities : np.ndarray, float (N, K)
-        Of each class, out of fold.
+        Out-of-fold probabilities of each class.
     labels : np.ndarray, int (N,), 0 to K − 1
         Given labels; every class has an image.
 
@@ -287,6 +314,14 @@ def rank(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
         In the order of the images: rank (from 1; contradicted first, then by falling margin),
         label_probability, suggested (int, the most probable other class), suggested_probability,
         margin (the difference), contradicted (bool).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sick = np.array([0.1, 0.2, 0.9, 0.8, 0.9, 0.1])
+    >>> found = rank(np.stack([1 - sick, sick], axis=1), labels=np.array([0, 0, 0, 1, 1, 1]))
+    >>> found["contradicted"].tolist()
+    [False, False, True, False, False, True]
     """
     rows = np.arange(len(labels))
     others = probabilities.copy()
@@ -323,13 +358,23 @@ def confident_joint(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
 
     Parameters
     ----------
-    probabilities, labels : np.ndarray
+    probabilities : np.ndarray, float (N, K)
         See `rank`.
+    labels : np.ndarray, int (N,), 0 to K − 1
+        Given labels; every class has an image.
 
     Returns
     -------
     np.ndarray, float (K, K)
-        Rows: given labels. Columns: true ones.
+        Rows: given labels. Columns: true labels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sick = np.array([0.1, 0.2, 0.9, 0.8, 0.9, 0.1])
+    >>> confident_joint(np.stack([1 - sick, sick], axis=1), np.array([0, 0, 0, 1, 1, 1]))
+    array([[2., 1.],
+           [1., 2.]])
     """
     classes = probabilities.shape[1]
     thresholds = [probabilities[labels == label, label].mean() for label in range(classes)]
@@ -360,10 +405,10 @@ def controls_table(
     Returns
     -------
     pd.DataFrame
-        One row per rule of what is reported: the contradicted labels, or the first images of the
+        One row per rule for what is reported: the contradicted labels, or the first images of the
         ranking. Columns: features, reported, images (mean number), recall and precision (means
-        over the draws; precision counts as 1 in a draw without a report) with the range that holds
-        95 % of the draws (…_low, …_high), planted (flips per draw), draws.
+        over the draws; precision counts as 1 in a draw without a report) with the range of 95 % of
+        the draws (…_low, …_high), planted (flips per draw), draws.
     """
     n = len(labels)
     measured: dict[str, list] = {}
@@ -390,7 +435,7 @@ def controls_table(
 
 
 def _prepared(dataset: Dataset, seed: int) -> Trial:
-    """Folds and resamples; `TooFewGroups` where planted flips would say nothing."""
+    """Folds and resamples; `TooFewGroups` where planted flips would be uninformative."""
     n = len(dataset.table)
     if not n:
         raise TooFewGroups("no image outside the test split, whose labels are not audited")

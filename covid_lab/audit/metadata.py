@@ -1,4 +1,4 @@
-"""What a file says of its image before anybody looks at the picture."""
+"""Metadata of image files: size, format, compression and further entries."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from PIL import Image, JpegImagePlugin
 from covid_lab.datasets import each_header
 from covid_project.data import Dataset
 
-# The fields by what they tell of.
+# The columns by what they describe.
 FIELDS = {
     "dimensions": ("width", "height", "aspect", "pixels"),
     "file size": ("bytes", "bytes_per_pixel"),
@@ -17,11 +17,26 @@ FIELDS = {
 
 
 def file_metadata(dataset: Dataset) -> pd.DataFrame:
-    """Read the metadata of every original file, in the order of the data set's table.
+    """Read the metadata of every original file.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        N images; no pixels are decoded.
 
     Returns
     -------
-    Table of
+    pd.DataFrame
+        N rows in the order of the data set's table, with the columns below.
+
+    Raises
+    ------
+    UnreadableImages
+        Names every file whose header cannot be read, with its reason.
+
+    Notes
+    -----
+    The columns are
 
     - width, height (pixels), aspect (width / height), pixels (their number),
     - bytes, bytes_per_pixel,
@@ -32,11 +47,6 @@ def file_metadata(dataset: Dataset) -> pd.DataFrame:
       that its stream declares; of a TIFF, its method; else "",
     - resolution (dots per inch, rounded, or ""),
     - entries: the kinds of further entries, such as exif, icc_profile or a comment.
-
-    Raises
-    ------
-    UnreadableImages
-        Names every file whose header cannot be read, with its reason.
     """
     return pd.DataFrame(each_header(dataset, _describe))
 

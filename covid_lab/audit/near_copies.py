@@ -4,16 +4,16 @@ A copy may be resized, re-encoded, cropped by up to 10 % per side, rotated by up
 inverted, framed, blurred or noisy, brighter or darker. It is found in four steps:
 
 1. Uniform borders are trimmed. An image that has some is seen twice, with them and without.
-2. Every view becomes a short descriptor. Chest radiographs look alike, so the directions that
-   tell them apart are learned from the images themselves: some are cropped, rotated and changed
-   in their grey values at random, and linear discriminant analysis (Fisher 1936) keeps the
-   directions in which images differ most compared with such copies of one image.
-3. Every view is also rotated, enlarged and mirrored in a few poses, and the few other views are
-   found whose descriptors are nearest to one of them or to its negative (an inverted image has
-   the negative descriptor). Only these pairs are compared.
-4. The two are aligned by an affine motion that starts from the pose (second-order Gauss-Newton
-   steps: Malis 2004), from coarse to fine. The similarity is the correlation of the finest
-   details, which different patients do not share even where body, ribs and exposure agree.
+2. A short descriptor is computed for every view. Chest radiographs look alike, so the directions
+   that tell them apart are learned from the images themselves. Some images are cropped, rotated
+   and changed in their grey values at random. Linear discriminant analysis (Fisher 1936) keeps
+   the directions in which images differ most, relative to such copies of one image.
+3. Every view is also rotated, enlarged and mirrored in a few poses. For each view, the few other
+   views are found whose descriptors are nearest to one of the poses or to its negative (an
+   inverted image has the negative descriptor). Only these pairs are compared.
+4. The two views of a pair are aligned from coarse to fine by an affine motion that starts from the
+   pose (second-order Gauss-Newton steps: Malis 2004). The similarity is the correlation of the
+   finest details, which differ between patients even where body, ribs and exposure agree.
 """
 
 import os
@@ -34,13 +34,13 @@ NEIGHBOURS = 8  # candidates per view
 ROTATIONS = (-7, 0, 7)  # of the poses, in degrees
 ZOOMS = (1, 0.9, 0.8)  # of the poses: the fraction of a side that is seen
 
-_FORM = 12  # pixels along a side of what the descriptor sees
+_FORM = 12  # side in pixels of the thumbnail that becomes the descriptor
 _DIRECTIONS = 24  # length of a descriptor
 _PLANTED = 2000  # copies from which the directions are learned
-_CROP = 0.06  # of a side; the poses do the rest
-_ANGLE = 3.5  # degrees; the poses do the rest
-_REACH = 1.5  # how much farther than the farthest planted copy a candidate may be
-_DISTANCES = 2**20  # held at once
+_CROP = 0.06  # of a side; the poses cover larger crops
+_ANGLE = 3.5  # degrees; the poses cover larger angles
+_REACH = 1.5  # largest distance of a candidate, relative to that of the farthest planted copy
+_DISTANCES = 2**20  # in memory at once
 
 
 def near_copies(
@@ -50,19 +50,20 @@ def near_copies(
     seed: int,
     progress: Callable[[int, int], None],
 ) -> pd.DataFrame:
-    """Pairs of images that show the same picture.
+    """Find pairs of images that show the same picture.
 
     Parameters
     ----------
     images : np.ndarray, uint8 (N, S, S)
+        Grey values.
     rows : np.ndarray, int (M,)
-        The images that are searched, each with some contrast.
+        Images to search, each with some contrast.
     threshold : float, -1 to 1
         Least similarity of a pair.
     seed : int
         Of the copies from which the descriptor is learned.
     progress : callable
-        Called with (pairs compared, pairs in all) now and then.
+        Called with (pairs compared, pairs in all).
 
     Returns
     -------
@@ -93,7 +94,7 @@ def near_copies(
 def find_candidates(views: Views, rng: np.random.Generator) -> Candidates:
     """Find the nearest few views of other images for each view, and keep each pair of images once.
 
-    Their number grows with the number of views; the time to find them grows with its square.
+    The number of candidates grows linearly with the number of views, the time quadratically.
 
     Parameters
     ----------
@@ -105,6 +106,7 @@ def find_candidates(views: Views, rng: np.random.Generator) -> Candidates:
     Returns
     -------
     Candidates
+        Of each two images, the pair of views whose descriptors are nearest.
     """
     directions, radius = _directions(views, rng)
     described = np.empty((len(views), directions.shape[1]), np.float32)
@@ -130,9 +132,9 @@ def find_candidates(views: Views, rng: np.random.Generator) -> Candidates:
 def _nearest(
     views: Views, block: slice, poses: np.ndarray, directions: np.ndarray, described: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """The nearest few views of each query in a block, row by row.
+    """Find the nearest few views of each query in a block.
 
-    Gives found view, query, pose, sign (-1 if the negative descriptor is nearer) and half the
+    Returns found view, query, pose, sign (-1 if the negative descriptor is nearer) and half the
     squared distance.
     """
     queries = np.arange(block.start, block.stop)
@@ -155,7 +157,7 @@ def _nearest(
 
 
 def _poses() -> np.ndarray:
-    """Motions that a query goes through, float32 (P, 2, 3)."""
+    """Motions that are applied to every query, float32 (P, 2, 3)."""
     poses = []
     for turn in (1, -1):
         for angle in np.deg2rad(ROTATIONS):
@@ -168,19 +170,19 @@ def _poses() -> np.ndarray:
 
 
 def _directions(views: Views, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Directions (F, D) that tell images apart and not their copies, and how far copies may be.
+    """Directions (F, D) that separate images but not their copies, and a copy's largest distance.
 
     Generalised eigenvectors of the scatter between images against the scatter of planted copies
     around their originals, scaled so that the copies spread by one along each.
     """
-    # Every view in turn; where there are more, as many of them as copies are planted.
+    # Every view in turn, or a random part of them where there are more than planted copies.
     sources = np.resize(rng.permutation(len(views)), _PLANTED)
     thumbnails = views.resized(sources[: len(views)], 2 * _FORM)
     features = _features(thumbnails)
     order = np.resize(np.arange(len(features)), _PLANTED)
     gaps = _features(_planted(thumbnails[order], rng)) - features[order]
     within = gaps.T @ gaps / len(gaps)
-    # A little in all directions, as few copies or flat thumbnails leave some of them empty.
+    # Regularised: with few copies or flat thumbnails, some directions have no variance.
     within += (1e-3 * np.trace(within) / len(within) + 1e-9) * np.eye(len(within))
     _, vectors = eigh(np.cov(features, rowvar=False), within)
     directions = vectors[:, ::-1][:, :_DIRECTIONS].astype(np.float32)
@@ -188,7 +190,7 @@ def _directions(views: Views, rng: np.random.Generator) -> tuple[np.ndarray, flo
 
 
 def _planted(thumbnails: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Copies, each side cropped by nothing or `_CROP`, rotated, and with other grey values."""
+    """Copies that are rotated, cropped by 0 or `_CROP` on each side, and changed in grey values."""
     n = len(thumbnails)
     low, high = _CROP * rng.integers(0, 2, (2, n, 2))  # before, after; along y and x
     angle = np.deg2rad(rng.uniform(-_ANGLE, _ANGLE, n))

@@ -1,4 +1,4 @@
-"""Features of images from the middle of an ImageNet network, where its weights are at hand."""
+"""Features of images from the middle of an ImageNet network, where its weights are available."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from covid_project.files import cached_array, fingerprint
 
 NETWORK, PIXELS = "MobileNetV2", 224
 WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
-# Blocks in the middle of the network: the last ones know objects better than textures.
+# Blocks in the middle of the network: the last ones represent objects rather than textures.
 LAYERS = ("block_9_add", "block_12_add")
 AT_ONCE = 64  # images through the network
 
@@ -23,28 +23,34 @@ AT_ONCE = 64  # images through the network
 def image_features(
     dataset: Dataset, cache: Path | None, progress: Callable[[str, int, int], None]
 ) -> tuple[np.ndarray | None, str]:
-    """Compute features of an ImageNet network, or say why they cannot be computed.
+    """Compute features of an ImageNet network, or give the reason why this is impossible.
 
     Parameters
     ----------
     dataset : Dataset
-    cache : Path, optional
-        Folder that keeps them.
+        N images.
+    cache : Path or None
+        Folder in which the features are kept; None: they are not kept.
     progress : callable
-        Called with (what is done, how many are done, how many there are).
+        Called with (stage, done, total).
 
     Returns
     -------
     features : np.ndarray, float32 (N, 640), or None
-        Means of the feature maps of `LAYERS` over the four quarters of the image; None
-        without TensorFlow or without the weights in the Keras cache. Nothing is downloaded.
+        Means of the feature maps of `LAYERS` over the four quarters of the image. None without
+        TensorFlow or without the weights in the Keras cache. Nothing is downloaded.
     seen : str
-        The features in words, or the reason why there are none.
+        The features in words, or the reason why they are missing.
+
+    Raises
+    ------
+    DataError
+        An image that cannot be read.
     """
     words = f"{NETWORK} features"
     identity = fingerprint(dataset.fingerprint, "\n".join(dataset.table["path"]), " ".join(LAYERS))
     kept = None if cache is None else Path(cache) / f"label-features-{identity}.npy"
-    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()  # as Keras has it
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()  # Keras's default
     weights = home / "models" / WEIGHTS
     compute = partial(_quarter_means, dataset, weights, progress)
     if kept is not None and kept.is_file():
@@ -62,7 +68,7 @@ def image_features(
 
 
 def _quarter_means(dataset: Dataset, weights: Path, progress: Callable) -> np.ndarray:
-    """`image_features`, computed."""
+    """Compute `image_features`."""
     import keras
     import tensorflow as tf
 

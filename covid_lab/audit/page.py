@@ -1,6 +1,7 @@
 """The page ``audit.html``: verdicts, copies, labels, shortcuts, protocol and checklists.
 
-Its text is in ``covid_lab/templates/audit.html``. It shows images of the data set and stays local.
+Its text is in ``covid_lab/templates/audit.html``. It shows images of the data set, so
+that it must not be published.
 """
 
 import io
@@ -23,7 +24,7 @@ SIDE = 256  # pixels of the longer side of an image shown
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """All that an audit found; what the files and the page are made from.
+    """Everything that an audit found: the content of the files and of the page.
 
     Attributes
     ----------
@@ -32,17 +33,17 @@ class Report:
     findings : list of Finding
         Of all areas, in the order in which they were made.
     data : DataAudit
-        The data as they were audited.
+        The audited data.
     pairs : pd.DataFrame
         From ``data_checks.named_pairs``.
     labels : LabelAudit
         From ``labels.audit_labels``.
     shortcuts, controls : pd.DataFrame
-        One row per view and per control; empty where none were made.
+        One row per view, and one per control; empty where none were made.
     checklists : pd.DataFrame
         From ``checklists.answers``.
     settings : dict
-        What ``audit.json`` begins with: settings, seed, versions, data.
+        First entries of ``audit.json``: settings, seed, versions, data.
     """
 
     name: str
@@ -62,6 +63,7 @@ def page(report: Report) -> str:
     Parameters
     ----------
     report : Report
+        From `covid_lab.audit.command.audit`.
 
     Returns
     -------

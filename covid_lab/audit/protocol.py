@@ -1,7 +1,7 @@
-"""Was a run conducted as it must be? Judged from what it left in its results folder.
+"""Did a run follow the protocol? Judged from the files in its results folder.
 
-Every rule is a function of the folder, and of the data where these are at hand, that returns one
-finding. What a rule needs and does not find makes it "not applicable", never "pass".
+Every rule is a function of the folder, and of the data where these are available, and leads to one
+finding. A rule whose files are missing is "not applicable", never "pass".
 """
 
 import json
@@ -35,11 +35,16 @@ def audit_protocol(results: Path, dataset: Dataset | None = None) -> list[Findin
 
     Parameters
     ----------
-    results
-        A results folder, as ``python -m covid_lab run`` writes it.
-    dataset
-        The run's data as they are now, opened with ``splits.csv`` of the results folder. Without
-        them, what needs them is not applicable.
+    results : Path
+        Results folder of ``python -m covid_lab run``.
+    dataset : Dataset, optional
+        The run's data as they are now, opened with ``splits.csv`` of the results folder. None: the
+        rules that need the data are not applicable.
+
+    Returns
+    -------
+    list of Finding
+        One per rule, of the area "protocol".
     """
     findings = []
     for check, rule in {**RULES, **DATA_RULES}.items():
@@ -56,7 +61,7 @@ def audit_protocol(results: Path, dataset: Dataset | None = None) -> list[Findin
     return findings
 
 
-# Each rule returns its breaches, and what to say where there are none.
+# Each rule returns its breaches, and the sentence for the finding where there are none.
 Judgement = tuple[list[str], str]
 
 
@@ -68,7 +73,7 @@ def _one_look_per_stage(results: Path) -> Judgement:
         for stage, count in looks.items()
         if count > 1
     ]
-    return breaches, f"one look each for {', '.join(looks.index)}"
+    return breaches, f"one evaluation each for {', '.join(looks.index)}"
 
 
 def _every_tested_stage_is_in_the_ledger(results: Path) -> Judgement:
@@ -94,12 +99,12 @@ def _best_values_inside_their_ranges(results: Path) -> Judgement:
             for side, edge in ((-1, read_csv(path)[key].min()), (1, read_csv(path)[key].max())):
                 if best[key] == edge and axis.low <= _next(axis, edge, side) <= axis.high:
                     breaches.append(
-                        f"{name}: the best {key.replace('_', ' ')}, {best[key]:g}, lies on the "
-                        f"edge of what was tried; {_next(axis, edge, side):g} was not"
+                        f"{name}: the best {key.replace('_', ' ')}, {best[key]:g}, is at the edge "
+                        f"of the values tried; {_next(axis, edge, side):g} was not tried"
                     )
     if not inside:
         raise _NotApplicable("no tuning tables")
-    return breaches, f"{inside} best values lie inside what was tried, or at a stated limit"
+    return breaches, f"{inside} best values are inside the range tried, or at a stated limit"
 
 
 def _next(axis: Axis, edge: float, side: int) -> float:
@@ -112,23 +117,23 @@ def _a_new_model_for_every_trial(results: Path) -> Judgement:
         trials = read_csv(path)
         trials = trials[np.isfinite(trials["val_loss"])]
         if "initial_model" not in trials:
-            breaches.append(f"{path.name} does not record how its trials began")
+            breaches.append(f"{path.name} does not record the initial weights of its trials")
             continue
-        # The first weights depend on what shapes the model, not on how it is trained.
+        # The initial weights depend on what shapes the model, not on how it is trained.
         shape = [name for name in _hyperparameters(trials) if name not in OF_TRAINING]
         groups = trials.groupby(shape) if shape else [("", trials)]
         for _, group in groups:
             count += len(group)
             if len(set(group["initial_model"])) > 1:
                 numbers = ", ".join(str(number) for number in group["trial"])
-                breaches.append(f"{path.name}: trials {numbers} did not begin with equal weights")
+                breaches.append(f"{path.name}: trials {numbers} did not start from equal weights")
     if not count and not breaches:
         raise _NotApplicable("no tuning tables")
     return breaches, f"{count} trials, each from the fresh weights of its seed"
 
 
 def _hyperparameters(trials: pd.DataFrame) -> list[str]:
-    """Columns of the hyperparameters: what is between the trial's number and its results."""
+    """Columns of the hyperparameters: those between the trial's number and its results."""
     columns = list(trials)
     end = min(columns.index(name) for name in ("best_epoch", "val_loss") if name in columns)
     return columns[columns.index("trial") + 1 : end]
@@ -147,7 +152,7 @@ def _final_fits_are_as_long_as_found_and_without_early_stopping(results: Path) -
             breaches.append(f"{stage} was trained for {len(history)} epochs, not {expected}")
         watched = [column for column in history if column.startswith("val_")]
         if watched:
-            breaches.append(f"{stage} watched {watched[0]}: the validation set was held out")
+            breaches.append(f"{stage} monitored {watched[0]}: validation images were held out")
     if not lengths:
         raise _NotApplicable("no final trainings")
     return breaches, f"epochs: {', '.join(lengths)}, none with a validation set to stop by"
@@ -183,7 +188,7 @@ def _provenance_is_recorded(results: Path) -> Judgement:
 def _metrics_follow_from_the_scores(results: Path) -> Judgement:
     metrics = _table(results, "metrics.csv")
     if "seed" not in metrics:
-        raise _NotApplicable("without the seed the intervals cannot be computed again")
+        raise _NotApplicable("without the seed, the intervals cannot be recomputed")
     breaches, checked, unknown = [], 0, set()
     for (stage, split), saved in metrics.groupby(["stage", "split"], sort=False):
         path = results / f"scores_{stage}_{split}.csv"
@@ -202,11 +207,11 @@ def _metrics_follow_from_the_scores(results: Path) -> Judgement:
             f"{stage}, {split}: {name} is not what the scores give" for name in found.index[~same]
         ]
     left = f"; {', '.join(sorted(unknown))}: not known here, not computed" if unknown else ""
-    return breaches, f"{checked} figures computed again from the saved scores, all equal{left}"
+    return breaches, f"{checked} figures recomputed from the saved scores, all equal{left}"
 
 
 def _test_and_validation_agree(results: Path) -> Judgement:
-    """The sheet: a test result far from validation's is probably a bug in the pipeline."""
+    """A test result far from the validation result is probably a bug (the exercise sheet)."""
     metrics = _table(results, "metrics.csv")
     accuracy = metrics[metrics["metric"] == "accuracy"].set_index(["stage", "split"])
     stages = [
@@ -222,28 +227,28 @@ def _test_and_validation_agree(results: Path) -> Judgement:
         if val["high"] < test["low"] or test["high"] < val["low"]:
             breaches.append(
                 f"{stage}: accuracy {val['value']:.3f} on validation, {test['value']:.3f} on test, "
-                "and their intervals do not meet"
+                "and their intervals do not overlap"
             )
-    return breaches, f"the intervals of accuracy meet for {', '.join(stages)}"
+    return breaches, f"the intervals of accuracy overlap for {', '.join(stages)}"
 
 
 def _normalisation_knows_training_alone(results: Path, dataset: Dataset) -> Judgement:
-    """Final models learn from training and validation data, all others from training data alone."""
+    """Final models learn from training and validation data, all others only from training data."""
     settings = _settings(results)
     strategy = settings.normalization
     if strategy in ("fixed", "sample"):
         return [], f"normalisation is by {strategy} values: nothing is learned from any split"
     models = {path.stem: path for path in sorted((results / "models").glob("*.keras"))}
-    held = {stage: _normalisation(path) for stage, path in models.items()}
-    held = {stage: statistics for stage, statistics in held.items() if statistics}
-    if not held:
-        raise _NotApplicable(f"no model is left that holds the statistics of strategy {strategy}")
+    stored = {stage: _normalisation(path) for stage, path in models.items()}
+    stored = {stage: statistics for stage, statistics in stored.items() if statistics}
+    if not stored:
+        raise _NotApplicable(f"no saved model holds the statistics of strategy {strategy}")
     expected = {
         splits: _statistics(dataset, splits, settings.image_size, strategy)
         for splits in (("train",), ("train", "val"))
     }
     breaches = []
-    for stage, (mean, variance) in held.items():
+    for stage, (mean, variance) in stored.items():
         splits = ("train", "val") if stage in SEARCHES else ("train",)
         right = all(
             np.allclose(np.squeeze(found), np.squeeze(wanted), rtol=1e-3, atol=1e-3)
@@ -251,11 +256,11 @@ def _normalisation_knows_training_alone(results: Path, dataset: Dataset) -> Judg
         )
         if not right:
             breaches.append(f"{stage} does not normalise by the statistics of {' + '.join(splits)}")
-    return breaches, f"those of {', '.join(held)} are those of what each was trained on"
+    return breaches, f"{', '.join(stored)}: each has the statistics of the images it was trained on"
 
 
 def _normalisation(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Mean and variance that a saved model normalises by; None where it has none."""
+    """Mean and variance in a saved model's normalisation layer; None without such a layer."""
     with zipfile.ZipFile(path) as archive:
         layers = json.loads(archive.read("config.json"))["config"]["layers"]
     for layer in layers:
@@ -267,7 +272,7 @@ def _normalisation(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
 def _statistics(
     dataset: Dataset, splits: tuple[str, ...], size: int, strategy: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance over all images of some splits, or of each pixel, in grey levels."""
+    """Mean and variance of some splits, over all pixels or of each pixel, in grey levels."""
     others = dataset.table["path"][~dataset.table["split"].isin(splits)]
     images = load_images(without(dataset, others), size)
     axes = None if strategy == "dataset" else 0
@@ -276,7 +281,7 @@ def _statistics(
 
 
 def _splits_are_unchanged(results: Path) -> Judgement:
-    """Every stage was scored on the same images of a split, and these are what splits.csv says."""
+    """Every stage was scored on the same images of a split, those of splits.csv."""
     scored: dict[str, dict[str, frozenset]] = {}
     for path in sorted(results.glob("scores_*.csv")):
         stage, _, split = path.stem.removeprefix("scores_").rpartition("_")
@@ -295,9 +300,9 @@ def _splits_are_unchanged(results: Path) -> Judgement:
     shared = of_split.get("val", frozenset()) & of_split.get("test", frozenset())
     if shared:
         breaches.append(f"{len(shared)} images were scored for val as well as for test")
-    dealt = read_csv(results / "splits.csv")
-    for split, images in of_split.items() if len(dealt) else ():
-        rows = dealt.loc[dealt["split"] == split, ["path", "label"]]
+    splits = read_csv(results / "splits.csv")
+    for split, images in of_split.items() if len(splits) else ():
+        rows = splits.loc[splits["split"] == split, ["path", "label"]]
         if images != frozenset(rows.itertuples(index=False, name=None)):
             breaches.append(f"the images scored for {split} are not those of splits.csv")
     counts = ", ".join(f"{split} {len(images)}" for split, images in of_split.items())
@@ -312,9 +317,9 @@ def _data_are_those_of_the_run(results: Path, dataset: Dataset) -> Judgement:
     if trained != dataset.fingerprint:
         return [
             f"the run was made with {trained}, this is {dataset.fingerprint}: a file, a label or a "
-            "split is another"
+            "split has changed"
         ], ""
-    return [], f"every file, label and split is as it was ({trained})"
+    return [], f"every file, label and split is unchanged ({trained})"
 
 
 def _synthetic_samples_only_in_training(results: Path) -> Judgement:

@@ -24,8 +24,9 @@ def second_labels(metadata: pd.DataFrame, dataset: Dataset) -> pd.Series:
     metadata : pd.DataFrame
         Columns ``image`` (path in the data set, or file name where only one image has it) and
         ``second_label`` (name of a class, in any letter case; empty where not read). Rows of other
-        images are passed over.
+        images are ignored.
     dataset : Dataset
+        The images and the names of the classes.
 
     Returns
     -------
@@ -35,8 +36,8 @@ def second_labels(metadata: pd.DataFrame, dataset: Dataset) -> pd.Series:
     Raises
     ------
     DataError
-        A missing column, a label that is no class, two labels for one image, a file name that fits
-        several images, or no image of the data set at all.
+        A missing column, a label that is not a class, two labels for one image, a file name that
+        fits several images, or no image of the data set at all.
     """
     missing = [name for name in ("image", COLUMN) if name not in metadata]
     if missing:
@@ -55,7 +56,7 @@ def second_labels(metadata: pd.DataFrame, dataset: Dataset) -> pd.Series:
     known = known.assign(**{COLUMN: labels}).drop_duplicates()
     twice = known.loc[known["image"].duplicated(), "image"]
     if len(twice):
-        raise DataError(f"two second labels of one image: {listed(twice, limit=5)}")
+        raise DataError(f"two second labels for one image: {listed(twice, limit=5)}")
     of_image = dict(zip(known["image"], known[COLUMN], strict=True))
     paths = dataset.table["path"]
     names = paths.map(lambda path: path if path in of_image else path.rsplit("/", 1)[-1])
@@ -84,12 +85,24 @@ def confusion_table(
     given, second : np.ndarray, str (N,)
         Names of classes.
     classes : tuple of str
+        Names of all classes, in the order of the rows.
 
     Returns
     -------
     pd.DataFrame
-        One row per pair: label, second_label, images, and their fraction of the images of that
-        given label with Wilson's 95 % interval (low, high); NaN for a label that no image has.
+        One row per pair: label, second_label, images, and fraction (of the images with that given
+        label) with Wilson's 95 % interval (low, high); NaN for a label that no image has.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> given, second = np.array(["N", "N", "C", "C"]), np.array(["N", "C", "C", "C"])
+    >>> confusion_table(given, second, ("N", "C"))[["label", "second_label", "images", "fraction"]]
+      label second_label  images  fraction
+    0     N            N       1       0.5
+    1     N            C       1       0.5
+    2     C            N       0       0.0
+    3     C            C       2       1.0
     """
     counts = pd.crosstab(given, second).reindex(index=classes, columns=classes, fill_value=0)
     rows = []
@@ -104,7 +117,7 @@ def confusion_table(
 def kappa(
     given: np.ndarray, second: np.ndarray, groups: np.ndarray, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Compute Cohen's kappa (1960) with its 95 % interval by bootstrap over groups.
+    """Compute Cohen's kappa (Cohen 1960) with its 95 % interval by bootstrap over groups.
 
     Parameters
     ----------
@@ -117,8 +130,18 @@ def kappa(
 
     Returns
     -------
-    value, low, high : float
-        Agreement beyond chance, at most 1.
+    value : float, at most 1
+        Agreement beyond chance.
+    low, high : float
+        Bounds of its interval.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> given, second = np.tile([0, 0, 1, 1], 25), np.tile([0, 0, 0, 1], 25)
+    >>> value, low, high = kappa(given, second, groups=np.arange(100))
+    >>> round(value, 3), bool(low < value < high)
+    (0.5, True)
     """
     classes, groups = pd.factorize(given)[0], pd.factorize(groups)[0]
     weights = resample(classes, groups, np.random.default_rng(seed))
@@ -129,7 +152,7 @@ def kappa(
 def compare_readers(
     dataset: Dataset, second: np.ndarray, contradicted: np.ndarray, seed: int = 0
 ) -> tuple[pd.DataFrame, Finding]:
-    """Compare the labels with a second reader's.
+    """Compare the labels with those of a second reader.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Images as they are compared: whole, and once more without their uniform borders."""
+"""Views of images for comparison: whole, and without uniform borders."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,15 @@ class Views:
 
     Attributes
     ----------
-    images : uint8 (N, H, W)
-    rows : int (V,), the image of each view.
-    frames : int (V, 4), left, upper, right and lower edge of what is seen, in pixels.
-    contents : float32 (V, 4), first and last y, first and last x between which a view shows more
-        than a uniform border, in half-widths.
+    images : np.ndarray, uint8 (N, H, W)
+        Grey values.
+    rows : np.ndarray, int (V,)
+        Image of each view.
+    frames : np.ndarray, int (V, 4)
+        Left, upper, right and lower edge of what is seen, in pixels.
+    contents : np.ndarray, float32 (V, 4), -1 to 1
+        First and last y, first and last x between which a view shows more than a uniform border, in
+        half-widths.
     """
 
     images: np.ndarray
@@ -31,7 +35,20 @@ class Views:
         return len(self.rows)
 
     def resized(self, which: np.ndarray, side: int) -> np.ndarray:
-        """Some views as float32 (M, side, side), averaged where they are reduced."""
+        """Resize some views, averaging over pixels where the size is reduced.
+
+        Parameters
+        ----------
+        which : np.ndarray, int (M,)
+            Views.
+        side : int, from 1
+            Pixels along a side of the result.
+
+        Returns
+        -------
+        np.ndarray, float32 (M, side, side), 0–255
+            Bilinear interpolation (Pillow's).
+        """
         resized = np.empty((len(which), side, side), np.float32)
         for place, view in enumerate(which):
             image = Image.fromarray(self.images[self.rows[view]])
@@ -41,13 +58,16 @@ class Views:
 
 
 def views_of(images: np.ndarray, rows: np.ndarray) -> Views:
-    """Give each image as it is, then those with a uniform border once more without it.
+    """Make a view of each whole image, and a second one of each image with a uniform border.
+
+    The second view leaves the border out, if at least `_LEAST` of both sides remains.
 
     Parameters
     ----------
     images : np.ndarray, uint8 (N, H, W)
+        Grey values.
     rows : np.ndarray, int (M,)
-        The images that are seen, each with some contrast.
+        Images that are seen, each with some contrast.
 
     Returns
     -------
@@ -71,9 +91,9 @@ def views_of(images: np.ndarray, rows: np.ndarray) -> Views:
 
 
 def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
-    """Find what remains of an image without uniform rows and columns at its edges.
+    """Find the part of an image inside uniform rows and columns at its edges.
 
-    A border may surround another one, as a white frame surrounds a radiograph with black sides.
+    A border may surround another one, such as a white frame around a radiograph with black sides.
     Lines are therefore removed until no line at an edge is uniform.
 
     Parameters
@@ -84,7 +104,15 @@ def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
     Returns
     -------
     tuple of four int
-        Left, upper, right and lower edge in pixels, as Pillow's boxes.
+        Left, upper, right and lower edge in pixels, as in Pillow's boxes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.zeros((4, 6), np.uint8)
+    >>> image[1:3, 2:5] = [[50, 100, 150], [90, 150, 50]]
+    >>> tuple(int(edge) for edge in content_box(image))
+    (2, 1, 5, 3)
     """
     top, left = 0, 0
     bottom, right = image.shape
@@ -101,6 +129,6 @@ def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _uniform_ends(spans: np.ndarray) -> tuple[int, int]:
-    """How many lines at the beginning and at the end are uniform; all at the beginning if all."""
+    """Count the uniform lines at both ends; if all are uniform, all count for the beginning."""
     varied = np.flatnonzero(spans > _UNIFORM)
     return (varied[0], len(spans) - 1 - varied[-1]) if len(varied) else (len(spans), 0)
