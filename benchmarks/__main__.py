@@ -22,7 +22,19 @@ SUITES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure suites; return 1 where results differ or a ratio has fallen by over a third."""
+    """Measure suites, print the rows and write them.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Options; None: those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 1 where the results of two sides differ or a ratio has fallen by more than a
+        third, else 0.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "suites", nargs="*", metavar="SUITE", help=f"{', '.join(SUITES)} (default: all)"
@@ -31,17 +43,17 @@ def main(arguments: list[str] | None = None) -> int:
         "--to",
         type=Path,
         default=Path("results/benchmarks.csv"),
-        help="CSV that takes the rows; those of other suites stay (default: %(default)s)",
+        help="CSV for the rows; rows of other suites stay (default: %(default)s)",
     )
     parser.add_argument(
         "--against",
         type=Path,
         metavar="CSV",
-        help="fail where a ratio is worse than there by more than a third",
+        help="fail where a ratio has fallen by more than a third since this table",
     )
     options = parser.parse_args(arguments)
     if options.against and not options.against.is_file():
-        parser.error(f"--against: there is no file {options.against}")
+        parser.error(f"--against: no such file: {options.against}")
     strange = set(options.suites) - set(SUITES)
     if strange:
         parser.error(

@@ -1,6 +1,6 @@
-"""The promises in minutes and seconds: whole commands, each in a process or a copy of its own.
+"""Benchmarks of whole commands, each in a process or a copy of the project of its own.
 
-Where no ratio to a peer was promised but a time, the promised time stands in the peer's place.
+Where a time was promised and not a ratio to a peer, the promised time stands for the peer.
 """
 
 import shutil
@@ -19,7 +19,13 @@ LEFT_BEHIND = (".git", ".venv", ".floor", ".cache", "demo", "smoke", "submission
 
 
 def benchmarks() -> Iterator[Benchmark]:
-    """How soon a command without a network begins, and how long the demo and all tests take."""
+    """Measure how fast commands start, and how long the demo and all tests take.
+
+    Yields
+    ------
+    Benchmark
+        One command.
+    """
     for name, module in STARTS.items():
         yield _promise(
             f"start of `python -m covid_lab {name}`",
@@ -32,14 +38,43 @@ def benchmarks() -> Iterator[Benchmark]:
 
 
 def seconds(command: list[str], folder: Path = HOUSE) -> float:
-    """How long a command takes; ``CalledProcessError`` where it fails."""
+    """Measure how long a command takes.
+
+    Parameters
+    ----------
+    command : list of str
+        Program and its arguments.
+    folder : Path
+        Working directory.
+
+    Returns
+    -------
+    float
+        Seconds.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        The command fails.
+    """
     start = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True)  # what it says shows how far it is
+    subprocess.run(command, cwd=folder, check=True)  # its output shows the progress
     return time.perf_counter() - start
 
 
 def make(target: str) -> float:
-    """Seconds of a target of the Makefile in a copy of the project, where nothing is cached."""
+    """Measure a target of the Makefile in a copy of the project, where nothing is cached.
+
+    Parameters
+    ----------
+    target : str
+        Such as "run".
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
     # Beside the project, as the tests look for real images there.
     with tempfile.TemporaryDirectory(dir=HOUSE.parent, prefix="benchmark-") as folder:
         left = shutil.ignore_patterns(*LEFT_BEHIND)

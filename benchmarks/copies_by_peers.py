@@ -1,4 +1,4 @@
-"""Copies that another package finds: ``PYTHON benchmarks/copies_by_peers.py TOOL FOLDER``.
+"""Find copies with another package: ``PYTHON benchmarks/copies_by_peers.py TOOL FOLDER``.
 
 The packages need other versions of NumPy and PyTorch than this project, so `near_copies` runs this
 file with the Python of another environment. It imports nothing of the project and prints one line
@@ -17,7 +17,18 @@ LOOSEST_COSINE = 0.8  # of fastdup; its default is 0.9
 
 
 def imagededup(folder: Path) -> dict:
-    """Perceptual hash; the score is 1 - bits / 64."""
+    """Find copies by perceptual hash; the score is 1 − bits / 64.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the images.
+
+    Returns
+    -------
+    dict
+        "setting" (the tool's default threshold) and "pairs" (two file names and a score each).
+    """
     from imagededup.methods import PHash
 
     found = PHash(verbose=False).find_duplicates(
@@ -30,7 +41,18 @@ def imagededup(folder: Path) -> dict:
 
 
 def cleanvision(folder: Path) -> dict:
-    """Sets of exact and near duplicates, without scores."""
+    """Find sets of exact and near duplicates; every score is 1.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the images.
+
+    Returns
+    -------
+    dict
+        "setting" (the tool's default threshold) and "pairs" (two file names and a score each).
+    """
     from cleanvision import Imagelab
 
     lab = Imagelab(data_path=str(folder), verbose=False)
@@ -45,7 +67,18 @@ def cleanvision(folder: Path) -> dict:
 
 
 def fastdup(folder: Path) -> dict:
-    """Cosine of a network's features."""
+    """Find copies by the cosine similarity of a network's features.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the images.
+
+    Returns
+    -------
+    dict
+        "setting" (the tool's default threshold) and "pairs" (two file names and a score each).
+    """
     import fastdup as package
 
     with tempfile.TemporaryDirectory() as work:

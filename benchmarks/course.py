@@ -1,12 +1,12 @@
-"""How long the course run takes: the four notebooks, measured, or estimated for a larger backbone.
+"""Time of the course run: the four notebooks measured, or estimated for a larger backbone.
 
     python -m benchmarks.course --data covid_xray.zip --results /some/folder
     python -m benchmarks.course --data covid_xray.zip --like /some/folder --backbone ResNet50V2
 
 The first command runs the notebooks with MobileNetV2 and writes the minutes of each to
 ``results/course_times.csv``. The second measures the seconds per image and per epoch of another
-backbone with random weights, which take as long as others, and multiplies them by the copies,
-trials and epochs of the finished run ``--like``.
+backbone with random weights, which are as fast as pretrained ones. It multiplies them by the
+copies, trials and epochs of the finished run ``--like``.
 """
 
 import argparse
@@ -42,7 +42,18 @@ MEASURED = 192  # images on which the seconds per image are measured
 
 
 def measure(settings: Settings) -> pd.DataFrame:
-    """Run the four notebooks; return the seconds of each."""
+    """Run the four notebooks and measure each.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+
+    Returns
+    -------
+    pd.DataFrame, 4 rows
+        Columns part, seconds and how ("measured").
+    """
     folder = Path(settings.results)
     file = folder / "cache" / "settings.yaml"
     write_text(file, as_yaml(settings))
@@ -56,14 +67,19 @@ def measure(settings: Settings) -> pd.DataFrame:
 
 
 def estimate(settings: Settings, like: Path) -> pd.DataFrame:
-    """Estimate the seconds of the notebooks for another backbone, by parts.
+    """Estimate the time of the notebooks with another backbone, by parts.
 
     Parameters
     ----------
     settings : Settings
-        With the other backbone; its weights are random here.
+        Settings with the other backbone; its weights are random here.
     like : Path
-        Results folder of a finished run, whose numbers of trials and epochs are taken.
+        Results folder of a finished run, whose numbers of trials and epochs are used.
+
+    Returns
+    -------
+    pd.DataFrame, 3 rows
+        Columns part, seconds and how ("estimated").
     """
     spec = settings.transfer
     set_seed(settings.seed)
@@ -98,7 +114,18 @@ def estimate(settings: Settings, like: Path) -> pd.DataFrame:
 
 
 def read_counts(like: Path) -> dict[str, int]:
-    """Return images and epochs of a finished run; trials that dropped count as one epoch."""
+    """Count images and epochs of a finished run; a pruned trial counts as one epoch.
+
+    Parameters
+    ----------
+    like : Path
+        Results folder of the run.
+
+    Returns
+    -------
+    dict of str to int
+        images, head_epochs and fine_tuning_epochs.
+    """
     sizes = read_csv(like / "image_sizes.csv").set_index("split")["images"]
     head = read_csv(like / "tuning_transfer.csv")
     spec = load_settings(like / "settings.yaml", data="unused", results="unused").transfer
@@ -114,7 +141,20 @@ def read_counts(like: Path) -> dict[str, int]:
 
 
 def per_image(compute) -> tuple[float, np.ndarray]:
-    """Return the seconds per image of a second call, and the result."""
+    """Measure the second call of a function, as the first one traces.
+
+    Parameters
+    ----------
+    compute : callable
+        Works on `MEASURED` images.
+
+    Returns
+    -------
+    seconds : float
+        Seconds per image.
+    found : np.ndarray
+        What the function returned.
+    """
     compute()  # traces
     start = time.perf_counter()
     found = compute()
@@ -122,7 +162,24 @@ def per_image(compute) -> tuple[float, np.ndarray]:
 
 
 def epoch_seconds(model: keras.Model, copies, labels, batch_size: int) -> float:
-    """Return the seconds of the second epoch of a training."""
+    """Measure the second epoch of a training.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Model with one logit; it is compiled and trained here.
+    copies : sequence of np.ndarray, each (N, ...)
+        Inputs: copies of the same N images.
+    labels : np.ndarray, (N,), 0 or 1
+        Labels.
+    batch_size : int, from 1
+        Images per batch.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=classification_metrics())
     log = TrainingLog()

@@ -1,7 +1,7 @@
-"""The promises of the explanations, against tf-keras-vis, plain prediction and the published loop.
+"""Benchmarks of explanations, against tf-keras-vis, plain prediction and the published loop.
 
 Ratios are the peer's time over ours. A method that may cost 1.1 predictions is thus promised at
-1 / 1.1. The images are drawn; a network's time does not depend on what it sees.
+1 / 1.1. The images are drawn; a network's time does not depend on their content.
 """
 
 import subprocess
@@ -29,12 +29,12 @@ from covid_project.models import baseline_cnn, transfer_model
 from covid_project.normalization import normalization_layer
 
 SAME_MAP = 1e-3  # of maps in [0, 1]: a quarter of a grey level
-# ReLUs within rounding of 0 flip, and each changes the gradient of all layers below. A trained
-# network's maps of early layers, in float32, lie within 3e-4 of those in float64, but for a few
-# images (MobileNetV2, median over 16 images, whose worst is at 0.01); a random one's do not.
+# ReLUs within rounding of 0 flip, and each changes the gradient of all layers below. In float32, a
+# trained network's maps of early layers differ from those in float64 by at most 3e-4 (MobileNetV2,
+# median over 16 images; worst image: 0.01). Those of a random network differ more.
 SAME_RANDOM_MAP = 0.1
-# Of the scores' scale; absolute below 1, where a random network's logit is a small difference of
-# large terms, whose rounding it inherits.
+# Relative to the scores' scale; absolute below 1, where a random network's logit is a small
+# difference of large terms and inherits their rounding.
 SAME_SCORE = 1e-5
 GREY = 127.5  # of the published patch
 SEED = 21  # of random weights
@@ -44,7 +44,7 @@ STAGES = ["block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu", 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the benchmarks are: as promised, or tiny to test them."""
+    """Scale of the benchmarks: the promised one by default, or tiny to test them."""
 
     image_size: int = 224
     baseline_size: int = 128
@@ -59,7 +59,20 @@ class Scale:
 
 
 def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
-    """All of them, each built when it is reached, so that no two networks share the memory."""
+    """Measure all explanations, one network at a time.
+
+    Each part starts when the one before is finished, so that no two networks share the memory.
+
+    Parameters
+    ----------
+    scale : Scale, optional
+        Scale of the benchmarks; None: as promised.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
     scale = scale or Scale()
     for part in (mobilenet, resnet, baseline, pneumonia, lime_samples, memory):
         yield from part(scale)
@@ -67,7 +80,18 @@ def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
 
 
 def mobilenet(scale: Scale) -> Iterator[Benchmark]:
-    """Grad-CAM on the network of the committed run, at one layer and at four."""
+    """Measure Grad-CAM with the network of the committed run, at one layer and at four.
+
+    Parameters
+    ----------
+    scale : Scale
+        Scale of the benchmarks.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
     keras.utils.set_random_seed(SEED)
     images = _images(scale.batch, scale.image_size)
     backbone, weights = _quietly(available_backbone, "MobileNetV2", images)
@@ -77,7 +101,18 @@ def mobilenet(scale: Scale) -> Iterator[Benchmark]:
 
 
 def resnet(scale: Scale) -> Iterator[Benchmark]:
-    """Grad-CAM and occlusion on ResNet50V2, whose features soon feel all of the image."""
+    """Measure Grad-CAM and occlusion with ResNet50V2, whose receptive fields soon cover the image.
+
+    Parameters
+    ----------
+    scale : Scale
+        Scale of the benchmarks.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
     keras.utils.set_random_seed(SEED)
     images = _images(scale.batch, scale.image_size)
     backbone, weights = _quietly(available_backbone, "ResNet50V2", images, weights="random")
@@ -87,17 +122,39 @@ def resnet(scale: Scale) -> Iterator[Benchmark]:
 
 
 def baseline(scale: Scale) -> Iterator[Benchmark]:
-    """Grad-CAM on the network from scratch."""
+    """Measure Grad-CAM with the network that is trained from scratch.
+
+    Parameters
+    ----------
+    scale : Scale
+        Scale of the benchmarks.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
     keras.utils.set_random_seed(SEED)
     images = _images(scale.batch, scale.baseline_size)
     normalization = normalization_layer("fixed", images)
     model = baseline_cnn(scale.baseline_size, normalization, filters=16, dropout=0.5)
-    # A pass takes five milliseconds, one of which goes into the maps: no promise beside it.
+    # Of the five milliseconds of a pass one is for the maps: nothing is promised against it.
     yield from _grad_cam("baseline CNN", 8, model, "random", images, scale, prediction=np.nan)
 
 
 def pneumonia(scale: Scale) -> Iterator[Benchmark]:
-    """Occlusion on the network of the published pneumonia notebook, at its patch and stride."""
+    """Measure occlusion with the network, patch and stride of the published pneumonia notebook.
+
+    Parameters
+    ----------
+    scale : Scale
+        Scale of the benchmarks.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
     keras.utils.set_random_seed(SEED)
     images = _images(1, scale.image_size, channels=3)
     model = keras.Sequential([keras.Input(images.shape[1:]), layers.Rescaling(1 / 255)])
@@ -114,9 +171,19 @@ def pneumonia(scale: Scale) -> Iterator[Benchmark]:
 
 
 def lime_samples(scale: Scale) -> Iterator[Benchmark]:
-    """LIME on one image, against the forward passes that it cannot do without, and the library.
+    """Measure LIME on one image, against its forward passes and against the library.
 
-    All three see the same samples of the same superpixels, drawn with the same seed.
+    All three use the same samples of the same superpixels, drawn with the same seed.
+
+    Parameters
+    ----------
+    scale : Scale
+        Scale of the benchmarks.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
     """
     keras.utils.set_random_seed(SEED)
     images = _images(1, scale.image_size)
@@ -128,7 +195,7 @@ def lime_samples(scale: Scale) -> Iterator[Benchmark]:
         lambda images: model(images, training=False),
         input_signature=[tf.TensorSpec((None, *image.shape), tf.float32)],
     )
-    samples = []  # those of the library, as it makes them
+    samples = []  # of the library, filled while it runs
 
     def two_columns(pictures: np.ndarray) -> np.ndarray:
         samples.append(pictures[..., :1].astype(np.float32))
@@ -177,7 +244,18 @@ def lime_samples(scale: Scale) -> Iterator[Benchmark]:
 
 
 def memory(scale: Scale) -> Iterator[Benchmark]:
-    """Four times the images take the same memory: what grows beyond the maps, as a ratio."""
+    """Measure the memory for four times the images, beyond the maps themselves, as a ratio.
+
+    Parameters
+    ----------
+    scale : Scale
+        Scale of the benchmarks.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
     count = scale.memory_images
     for method in ("grad_cam", "occlusion"):
         yield Benchmark(
@@ -200,7 +278,7 @@ def _grad_cam(
     scale: Scale,
     prediction: float = 1 / 1.1,
 ) -> Iterator[Benchmark]:
-    """One layer, against tf-keras-vis, the compiled prediction alone, and `predict`."""
+    """Compare one layer with tf-keras-vis, the compiled prediction alone, and `predict`."""
     layer = last_spatial_layer(model)
     explain = heatmap_function(model, [layer])
     facts = {
@@ -241,7 +319,7 @@ def _several_layers(
     images: np.ndarray,
     scale: Scale,
 ) -> Iterator[Benchmark]:
-    """All layers in one pass, against tf-keras-vis layer by layer."""
+    """Compare all layers in one pass with tf-keras-vis layer by layer."""
     explain = heatmap_function(model, chosen)
     yield Benchmark(
         name=f"Grad-CAM at {len(chosen)} layers, {network}, {images.shape[1]} px, "
@@ -268,10 +346,10 @@ def _occlusion(
     image: np.ndarray,
     scale: Scale,
 ) -> Iterator[Benchmark]:
-    """One image (1, H, W, C), against the published loop, and against all patches in batches.
+    """Compare one image (1, H, W, C) with the published loop and with patches in batches.
 
-    The published loop reads the probability and leaves out the last rows and columns; here it reads
-    the logit, which is what is compared, and both sides take the same patches.
+    The published loop reads the probability and leaves out the last rows and columns. Here it reads
+    the logit, which is compared, and both sides use the same patches.
     """
     forward = tf.function(
         lambda images: model(images, training=False),
@@ -328,7 +406,7 @@ def _occlusion(
 
 
 def _library_maps(model: keras.Model, images: np.ndarray, layer: str) -> np.ndarray:
-    """Maps of tf-keras-vis at the layer's size, normalised as ours are."""
+    """Return maps of tf-keras-vis at the layer's size, normalised like ours."""
     maps = Gradcam(model, model_modifier=None)(
         lambda logits: logits[:, 0],
         images.astype(np.float32),
@@ -345,14 +423,14 @@ def _relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _mebibytes(method: str, count: int, size: int) -> float:
-    """What `benchmarks.memory` prints."""
+    """Return the number that `benchmarks.memory` prints."""
     command = [sys.executable, "-m", "benchmarks.memory", method, str(count), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def _images(count: int, size: int, channels: int = 1) -> np.ndarray:
-    """Grey values (count, size, size, channels) uint8 with structure at two scales."""
+    """Draw grey values (count, size, size, channels), uint8, with structure at two scales."""
     generator = np.random.default_rng(0)
     side = -(-size // 8)
     coarse = generator.uniform(40, 215, (count, 8, 8, channels)).repeat(side, 1).repeat(side, 2)
@@ -361,6 +439,6 @@ def _images(count: int, size: int, channels: int = 1) -> np.ndarray:
 
 
 def _quietly(build: Callable, *arguments, **options):
-    """Build a backbone with whatever weights there are; the row names them."""
+    """Build a backbone with the weights that are available; the row names them."""
     with redirect_stdout(StringIO()):
         return build(*arguments, without_weights="random", **options)

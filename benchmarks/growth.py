@@ -1,9 +1,9 @@
 """How time and memory grow with the number of images: ``python -m benchmarks.growth``.
 
-Each stage runs in a process of its own, which measures itself, on drawn images of a data set that
-is made for it. Written are ``results/growth.csv`` and the figure ``results/figures/growth.pdf``.
-The memory counted is the largest that the process held beyond what it held before the stage; beside
-it stands how large the uint8 images are, which grow by nature.
+Each stage runs in a process of its own, which measures itself on a data set of drawn images. The
+results are ``results/growth.csv`` and the figure ``results/figures/growth.pdf``. Memory is the peak
+of the process above its memory before the stage. The size of the uint8 images, which grows by
+nature, is shown beside it.
 """
 
 import argparse
@@ -27,11 +27,19 @@ from covid_project.files import whole_file, write_csv
 COUNTS = (500, 2000, 8000, 14_000)
 SIZE = 128  # pixels, of the files and of the images
 CLASSES = ("COVID", "NORMAL")
-PART = 512  # images that are explained at once
+PART = 512  # images that are explained at a time
 
 
 def draw(folder: Path, count: int) -> None:
-    """Write images of coarse random blots, no two alike, in the folders of two classes."""
+    """Write images of coarse random blots, no two alike, in the folders of two classes.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to write.
+    count : int, from 1
+        Number of images.
+    """
     for number in range(count):
         grey = np.random.default_rng(number).integers(0, 256, (12, 12), dtype=np.uint8)
         path = folder / CLASSES[number % 2] / f"{number:06}.png"
@@ -40,11 +48,24 @@ def draw(folder: Path, count: int) -> None:
         image.save(path, compress_level=1)
 
 
-# ---- stages: each gets the folder and its number of images, and gives what it is to do -----------
+# ---- stages: each takes the folder and its number of images, and returns the work to measure ----
 
 
 def load(folder: Path, _: int) -> Callable[[], object]:
-    """Decode and resize all images into the array on disk."""
+    """Prepare to decode and resize all images into the array on disk.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the images.
+    _ : int
+        Not used.
+
+    Returns
+    -------
+    callable
+        The work to measure.
+    """
     from covid_lab.datasets import load_images, open_dataset
     from covid_lab.storage import filled_array
 
@@ -63,7 +84,20 @@ def load(folder: Path, _: int) -> Callable[[], object]:
 
 
 def audit(folder: Path, _: int) -> Callable[[], object]:
-    """All checks of the data, as ``python -m covid_lab audit`` makes them."""
+    """Prepare all checks of ``python -m covid_lab audit``.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the images.
+    _ : int
+        Not used.
+
+    Returns
+    -------
+    callable
+        The work to measure.
+    """
     from covid_lab.audit.command import Request
     from covid_lab.audit.command import audit as audited
 
@@ -71,7 +105,20 @@ def audit(folder: Path, _: int) -> Callable[[], object]:
 
 
 def training_epoch(_: Path, count: int) -> Callable[[], object]:
-    """One epoch of the baseline, batches of 32, augmented."""
+    """Prepare one epoch of the baseline in augmented batches of 32.
+
+    Parameters
+    ----------
+    _ : Path
+        Not used.
+    count : int, from 1
+        Number of images.
+
+    Returns
+    -------
+    callable
+        The work to measure.
+    """
     from covid_lab.training import fit
     from covid_project.pipeline import training_batches
     from covid_project.settings import Augmentation
@@ -79,7 +126,7 @@ def training_epoch(_: Path, count: int) -> Callable[[], object]:
     images, labels = _images(count)
     amounts = Augmentation(flip=True, rotation=10, zoom=0.1, shift=0, brightness=0, contrast=0)
     model = _network(images)
-    # What is compiled and allocated once is there before.
+    # Compilation and one-time allocations are not measured.
     fit(model, training_batches(images[:64], labels[:64], 32, amounts, 0), learning_rate=1e-3,
         epochs=1)  # fmt: skip
     return lambda: fit(
@@ -88,7 +135,20 @@ def training_epoch(_: Path, count: int) -> Callable[[], object]:
 
 
 def evaluation(_: Path, count: int) -> Callable[[], object]:
-    """The logit of every image, and the metrics with their intervals."""
+    """Prepare the logit of every image, and the metrics with their intervals.
+
+    Parameters
+    ----------
+    _ : Path
+        Not used.
+    count : int, from 1
+        Number of images.
+
+    Returns
+    -------
+    callable
+        The work to measure.
+    """
     from covid_project.evaluation import metrics_table
     from covid_project.models import logits
 
@@ -99,7 +159,20 @@ def evaluation(_: Path, count: int) -> Callable[[], object]:
 
 
 def explanation(_: Path, count: int) -> Callable[[], object]:
-    """Grad-CAM of every image, some hundreds at once."""
+    """Prepare Grad-CAM of every image, `PART` at a time.
+
+    Parameters
+    ----------
+    _ : Path
+        Not used.
+    count : int, from 1
+        Number of images.
+
+    Returns
+    -------
+    callable
+        The work to measure.
+    """
     from covid_lab.explain.gradcam import grad_cam
 
     images, _ = _images(count)
@@ -121,7 +194,7 @@ STAGES = {
 
 
 def _images(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random images uint8 (count, SIZE, SIZE, 1) and labels 0 and 1 in turn."""
+    """Return random images, uint8 (count, SIZE, SIZE, 1), and alternating labels 0 and 1."""
     images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 1), dtype=np.uint8)
     return images, np.arange(count) % 2
 
@@ -134,7 +207,22 @@ def _network(images: np.ndarray):
 
 
 def measured(stage: str, folder: Path, count: int) -> dict[str, float]:
-    """Seconds and MiB of a stage, in this process."""
+    """Measure a stage in this process.
+
+    Parameters
+    ----------
+    stage : str, key of `STAGES`
+        The stage.
+    folder : Path
+        Folder of the images.
+    count : int, from 1
+        Number of images.
+
+    Returns
+    -------
+    dict of str to float
+        "seconds" and "mib" (peak memory above the memory before, in MiB).
+    """
     work = STAGES[stage](folder, count)
     before, start = peak(), time.perf_counter()
     work()
@@ -143,8 +231,25 @@ def measured(stage: str, folder: Path, count: int) -> dict[str, float]:
 
 
 def growth(counts: tuple[int, ...] = COUNTS) -> pd.DataFrame:
-    """One row per stage and number of images: stage, images, seconds, mib, cache_mib."""
-    rows, begun = [], time.perf_counter()
+    """Measure all stages at all numbers of images.
+
+    Parameters
+    ----------
+    counts : tuple of int
+        Numbers of images.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per stage and number of images: stage, images, seconds, mib, cache_mib (size of the
+        uint8 images in MiB).
+
+    Raises
+    ------
+    RuntimeError
+        The process of a stage fails.
+    """
+    rows, start = [], time.perf_counter()
     for count in counts:
         with tempfile.TemporaryDirectory(prefix="growth-") as folder:
             draw(Path(folder), count)
@@ -158,7 +263,7 @@ def growth(counts: tuple[int, ...] = COUNTS) -> pd.DataFrame:
                 row = json.loads(done.stdout.splitlines()[-1])
                 rows.append({"stage": stage, "images": count, **row})
                 print(
-                    f"{time.perf_counter() - begun:4.0f} s  {stage}, {count} images: "
+                    f"{time.perf_counter() - start:4.0f} s  {stage}, {count} images: "
                     f"{row['seconds']:.1f} s, {row['mib']:.0f} MiB",
                     flush=True,
                 )
@@ -166,7 +271,18 @@ def growth(counts: tuple[int, ...] = COUNTS) -> pd.DataFrame:
 
 
 def figure(table: pd.DataFrame) -> plt.Figure:
-    """Time and memory of each stage against the number of images, on logarithmic axes."""
+    """Draw time and memory of each stage against the number of images, on logarithmic axes.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        Result of `growth`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Two panels.
+    """
     from covid_project.figures import COLOURS, DASHES, MARKERS, PAGE, STYLE
 
     styles = zip(
@@ -192,7 +308,13 @@ def figure(table: pd.DataFrame) -> plt.Figure:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure all stages at all numbers of images, write the table and draw it."""
+    """Measure all stages at all numbers of images, write the table and draw it.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Options; None: those of the process.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--to", type=Path, default=Path("results"), help="folder (%(default)s)")
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)

@@ -1,7 +1,7 @@
-"""The promises of the lung segmentation: its speed, and its errors against the classical method.
+"""Benchmarks of the lung segmentation: its speed, and its errors against the classical method.
 
-The images of the speed are drawn; those of the errors are held-out radiographs, which are
-used where ``../shared/data`` has them.
+The images for the speed are drawn. Those for the errors are held-out radiographs, which are used
+where ``../shared/data`` has them.
 """
 
 import time
@@ -13,9 +13,9 @@ import numpy as np
 
 from benchmarks.runner import Benchmark
 from covid_lab.lung_data import TEST_SETS, Masks
-from covid_lab.lung_training import dice
 from covid_lab.lungs import segment_lungs
 from covid_lab.lungs_classical import segment_lungs_classically
+from covid_lab.masks import dice
 from covid_lab.phantoms import draw_radiograph
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -25,14 +25,27 @@ DICE = {"wingspan": 0.95, "covid_lesions": 0.92}  # promised
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the benchmarks are: as promised, or tiny to test them."""
+    """Scale of the benchmarks: the promised one by default, or tiny to test them."""
 
     images: int = 200
     repeats: int = 7
 
 
 def benchmarks(scale: Scale | None = None, data: Path = DATA) -> Iterator[Benchmark]:
-    """Speed on drawn images; mean error 1 − Dice on the held-out sets that ``data`` has."""
+    """Measure the speed on drawn images, and the error 1 − Dice on held-out images.
+
+    Parameters
+    ----------
+    scale : Scale, optional
+        Scale of the benchmarks; None: as promised.
+    data : Path
+        Folder of the archives; sets that are missing are left out.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
     scale = scale or Scale()
     drawn = [draw_radiograph(np.random.default_rng(k), 128).image for k in range(20)]
     images = np.stack(drawn * (scale.images // 20 + 1))[: scale.images]
@@ -84,7 +97,7 @@ def benchmarks(scale: Scale | None = None, data: Path = DATA) -> Iterator[Benchm
 
 
 def _error(masks: np.ndarray, found: Masks) -> float:
-    """Mean of 1 − Dice over the images."""
+    """Return the mean of 1 − Dice over the images."""
     return float(1 - dice(masks, found.masks).mean())
 
 

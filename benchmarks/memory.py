@@ -1,7 +1,7 @@
-"""How much memory explaining some images takes: ``python -m benchmarks.memory METHOD COUNT SIZE``.
+"""Memory for explaining some images: ``python -m benchmarks.memory METHOD COUNT SIZE``.
 
-Prints the MiB by which the process grew at most, beyond the images and the maps themselves. It is
-its own process because a process never gives its peak back.
+It prints the largest growth of the process in MiB, beyond the images and the maps themselves. It
+runs in its own process because the peak of a process never falls.
 """
 
 import sys
@@ -23,7 +23,17 @@ METHODS = {
 
 
 def main(method: str, count: int, size: int) -> None:
-    """Explain `count` images of some size with MobileNetV2."""
+    """Explain images with MobileNetV2 and print the memory in MiB.
+
+    Parameters
+    ----------
+    method : str, key of `METHODS`
+        How to explain.
+    count : int, from 1
+        Number of images.
+    size : int, from 32
+        Pixels along each side.
+    """
     model = transfer_model(build_backbone("MobileNetV2", size, weights="random"), dropout=0.0)
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 1), dtype=np.uint8)
     before = peak()
@@ -33,7 +43,13 @@ def main(method: str, count: int, size: int) -> None:
 
 
 def peak() -> int:
-    """Largest memory of this process so far, in bytes."""
+    """Return the largest memory of this process so far.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     status = Path("/proc/self/status")
     if status.is_file():
         # Not `ru_maxrss`, which on Linux begins with the peak of the process that started this one.

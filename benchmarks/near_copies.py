@@ -1,11 +1,11 @@
 """How many planted copies of radiographs are found: ``python -m benchmarks.near_copies``.
 
-1,100 radiographs and 720 copies of twelve kinds are drawn from images on which no constant of
-`covid_lab.audit.near_copies` was chosen. A planted copy is found if it is paired with its original.
-A pair is false if its images come from two originals, unless these two were seen to be the same
-radiograph (`KNOWN`). With ``--peers PYTHON``, packages that this other Python
-can import are measured as well: ``pip install imagededup cleanvision fastdup`` in an environment
-of their own. Written is ``results/near_copies.csv``.
+The benchmark draws 1,100 radiographs and 720 copies of twelve kinds from images on which no
+constant of `covid_lab.audit.near_copies` was chosen. A planted copy is found if it is paired with
+its original. A pair is false if its images come from two originals, unless these two were seen to
+be the same radiograph (`KNOWN`). With ``--peers PYTHON``, packages that this other Python can
+import are measured as well: ``pip install imagededup cleanvision fastdup`` in an environment of
+their own. The result is ``results/near_copies.csv``.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from benchmarks.copies_by_peers import TOOLS
+from benchmarks.planted_copies import KINDS
 from benchmarks.runner import Benchmark, machine
 from covid_lab.audit.duplicates import near_pairs
 from covid_project.evaluation import wilson_interval
@@ -34,8 +35,8 @@ ORIGINALS, COPIES = 1100, 60  # copies of each kind
 RECALL, PRECISION = 0.97, 0.995  # promised
 CHOSEN_ON = 800  # images of the course's training split on which constants were chosen
 
-# Pairs of originals that were looked at side by side: the same radiograph, cropped or with another
-# contrast. Two radiographs of one patient are not copies and count as false.
+# Pairs of originals that were seen to be the same radiograph, cropped or with another contrast. Two
+# radiographs of one patient are not copies and count as false.
 KNOWN = {
     frozenset(f"{folder}/{name}" for name in names)
     for folder, *names in (
@@ -56,114 +57,6 @@ KNOWN = {
 }
 
 
-# ---- planted copies: each takes an image uint8 (H, W) and a generator ----------------------------
-
-
-def resized(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Half to twice the size, with any interpolation except the nearest pixel."""
-    factor = 2 ** rng.uniform(-1, 1)
-    filters = [f for f in Image.Resampling if f != Image.Resampling.NEAREST]
-    size = tuple(max(8, round(factor * side)) for side in image.shape[::-1])
-    return np.asarray(Image.fromarray(image).resize(size, filters[rng.integers(len(filters))]))
-
-
-def encoded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """JPEG of quality 10 to 40."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=int(rng.integers(10, 41)))
-    return np.asarray(Image.open(file))
-
-
-def cropped_by_5(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Up to 5 % less on each side; every second time nothing or all of it."""
-    varied = rng.random() < 0.5
-    return _cut(image, rng.uniform(0, 0.05, 4) if varied else 0.05 * _some_sides(rng))
-
-
-def cropped_by_10(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """5 to 10 % less on each side, or every second time nothing or 10 %."""
-    varied = rng.random() < 0.5
-    return _cut(image, rng.uniform(0.05, 0.1, 4) if varied else 0.1 * _some_sides(rng))
-
-
-def brightened(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Other gamma (0.5 to 2), contrast (0.7 to 1.3) and brightness (±30)."""
-    changed = 255 * (image / 255) ** (2 ** rng.uniform(-1, 1))
-    return _grey((changed - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-30, 30))
-
-
-def mirrored(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Left and right exchanged."""
-    return image[:, ::-1].copy()
-
-
-def rotated(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """By 3 to 10 degrees; corners black, white or of the mean; every fourth keeps all corners."""
-    angle = rng.uniform(3, 10) * rng.choice([-1, 1])
-    fill = int(rng.choice([0, 0, int(image.mean()), 255]))
-    expand = bool(rng.random() < 0.25)
-    how = {"fillcolor": fill, "expand": expand, "resample": Image.Resampling.BICUBIC}
-    return np.asarray(Image.fromarray(image).rotate(angle, **how))
-
-
-def inverted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """White for black."""
-    return 255 - image
-
-
-def bordered(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A black or white frame of 3 to 12 % of the size, equally wide on all sides or not."""
-    value = int(rng.choice([0, 255]))
-    equal = rng.random() >= 0.5
-    widths = np.full(4, rng.uniform(0.03, 0.12)) if equal else rng.uniform(0.03, 0.12, 4)
-    top, bottom, left, right = _pixels(image, widths)
-    return np.pad(image, ((top, bottom), (left, right)), constant_values=value)
-
-
-def noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise of 5 to 20 grey values."""
-    return _grey(image + rng.normal(0, rng.uniform(5, 20), image.shape))
-
-
-def blurred(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian blur, σ of 0.5 to 2 pixels at 256."""
-    sigma = rng.uniform(0.5, 2) * image.shape[0] / 256
-    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
-
-
-def rotated_and_brightened(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Both."""
-    return brightened(rotated(image, rng), rng)
-
-
-KINDS = {
-    kind.__name__.replace("_", " "): kind
-    for kind in (
-        resized, encoded, cropped_by_5, cropped_by_10, brightened, mirrored, rotated, inverted,
-        bordered, noisy, blurred, rotated_and_brightened,
-    )
-}  # fmt: skip
-
-
-def _some_sides(rng: np.random.Generator) -> np.ndarray:
-    chosen = rng.integers(0, 2, 4)
-    return chosen if chosen.any() else np.ones(4, int)
-
-
-def _pixels(image: np.ndarray, fractions: np.ndarray) -> np.ndarray:
-    height, width = image.shape
-    return np.round(fractions * [height, height, width, width]).astype(int)
-
-
-def _cut(image: np.ndarray, fractions: np.ndarray) -> np.ndarray:
-    top, bottom, left, right = _pixels(image, fractions)
-    return image[top : image.shape[0] - bottom, left : image.shape[1] - right]
-
-
-def _grey(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
-
-
 # ---- the draw -----------------------------------------------------------------------------------
 
 
@@ -173,10 +66,14 @@ class Draw:
 
     Attributes
     ----------
-    images : list of uint8 (H, W), the originals, then the copies.
-    names : str (N,), file of each image's original.
-    kinds : str (N,), "" for an original.
-    originals : int (N,), row of each image's original.
+    images : list of np.ndarray, uint8 (H, W)
+        The originals, then the copies.
+    names : np.ndarray, str (N,)
+        File of each image's original.
+    kinds : np.ndarray, str (N,)
+        Kind of each copy; "" for an original.
+    originals : np.ndarray, int (N,)
+        Row of each image's original.
     """
 
     images: list[np.ndarray]
@@ -185,7 +82,13 @@ class Draw:
     originals: np.ndarray
 
     def small(self) -> np.ndarray:
-        """All images as the audit compares them, uint8 (N, SIDE, SIDE)."""
+        """Resize all images to the size at which the audit compares them.
+
+        Returns
+        -------
+        np.ndarray, uint8 (N, SIDE, SIDE)
+            Grey values.
+        """
         size = (SIDE, SIDE)
         return np.stack(
             [
@@ -198,16 +101,23 @@ class Draw:
 def draw(
     data: Path = DATA, *, originals: int = ORIGINALS, copies: int = COPIES, seed: int = 2024
 ) -> Draw:
-    """Radiographs of two collections on which no constant was chosen, and copies of some.
+    """Draw radiographs of two collections on which no constant was chosen, and copies of some.
 
     Parameters
     ----------
-    data
+    data : Path
         Folder with ``covid_xray.zip`` and ``chest_xray.zip``. No test split is read.
-    originals, copies
-        How many images, and how many copies of each kind.
-    seed
-        Of the draw.
+    originals : int, from 1
+        Number of radiographs.
+    copies : int, from 1
+        Copies of each kind.
+    seed : int, from 0
+        Seed of the draw.
+
+    Returns
+    -------
+    Draw
+        Originals and copies.
     """
     rng = np.random.default_rng(seed)
     adults = data / "covid_xray.zip"
@@ -250,20 +160,23 @@ def _read(archive: Path, names: list[str]) -> list[np.ndarray]:
 
 
 def score(drawn: Draw, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Recall of each kind and in all, precision, and the pairs of two originals.
+    """Compute the recall of each kind and of all, and the precision.
 
     Parameters
     ----------
-    drawn
-        What the pairs were found in.
-    pairs
-        With the columns first and second, rows of the draw.
+    drawn : Draw
+        Images among which the pairs were found.
+    pairs : pd.DataFrame
+        Columns first and second, rows of the draw.
 
     Returns
     -------
-    Two tables: measure ("recall", "precision"), kind, n, value, low, high (95 % Wilson interval);
-    and the pairs of two originals with the columns first and second (names of the originals) and
-    known (bool, whether these are in `KNOWN`).
+    table : pd.DataFrame
+        Columns measure ("recall", "precision"), kind, n, value, low and high (95 % Wilson
+        interval).
+    others : pd.DataFrame
+        Pairs of two originals: first and second (names of the originals) and known (bool, whether
+        the pair is in `KNOWN`).
     """
     first, second = pairs["first"].to_numpy(), pairs["second"].to_numpy()
     found = set(zip(first, second, strict=True)) | set(zip(second, first, strict=True))
@@ -292,7 +205,27 @@ def score(drawn: Draw, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]
 
 
 def by_peer(python: str, tool: str, drawn: Draw) -> dict:
-    """What another package finds in the draw: version, setting, and pairs with scores."""
+    """Find copies with another package.
+
+    Parameters
+    ----------
+    python : str
+        Python that can import the package.
+    tool : str, key of `benchmarks.copies_by_peers.TOOLS`
+        The package.
+    drawn : Draw
+        Images to search.
+
+    Returns
+    -------
+    dict
+        "version", "setting" and "pairs" (a table with first, second and score).
+
+    Raises
+    ------
+    RuntimeError
+        The other process fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for row, image in enumerate(drawn.images):
             Image.fromarray(image).save(Path(folder, f"{row:05}.png"), compress_level=1)
@@ -310,9 +243,22 @@ def by_peer(python: str, tool: str, drawn: Draw) -> dict:
 
 
 def best_threshold(drawn: Draw, pairs: pd.DataFrame) -> float:
-    """The score with most recall at `PRECISION` in this very draw, or else of most precision.
+    """Choose the score with the highest recall at `PRECISION`, or else the highest precision.
 
-    It favours the other package: our own threshold was chosen on other images.
+    It is chosen on the draw that is scored. This favours the other package: our own threshold was
+    chosen on other images.
+
+    Parameters
+    ----------
+    drawn : Draw
+        Images among which the pairs were found.
+    pairs : pd.DataFrame
+        Columns first, second and score.
+
+    Returns
+    -------
+    float
+        The threshold.
     """
     found = []
     for threshold in np.unique(pairs["score"].round(3)):
@@ -323,7 +269,22 @@ def best_threshold(drawn: Draw, pairs: pd.DataFrame) -> float:
 
 
 def compare(drawn: Draw, peers: str | None, say: Callable[[str], None] = print) -> pd.DataFrame:
-    """Recall and precision of this project and of other packages, one row per tool and kind."""
+    """Compare the recall and precision of this project and of other packages.
+
+    Parameters
+    ----------
+    drawn : Draw
+        Images to search.
+    peers : str or None
+        Python that can import the other packages; None measures only this project.
+    say : callable
+        Called with messages.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per tool, setting, measure and kind, as in `score`.
+    """
     images = drawn.small()
     pairs = near_pairs(images)
     facts = {"tool": "covid_lab", "version": "", "setting": "default"}
@@ -349,7 +310,18 @@ def compare(drawn: Draw, peers: str | None, say: Callable[[str], None] = print) 
 
 
 def benchmarks(data: Path = DATA) -> Iterator[Benchmark]:
-    """Missed copies and false pairs against what is promised, where ``data`` has the images."""
+    """Compare missed copies and false pairs with what is promised.
+
+    Parameters
+    ----------
+    data : Path
+        Folder of the archives; nothing is yielded where one is missing.
+
+    Yields
+    ------
+    Benchmark
+        The recall or the precision.
+    """
     if not all((data / name).is_file() for name in ("covid_xray.zip", "chest_xray.zip")):
         return
     drawn = draw(data)
@@ -359,7 +331,7 @@ def benchmarks(data: Path = DATA) -> Iterator[Benchmark]:
         yield Benchmark(
             name=f"near copies, {ORIGINALS} radiographs and {COPIES * len(KINDS)} copies",
             against=f"the {measure} of {promise:g} promised",
-            # A thousandth stands for none, so that there is a ratio.
+            # A thousandth stands for zero, so that there is a ratio.
             ours=lambda missed=1 - values[measure]: max(missed, 1e-3),
             peer=lambda promise=promise: 1 - promise,
             promised=1,
@@ -370,7 +342,13 @@ def benchmarks(data: Path = DATA) -> Iterator[Benchmark]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print and write the table."""
+    """Measure, print and write the table.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Options; None: those of the process.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.near_copies", description=__doc__)
     parser.add_argument("--to", type=Path, default=Path("results"), help="folder (%(default)s)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the archives")

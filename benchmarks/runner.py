@@ -1,8 +1,8 @@
-"""The frame: what a benchmark is, how it is measured, and what is written of it.
+"""What a benchmark is, how it is measured, and how its rows are written.
 
-Times on a shared machine wander, and two machines differ; the ratio of two runs that follow each
-other in one process says what holds. Each benchmark therefore runs its two sides in turn, and gives
-the median of the ratios with their range.
+Times on a shared machine vary, and two machines differ. The ratio of two runs that follow each
+other in one process is more stable. Each benchmark therefore alternates between its two sides, and
+its result is the median of the ratios with their range.
 """
 
 import os
@@ -19,27 +19,41 @@ import pandas as pd
 
 from covid_project.files import read_csv, write_csv
 
-WORSE = 2 / 3  # of the ratio before: below it, a promise counts as broken
+WORSE = 2 / 3  # of the earlier ratio: below it, a benchmark counts as worse
 _KEY = ["suite", "name", "against"]
 _PACKAGES = ("tensorflow", "keras", "numpy", "tf-keras-vis", "lime")
 
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """One promise: what this project does, and what another way of doing it takes.
+    """A comparison of this project with another way to do the same.
 
     Attributes
     ----------
-    name, against : what is done, and by whom or how else.
-    ours, peer : do it once. What they return is compared once; where `unit` is not "s", they
+    name : str
+        What is done.
+    against : str
+        By whom, or how else.
+    ours : callable
+        Does it once. What both sides return is compared once; where ``unit`` is not "s", they
         return the measured number instead.
-    promised : least ratio of the peer's number to ours; NaN where none is promised.
-    agreement : (result of ours, result of peer) → largest difference; None where the sides do not
-        compute the same.
-    tolerance : largest agreement that is allowed.
-    weights : where the network's weights come from.
-    repeats : pairs of runs that are measured.
-    peer_counts : how often the peer's number counts, where it does but a part of the work (an epoch
+    peer : callable
+        Does it once in the other way.
+    promised : float
+        Smallest ratio of the peer's number to ours; NaN where none is promised.
+    agreement : callable, optional
+        (result of ours, result of peer) → largest difference; None where the sides do not compute
+        the same.
+    tolerance : float
+        Largest agreement that is allowed.
+    weights : str
+        Where the network's weights come from.
+    repeats : int, from 1
+        Pairs of runs that are measured.
+    unit : str
+        Unit of the measured numbers.
+    peer_counts : int, from 1
+        How often the peer's number counts, where it does only a part of the work (such as one epoch
         of a sweep).
     """
 
@@ -57,10 +71,19 @@ class Benchmark:
 
 
 def measure(benchmark: Benchmark) -> dict[str, Any]:
-    """Run both sides once to warm up and to compare, then in turn; return the row of numbers.
+    """Run both sides once to warm up and to compare them, then alternately to measure them.
 
-    `ours` and `peer` are medians in the benchmark's unit; `ratio` is the median of peer / ours over
-    the pairs, `ratio_low` and `ratio_high` the smallest and the largest.
+    Parameters
+    ----------
+    benchmark : Benchmark
+        The comparison.
+
+    Returns
+    -------
+    dict
+        A row of the table. ``ours`` and ``peer`` are medians in the benchmark's unit. ``ratio`` is
+        the median of peer / ours over the pairs; ``ratio_low`` and ``ratio_high`` are the smallest
+        and the largest.
     """
     if benchmark.unit == "s":
         results = benchmark.ours(), benchmark.peer()
@@ -70,7 +93,7 @@ def measure(benchmark: Benchmark) -> dict[str, Any]:
     agreement = benchmark.agreement(*results) if benchmark.agreement else np.nan
     measured = np.empty((benchmark.repeats, 2))
     for repeat in range(benchmark.repeats):
-        # In turn the one or the other goes first, so that neither gains from a warm cache.
+        # The sides take turns to go first, so that neither gains from a warm cache.
         for side in (0, 1) if repeat % 2 == 0 else (1, 0):
             measured[repeat, side] = sides[side]()
     measured[:, 1] *= benchmark.peer_counts
@@ -103,7 +126,20 @@ def _timed(function: Callable[[], Any]) -> Callable[[], float]:
 
 
 def run(suite: str, benchmarks: Iterable[Benchmark]) -> Iterator[dict[str, Any]]:
-    """Measure one benchmark after the other; give each row as soon as it is there."""
+    """Measure benchmarks one after the other.
+
+    Parameters
+    ----------
+    suite : str
+        Name of the suite.
+    benchmarks : iterable of Benchmark
+        Its comparisons.
+
+    Yields
+    ------
+    dict
+        Each row as soon as it is measured, see `measure`; also suite, machine, versions and date.
+    """
     facts = {"machine": machine(), "versions": versions()}
     for benchmark in benchmarks:
         yield {
@@ -115,7 +151,18 @@ def run(suite: str, benchmarks: Iterable[Benchmark]) -> Iterator[dict[str, Any]]
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row for the screen, with what it misses."""
+    """Write one row for the screen, with what it misses.
+
+    Parameters
+    ----------
+    row : dict
+        Result of `measure`.
+
+    Returns
+    -------
+    str
+        One line.
+    """
     text = (
         f"{row['name']} | {row['against']}: {row['ours']:.3g} against {row['peer']:.3g} "
         f"{row['unit']}, ratio {row['ratio']:.2f} ({row['ratio_low']:.2f}–{row['ratio_high']:.2f})"
@@ -129,7 +176,18 @@ def line(row: dict[str, Any]) -> str:
 
 
 def promises(rows: Iterable[dict[str, Any]]) -> str:
-    """What was promised and whether it is kept, as a table in Markdown."""
+    """Write what was promised and whether it is kept, as a table in Markdown.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+        Results of `measure`; rows without a promise are left out.
+
+    Returns
+    -------
+    str
+        The table.
+    """
     lines = ["| what | against | times as fast | promised | kept |", "| --- " * 5 + "|"]
     for row in rows:
         if not np.isnan(row["promised"]):
@@ -141,13 +199,32 @@ def promises(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def differs(row: dict[str, Any]) -> bool:
-    """Whether the two sides do not give the same: then their times mean nothing."""
+    """Tell whether the two sides compute different results; then their times mean nothing.
+
+    Parameters
+    ----------
+    row : dict
+        Result of `measure`.
+
+    Returns
+    -------
+    bool
+        False where nothing is compared.
+    """
     compared = not np.isnan(row["tolerance"])
-    return compared and not row["agreement"] <= row["tolerance"]  # a NaN differs, too
+    return compared and not row["agreement"] <= row["tolerance"]  # NaN differs too
 
 
 def update(path: Path, rows: pd.DataFrame) -> None:
-    """Write the rows into a CSV in the place of those of their suites; others stay as they are."""
+    """Write rows into a CSV in place of those of the same suites; other rows stay.
+
+    Parameters
+    ----------
+    path : Path
+        The CSV, which may be missing.
+    rows : pd.DataFrame
+        The new rows.
+    """
     before = read_csv(path)
     if not before.empty:
         before = before[~before["suite"].isin(rows["suite"])]
@@ -156,7 +233,20 @@ def update(path: Path, rows: pd.DataFrame) -> None:
 
 
 def worse(rows: pd.DataFrame, before: pd.DataFrame) -> list[str]:
-    """Name the benchmarks whose ratio has fallen by more than a third."""
+    """Name the benchmarks whose ratio has fallen by more than a third.
+
+    Parameters
+    ----------
+    rows : pd.DataFrame
+        The new rows.
+    before : pd.DataFrame
+        Rows of an earlier run; may be empty.
+
+    Returns
+    -------
+    list of str
+        One message per benchmark.
+    """
     if before.empty:
         return []
     both = rows.merge(before, on=_KEY, suffixes=("", "_before"))
@@ -169,7 +259,13 @@ def worse(rows: pd.DataFrame, before: pd.DataFrame) -> list[str]:
 
 
 def machine() -> str:
-    """Processor, cores and system, as a row names them."""
+    """Name the machine.
+
+    Returns
+    -------
+    str
+        Processor and number of cores.
+    """
     name = platform.processor() or platform.machine()
     if (facts := Path("/proc/cpuinfo")).is_file():
         models = [text for text in facts.read_text().splitlines() if text.startswith("model name")]
@@ -178,6 +274,12 @@ def machine() -> str:
 
 
 def versions() -> str:
-    """Versions of what is measured."""
+    """Name the versions of Python and of the packages that are measured.
+
+    Returns
+    -------
+    str
+        Such as "python 3.12.3; tensorflow 2.21.0; …".
+    """
     packages = [f"{package} {version(package)}" for package in _PACKAGES]
     return "; ".join([f"python {platform.python_version()}", *packages])

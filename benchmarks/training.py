@@ -1,6 +1,6 @@
-"""The promises of training: batches, steps and sweeps, against the usual ways of doing the same.
+"""Benchmarks of training: batches, steps and sweeps, against the usual ways to do the same.
 
-The images are drawn; how long a step takes does not depend on what is on them.
+The images are drawn; the time of a step does not depend on their content.
 """
 
 import shutil
@@ -39,9 +39,9 @@ from covid_project.training import set_seed
 
 AUGMENTATION = Augmentation(
     flip=True, rotation=10, zoom=0.1, shift=0, brightness=0, contrast=0
-)  # three kinds that all the peers know, too
-# Of the mean over an epoch's augmented images, whose rotations and zooms each side draws for
-# itself: a few grey levels of 255 remain.
+)  # the three kinds that all the peers have too
+# Of the mean over an epoch's augmented images: each side draws its own rotations and zooms, which
+# leaves a difference of a few grey levels of 255.
 SAME_MEAN = 0.02
 SAME_ACCURACY = 0.02
 SAME_LOSS = 1e-4
@@ -49,7 +49,7 @@ SAME_LOSS = 1e-4
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the benchmarks are: as promised, or tiny to test them."""
+    """Scale of the benchmarks: the promised one by default, or tiny to test them."""
 
     images: int = 512
     stored_size: int = 256  # pixels of the files
@@ -67,7 +67,20 @@ class Scale:
 
 
 def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
-    """All of them, each built when it is reached, so that no two networks share the memory."""
+    """Measure all parts of training, one at a time.
+
+    Each part starts when the one before is finished, so that no two networks share the memory.
+
+    Parameters
+    ----------
+    scale : Scale, optional
+        Scale of the benchmarks; None: as promised.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
     scale = scale or Scale()
     for part in (batches, waiting, steps, sweep):
         yield from part(scale)
@@ -75,10 +88,20 @@ def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
 
 
 def batches(scale: Scale) -> Iterator[Benchmark]:
-    """An epoch of augmented batches, from arrays and from files.
+    """Measure an epoch of augmented batches, from arrays and from files.
 
-    All images are the same radiograph: the mean over an epoch then tells whether two sides augment
-    alike, though neither draws what the other does.
+    All images are the same radiograph. The mean over an epoch then shows whether two sides augment
+    alike, although their random numbers differ.
+
+    Parameters
+    ----------
+    scale : Scale
+        Scale of the benchmarks.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
     """
     image = _radiographs(1, scale.stored_size)[0][0]
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
@@ -112,27 +135,38 @@ def batches(scale: Scale) -> Iterator[Benchmark]:
 
 
 def waiting(scale: Scale) -> Iterator[Benchmark]:
-    """How much of a training epoch of the baseline is not spent waiting for the next batch."""
+    """Measure the fraction of an epoch of the baseline that is not spent waiting for batches.
+
+    Parameters
+    ----------
+    scale : Scale
+        Scale of the benchmarks.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
     images, labels = _radiographs(scale.images, scale.image_size)
     model = _baseline(images, scale)
     data = training_batches(images, labels, scale.batch, AUGMENTATION, seed=0)
 
-    def busy_share() -> float:
-        waited, begun, source = 0.0, time.perf_counter(), iter(data)
+    def busy_fraction() -> float:
+        waited, start, source = 0.0, time.perf_counter(), iter(data)
         while True:
             asked = time.perf_counter()
             batch = next(source, None)
             waited += time.perf_counter() - asked
             if batch is None:
-                return 1 - waited / (time.perf_counter() - begun)
+                return 1 - waited / (time.perf_counter() - start)
             model.train_on_batch(*batch)
 
-    busy_share()
+    busy_fraction()
     yield Benchmark(
         name=f"training epoch of the baseline, {scale.image_size} px: time not spent waiting",
         against="the whole epoch",
         ours=lambda: 1.0,
-        peer=busy_share,
+        peer=busy_fraction,
         promised=0.95,
         repeats=scale.repeats,
         unit="share of the time",
@@ -140,14 +174,25 @@ def waiting(scale: Scale) -> Iterator[Benchmark]:
 
 
 def steps(scale: Scale) -> Iterator[Benchmark]:
-    """Training steps of the baseline and of plain networks; the agreement is that of accuracy."""
+    """Measure training steps of the baseline and of plain networks; their accuracies are compared.
+
+    Parameters
+    ----------
+    scale : Scale
+        Scale of the benchmarks.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
     images, labels = _radiographs(scale.learned, scale.image_size)
     held = scale.learned * 2 // 3
     learning = training_batches(images[held:], labels[held:], 32, NONE, seed=0)
     batch = (images[: scale.batch].astype(np.float32), labels[: scale.batch, None])
 
     def side(build: Callable[[], keras.Model]) -> Callable[[], float]:
-        """Accuracy after the training, at the first call; then the time of eight steps."""
+        # Trains at once; the function that is returned takes eight steps.
         set_seed(0)
         model = build()
         fit(model, learning, learning_rate=2e-3, epochs=scale.epochs)
@@ -162,7 +207,7 @@ def steps(scale: Scale) -> Iterator[Benchmark]:
         return eight_steps
 
     ours = side(lambda: _baseline(images, scale))
-    # With as many feature maps as ours the plain network is less accurate: nothing is promised.
+    # With as many feature maps as ours, the plain network is less accurate: nothing is promised.
     equal = {"promised": 3, "tolerance": SAME_ACCURACY}
     widths = {scale.filters: {}, scale.filters * 3 // 2: equal, scale.filters * 2: equal}
     for filters, facts in widths.items():
@@ -178,10 +223,20 @@ def steps(scale: Scale) -> Iterator[Benchmark]:
 
 
 def sweep(scale: Scale) -> Iterator[Benchmark]:
-    """All trials of a head on features kept on disk, against epochs through the frozen backbone.
+    """Measure all trials of a head on features on disk, against epochs through the backbone.
 
     Both train on the same augmented copies. One epoch of the peer is timed and counted as often as
     the sweep has epochs.
+
+    Parameters
+    ----------
+    scale : Scale
+        Scale of the benchmarks.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
     """
     images, labels = _radiographs(scale.features, scale.transfer_size)
     held, copies = scale.features // 4, 2
@@ -192,7 +247,7 @@ def sweep(scale: Scale) -> Iterator[Benchmark]:
     pictures += [_copy(images, number) for number in range(1, copies + 1)]
 
     def first_loss(model: keras.Model, inputs: list, rate: float, epochs: int) -> float:
-        """Validation loss after the first epoch."""
+        # Returns the validation loss after the first epoch.
         history = fit(
             model,
             feature_batches([copy[held:] for copy in inputs], labels[held:], scale.batch, 0),
@@ -239,12 +294,25 @@ def sweep(scale: Scale) -> Iterator[Benchmark]:
 
 
 def plain_cnn(image_size: int, filters: int) -> keras.Model:
-    """Convolution, BatchNorm, ReLU and pooling, four times from full resolution on."""
+    """Build a plain network: four times convolution, BatchNorm, ReLU and pooling.
+
+    Parameters
+    ----------
+    image_size : int, from 16
+        Pixels along each side.
+    filters : int, from 1
+        Feature maps of the first convolution; each further one has twice as many.
+
+    Returns
+    -------
+    keras.Model
+        Model with one logit for grey images (N, image_size, image_size, 1), 0–255.
+    """
     images = keras.Input((image_size, image_size, 1))
     x = layers.Rescaling(1 / 127.5, -1)(images)
     for width in (filters, 2 * filters, 4 * filters, 8 * filters):
         x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization(momentum=0.95)(x)  # as ours: there are few steps
+        x = layers.BatchNormalization(momentum=0.95)(x)  # as in ours: there are few steps
         x = layers.MaxPooling2D()(layers.ReLU()(x))
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(images, classification_head(x, dropout=0.3))
@@ -258,7 +326,7 @@ def _baseline(images: np.ndarray, scale: Scale) -> keras.Model:
 
 
 def _radiographs(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Drawn images uint8 (count, size, size, 1) and their labels, 0 and 1 in turn."""
+    """Draw images, uint8 (count, size, size, 1), with alternating labels 0 and 1."""
     labels = np.arange(count) % 2
     drawn = [
         draw_radiograph(np.random.default_rng(number), size, "moderate" if label else None)
@@ -268,7 +336,7 @@ def _radiographs(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _copy(images: np.ndarray, number: int) -> np.ndarray:
-    """An augmented copy, drawn as `copied_features` draws it."""
+    """Return an augmented copy, drawn like those of `feature_copies`."""
     return np.concatenate(
         [
             augment(
@@ -280,7 +348,7 @@ def _copy(images: np.ndarray, number: int) -> np.ndarray:
 
 
 def _epoch_mean(data: Iterable) -> np.ndarray:
-    """Mean image (H, W) of an epoch's batches, in grey values 0–255."""
+    """Return the mean image (H, W) of an epoch's batches, in grey values 0–255."""
     total, count = 0.0, 0
     for batch in data:
         total, count = total + np.asarray(batch[0], np.float32).sum(0), count + len(batch[0])
@@ -288,9 +356,9 @@ def _epoch_mean(data: Iterable) -> np.ndarray:
 
 
 def _mean_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Mean difference of two images in the inner half, as a share of the grey range.
+    """Return the mean difference of two images in the inner half, as a fraction of the grey range.
 
-    Near the frame the sides differ by what they let in from outside.
+    Near the frame the sides differ in what they show from outside.
     """
     side = len(found) // 4
     inner = slice(side, -side)

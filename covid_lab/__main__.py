@@ -3,12 +3,11 @@
 import argparse
 import dataclasses
 import importlib
-import re
 import sys
 from pathlib import Path
 
+from covid_lab.arguments import command_parser
 from covid_lab.runs.settings import (
-    BACKENDS,
     EXTRAS,
     NOTEBOOKS,
     STUDIES,
@@ -22,11 +21,23 @@ CACHE_LIMIT = 50e9  # bytes of a results folder's cache; the oldest entries are 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, 1 (refused or failed), 2 (usage), 130 (stopped)."""
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        The command and its options; None: those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0, 1 (refused or failed, or for ``audit`` a check failed), 2 (usage) or 130
+        (stopped).
+    """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # consoles and pipes of Windows lack many signs
+        if hasattr(stream, "reconfigure"):  # consoles and pipes of Windows lack many characters
             stream.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(arguments)
+    options = command_parser(__doc__, FUNCTIONS).parse_args(arguments)
     try:
         return options.command(options)
     except SettingsError as error:
@@ -43,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-# What a command needs is imported inside it, so that each starts as fast as it can.
+# Each command imports what it needs, so that it starts fast.
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -97,7 +108,7 @@ def _run_course(settings: Settings, lab: LabOptions, options: argparse.Namespace
 
 
 def _with_course_data(settings: Settings, options: argparse.Namespace) -> Settings:
-    """Return the same settings; data in another form are arranged as the course takes them."""
+    """Return the settings, with data in another form arranged in the course's layout."""
     from covid_lab.datasets import described, open_dataset
     from covid_lab.reading.arrange import arrange, is_course_data
     from covid_project.data import CLASSES, DataError, same_name
@@ -125,7 +136,7 @@ def _with_course_data(settings: Settings, options: argparse.Namespace) -> Settin
     if not arranged.is_file():
         for line in arrange(dataset, arranged, source=data.name, seed=settings.seed):
             print(line)
-        print(f"arranged as the course takes them: {arranged}", flush=True)
+        print(f"arranged in the layout of the course: {arranged}", flush=True)
     return dataclasses.replace(settings, data=str(arranged))
 
 
@@ -154,10 +165,10 @@ def _run_notebooks(
 
 
 def _with_available_weights(settings: Settings, otherwise: str) -> Settings:
-    """Return the same settings, with other weights where the backbone's are unavailable.
+    """Return the settings, with other weights where the backbone's are unavailable.
 
-    ``otherwise`` is "random", or "drawn": those that were pretrained on drawings, which fit one
-    backbone only.
+    ``otherwise`` is "random" or "drawn": weights pretrained on drawings, which fit only one
+    backbone.
     """
     from covid_lab import pretraining
     from covid_project.models import WeightsUnavailable, build_backbone
@@ -342,282 +353,25 @@ def _refused(what: str, reasons: list[str]) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m covid_lab", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run", help="run the notebooks in order")
-    run.set_defaults(command=_run)
-    run.add_argument("--data", type=Path, help="folder or archive of images; none: drawn phantoms")
-    _add_reading(run, "the negative one first; default: NORMAL,COVID")
-    run.add_argument(
-        "--profile",
-        help="name in profiles/ or path of a YAML file; default: the course's settings, or demo "
-        "without --data",
-    )
-    run.add_argument("--results", type=Path, help="folder of the results; default: the profile's")
-    which = run.add_mutually_exclusive_group()
-    which.add_argument(
-        "--only", action="append", choices=NOTEBOOKS, help="only this notebook (may be repeated)"
-    )
-    which.add_argument(
-        "--study", choices=(*STUDIES, EXTRAS), help="a study, instead of the four notebooks"
-    )
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting, for example transfer.backbone=MobileNetV2 (may be repeated)",
-    )
-    run.add_argument("--workers", type=_count, default=1, help="trainings at once; default: 1")
-    run.add_argument(
-        "--backend", choices=BACKENDS, default="loky", help="what runs them, with several workers"
-    )
-    explain = commands.add_parser("explain", help="explain a saved model on image files")
-    explain.set_defaults(command=_explain)
-    explain.add_argument("model", type=Path, help="a .keras file, such as results/models/x.keras")
-    explain.add_argument(
-        "images", type=Path, nargs="+", help="images, or folders or archives of them"
-    )
-    explain.add_argument("--out", type=Path, required=True, help="folder to write")
-    explain.add_argument(
-        "--method",
-        action="append",
-        help="gradcam (the default), gradcam++, hirescam, layercam, eigencam, scorecam, saliency, "
-        "smoothgrad, integratedgradients, occlusion or lime (may be repeated)",
-    )
-    explain.add_argument(
-        "--target",
-        action="append",
-        type=str.strip,
-        help="predicted (the default), true (the class folder that the image is in), or a class; "
-        "may be repeated: a map for each",
-    )
-    _add_reading(
-        explain, "in the order of the outputs; of one output the second is the positive class"
-    )
-    explain.set_defaults(classes=("NORMAL", "COVID"))
-    explain.add_argument(
-        "--input-range",
-        choices=("0..255", "0..1", "-1..1", "imagenet", "caffe"),
-        help="values that the model was trained on, where it does not convert them itself: "
-        "imagenet is 0..1 standardised by ImageNet's colours, caffe is BGR less its mean; default: "
-        "found, or an error",
-    )
-    # argparse takes "-1..1" for an option, except where it looks like a negative number to it.
-    explain._negative_number_matcher = re.compile(r"-1\.\.1$")
-    explain.add_argument(
-        "--size",
-        type=_size,
-        metavar="N or HxW",
-        help="size of the images for a model that takes any, such as 224 or 256x192",
-    )
-    explain.add_argument("--output", help="name or number of the output, for a model with several")
-    explain.add_argument(
-        "--trust",
-        action="store_true",
-        help="for a file of your own: run the code in it (Lambda layers, .h5 files, Keras 2)",
-    )
-    explain.add_argument(
-        "--layer",
-        help="for the methods that look at features, outer/inner in a model inside; default: the "
-        "last",
-    )
-    explain.add_argument(
-        "--one-scale", action="store_true", help="heat that can be compared between images"
-    )
-    explain.add_argument(
-        "--colour-map",
-        default="jet",
-        choices=("jet", "viridis", "cividis", "inferno"),
-        help="all but jet are perceptually even",
-    )
-    explain.add_argument(
-        "--masks",
-        type=Path,
-        help="folder or zip of lung masks named as the images are; default: masks beside images, "
-        "or lungs are segmented, roughly",
-    )
-    explain.add_argument(
-        "--feature-maps", action="store_true", help="draw the layer's strongest feature maps too"
-    )
-    audit = commands.add_parser(
-        "audit", help="check data, shortcuts and a run; exit status 1 where a check fails"
-    )
-    audit.set_defaults(command=_audit)
-    audit.add_argument("--data", type=Path, required=True, help="folder or archive of images")
-    audit.add_argument("--results", type=Path, help="folder of a finished run on these data")
-    audit.add_argument(
-        "--out",
-        type=Path,
-        help="folder to write; default: audit/ in the results, or results/audit/<name of the data>",
-    )
-    audit.add_argument("--masks", type=Path, help="lung masks, where the data bring none")
-    _add_reading(audit, "in the order of their labels; default: NORMAL,COVID, or all found")
-    audit.add_argument(
-        "--pattern", help="regular expression whose parentheses hold the patient in a path"
-    )
-    audit.add_argument(
-        "--patients",
-        "--metadata",
-        dest="metadata",
-        type=Path,
-        help="table with the columns image, and patient or second_label (a second reader's class)",
-    )
-    audit.add_argument(
-        "--write-splits",
-        type=Path,
-        metavar="FILE",
-        help="write a split that keeps patients and copies together",
-    )
-    audit.add_argument(
-        "--controls", action="store_true", help="try the shortcut audit on data of known answer"
-    )
-    audit.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
-    external = commands.add_parser(
-        "external", help="test models on images of another collection, beside their own test set"
-    )
-    external.set_defaults(command=_external)
-    external.add_argument(
-        "--models",
-        type=Path,
-        nargs="+",
-        required=True,
-        help="the folder models of a run, such as results/models; .keras files of one logit; or "
-        "records (.json) of networks with two exits",
-    )
-    external.add_argument("--data", type=Path, required=True, help="folder or archive of images")
-    external.add_argument("--split", help="default: test, or all images where there are no splits")
-    _add_reading(external, "the negative one first; default: NORMAL,COVID")
-    external.set_defaults(classes=("NORMAL", "COVID"))
-    external.add_argument(
-        "--own", type=Path, help="the models' training data, for the control of the border"
-    )
-    external.add_argument(
-        "--probe", type=Path, help="images without COVID-19, in folders: how often is it seen?"
-    )
-    external.add_argument(
-        "--lesions", type=Path, help="images with drawn opacities (images, masks_opacity)"
-    )
-    external.add_argument(
-        "--out",
-        type=Path,
-        help="folder to write; default: external/<name of the data> in the results of the run",
-    )
-    external.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
-    mitigate = commands.add_parser(
-        "mitigate",
-        help="compare what narrows the gap to another collection, choose, and train for it",
-    )
-    mitigate.set_defaults(command=_mitigate)
-    mitigate.add_argument(
-        "--own", type=Path, required=True, help="training data, with train and val"
-    )
-    mitigate.add_argument(
-        "--target", type=Path, required=True, help="images of the other collection, both classes"
-    )
-    mitigate.add_argument(
-        "--split", default="val", help="of the target, never its test split; default: val"
-    )
-    mitigate.add_argument(
-        "--out", type=Path, default=Path("results/external/mitigation"), help="folder to write"
-    )
-    report = commands.add_parser("report", help="check and set the report on a finished run")
-    report.set_defaults(command=_report)
-    hand_in = commands.add_parser(
-        "handin", aliases=["submission"], help="make the two files to hand in"
-    )
-    hand_in.set_defaults(command=_handin)
-    hand_in.add_argument("--group", type=_group, required=True, help="number of the group")
-    hand_in.add_argument("--to", type=Path, default=Path("submission"), help="folder to write")
-    hand_in.add_argument(
-        "--draft", action="store_true", help="for reading: marked places are warnings"
-    )
-    keep = commands.add_parser(
-        "keep",
-        help="keep what may be published of a run: its trained layers, and outputs of notebooks",
-    )
-    keep.set_defaults(command=_keep)
-    check = commands.add_parser("verify", help="score a run's models again, compare every figure")
-    check.set_defaults(command=_verify)
-    redraw = commands.add_parser(
-        "figures", help="draw the figures that show images again, from a run's models"
-    )
-    redraw.set_defaults(command=_figures)
-    for command in (check, redraw):
-        command.add_argument("--data", type=Path, required=True, help="the run's images")
-    for command in (report, hand_in, keep, check, redraw):
-        command.add_argument(
-            "--results", type=Path, default=Path("results"), help="folder of the finished run"
-        )
-    return parser
-
-
-def _add_reading(command: argparse.ArgumentParser, order: str) -> None:
-    """Add the options that say where the labels of images are."""
-    command.add_argument(
-        "--classes",
-        type=_names,
-        metavar="A,B",
-        help=f"class folders, or labels of a table, {order}",
-    )
-    command.add_argument(
-        "--table",
-        type=Path,
-        help="CSV, TSV or spreadsheet with the columns path and label, and if known patient and "
-        "split; default: folders, or a table of NIH ChestX-ray14 or CheXpert among the files",
-    )
-    command.add_argument(
-        "--columns",
-        type=_columns,
-        default=(),
-        metavar="ROLE=COLUMN,…",
-        help="columns of the table with other names: path=…,label=…,patient=…,split=…",
-    )
-    command.add_argument(
-        "--finding", help="of several findings for an image, the one that is told from the rest"
-    )
-
-
-def _columns(text: str) -> tuple[tuple[str, str], ...]:
-    pairs = [part.partition("=") for part in text.split(",")]
-    if not all(equals and role.strip() and column.strip() for role, equals, column in pairs):
-        raise argparse.ArgumentTypeError(f"give ROLE=COLUMN, with commas between, found {text!r}")
-    return tuple((role.strip(), column.strip()) for role, _, column in pairs)
-
-
-def _group(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"the group is a number from 1, found {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"give a number from 1, found {text!r}")
-    return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.strip().isdigit() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"give a size such as 224 or 256x192, found {text!r}")
-    return int(sides[0]), int(sides[-1])
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if len(set(names)) != len(names) or not all(names):
-        raise argparse.ArgumentTypeError(f"give names with commas between, found {text!r}")
-    return names
-
-
 def _assignment(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise SettingsError(f"--set takes KEY=VALUE, found {text!r}")
     return key, read_yaml(value)
 
+
+FUNCTIONS = {
+    "run": _run,
+    "explain": _explain,
+    "audit": _audit,
+    "external": _external,
+    "mitigate": _mitigate,
+    "report": _report,
+    "handin": _handin,
+    "keep": _keep,
+    "verify": _verify,
+    "figures": _figures,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

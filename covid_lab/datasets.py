@@ -1,17 +1,15 @@
-"""Data sets as audits, explanations and studies need them, on top of `covid_project.data`.
+"""Data sets for audits, explanations and studies, on top of `covid_project.data`.
 
-`open_dataset` adds columns (source, group, mask) to the course's table, and opens data in whatever
-form they are found (`covid_lab.reading`). The functions below it read all images of a data set in
-threads, and name every one that cannot be read.
+`open_dataset` adds columns (source, group, mask) to the course's table, and opens data in any form
+that `covid_lab.reading` knows. The functions below it read all images of a data set in threads and
+name every image that cannot be read.
 """
 
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from covid_lab.reading.collection import collect, in_words
+from covid_lab.reading.origins import class_folder, mask_of, sources
 from covid_lab.reading.patients import group_of
 from covid_lab.reading.roots import open_root, printable
 from covid_project import data
@@ -36,11 +35,17 @@ from covid_project.data import (
 from covid_project.files import write_csv
 from covid_project.images import IMAGE_SUFFIXES, decode, open_image, resize
 
-NAMED = 0.95  # least fraction of a class whose images the tables of their sources must name
-
 
 class UnreadableImage(DataError):
-    """One image cannot be read; ``name`` and ``reason`` say which and why."""
+    """One image that cannot be read.
+
+    Parameters
+    ----------
+    name : str
+        Path of the image under the root of the data.
+    reason : str
+        Why it cannot be read.
+    """
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)
@@ -51,7 +56,13 @@ class UnreadableImage(DataError):
 
 
 class UnreadableImages(DataError):
-    """All images that cannot be read: ``unreadable`` holds every (name, reason)."""
+    """All images of a data set that cannot be read.
+
+    Parameters
+    ----------
+    unreadable : list of (str, str)
+        Name and reason of each image.
+    """
 
     def __init__(self, unreadable: list[tuple[str, str]]):
         super().__init__(unreadable)
@@ -68,7 +79,7 @@ class UnreadableImages(DataError):
 
 @dataclass(frozen=True, eq=False)
 class FoundDataset(Dataset):
-    """A data set, opened as it is found.
+    """A data set and what was found beside it.
 
     Attributes
     ----------
@@ -96,8 +107,9 @@ def open_dataset(
 ) -> FoundDataset:
     """Open a folder or an archive of images.
 
-    With ``as_found``, everything that `covid_lab.reading` knows; otherwise the layouts, splits and
-    checks of `covid_project.data.open_dataset`. The fingerprint is the same.
+    With ``as_found``, data in any form that `covid_lab.reading` knows are opened. Otherwise the
+    layouts, splits and checks are those of `covid_project.data.open_dataset`. The fingerprint is
+    the same.
 
     Parameters
     ----------
@@ -106,27 +118,41 @@ def open_dataset(
     classes : sequence of str, optional
         Classes wanted, in the order of their labels. None: `CLASSES` where the data have both, or
         else all that are found, in the order of their names.
-    splits_file, seed, allow_shared_files
-        As in `covid_project.data.open_dataset`.
+    splits_file : str or Path, optional
+        CSV of a split, see `covid_project.data.open_dataset`.
+    seed : int, from 0
+        Seed of a split, see `covid_project.data.open_dataset`.
+    allow_shared_files : bool
+        Whether two splits may share files, see `covid_project.data.open_dataset`.
     as_found : bool
-        Accept whatever splits there are: the same file in two, a missing split or class in a split,
-        none at all. No split is made then: images without a split have "", except where
-        ``splits_file`` exists.
-    table, columns, finding
-        Labels from a table, see `covid_lab.reading.collection.collect`.
+        Whether to accept the splits as they are: the same file in two splits, a missing split, a
+        class that is missing in a split, or no splits. No split is made then. Images without a
+        split have "", unless ``splits_file`` exists.
+    table : str or Path, optional
+        Table of labels, see `covid_lab.reading.collection.collect`.
+    columns : mapping of str to str, optional
+        Columns of the table, see `covid_lab.reading.manifests.read_manifest`.
+    finding : str, optional
+        Finding in the table, see `covid_lab.reading.manifests.read_manifest`.
 
     Returns
     -------
     FoundDataset
-        Its table has three further columns: ``source`` (where the
-        image came from, as far as known; else the name of its class folder), ``group`` (images of
-        one patient share it), ``mask`` (path of a lung mask, or ""); of DICOM files also those of
+        Its table has three further columns: ``source`` (origin of the image, or the name of its
+        class folder where that is unknown), ``group`` (images of one patient share it) and ``mask``
+        (path of a lung mask, or ""). With DICOM files it also has
         `covid_lab.reading.dicom.COVARIATES`.
 
     Raises
     ------
     DataError
-        As `covid_project.data.open_dataset` and `covid_lab.reading.collection.collect`.
+        For the reasons of `covid_project.data.open_dataset` and
+        `covid_lab.reading.collection.collect`.
+
+    Examples
+    --------
+    >>> dataset = open_dataset("covid_xray.zip", as_found=True)  # doctest: +SKIP
+    >>> dataset.table[["path", "label", "split", "group"]]  # doctest: +SKIP
     """
     path = Path(path).expanduser()
     if as_found and not (splits_file and Path(splits_file).is_file()):
@@ -143,15 +169,15 @@ def open_dataset(
         dataset = FoundDataset(**vars(course))
         patients = pd.Series("", index=dataset.table.index)
     table = dataset.table
-    folders = table["path"].map(_class_folder)
-    source, said = _sources(dataset.root, table["path"], folders)
+    folders = table["path"].map(class_folder)
+    source, said = sources(dataset.root, table["path"], folders)
     return replace(
         dataset,
         notes=(*dataset.notes, *said),
         table=table.assign(
             source=source,
             group=patients.where(patients != "", table["path"].map(group_of)),
-            mask=[_mask_of(dataset.root, name) for name in table["path"]],
+            mask=[mask_of(dataset.root, name) for name in table["path"]],
         ),
     )
 
@@ -163,14 +189,9 @@ def _as_found(
     columns: Mapping[str, str] | None,
     finding: str | None,
 ) -> tuple[FoundDataset, pd.Series]:
-    """Return the data whatever their splits are, and the patient of each row ("" if unknown)."""
-    found = collect(
-        path,
-        classes=classes,
-        table=None if table is None else Path(table),
-        columns=columns,
-        finding=finding,
-    )
+    """Return the data with their splits as they are, and the patients ("" if unknown)."""
+    labels = None if table is None else Path(table)
+    found = collect(path, classes=classes, table=labels, columns=columns, finding=finding)
     rows = found.table
     identity = table_fingerprint(rows, file_hashes(found.root, rows["path"]))
     order = rows["split"].map([*SPLITS, ""].index)
@@ -180,14 +201,9 @@ def _as_found(
         for names in found.left_out.values()
         for name in names
     )
+    kept = rows.drop(columns="patient")
     dataset = FoundDataset(
-        rows.drop(columns="patient"),
-        found.root,
-        found.classes,
-        identity,
-        images,
-        found.left_out,
-        found.notes,
+        kept, found.root, found.classes, identity, images, found.left_out, found.notes
     )
     return dataset, rows["patient"]
 
@@ -198,12 +214,14 @@ def described(dataset: FoundDataset, name: str) -> str:
     Parameters
     ----------
     dataset : FoundDataset
+        The data.
     name : str
-        Of the data.
+        Name of the data.
 
     Returns
     -------
     str
+        Numbers of images by class and split, files that are not used, and notes.
     """
     counts = dataset.table["label"].value_counts()
     labels = ", ".join(f"{counts.get(k, 0):,} {c} ({k})" for k, c in enumerate(dataset.classes))
@@ -220,75 +238,39 @@ def described(dataset: FoundDataset, name: str) -> str:
 
 
 def without(dataset: Dataset, paths: Iterable[str]) -> Dataset:
-    """Return the same data set except some images; the fingerprint stays that of the whole."""
+    """Return a data set without some of its images.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The data.
+    paths : iterable of str
+        Paths of the images to leave out.
+
+    Returns
+    -------
+    Dataset
+        The other images; the fingerprint is still that of the whole.
+    """
     kept = dataset.table[~dataset.table["path"].isin(set(paths))]
     return replace(dataset, table=kept.reset_index(drop=True))
 
 
 def write_splits(path: str | Path, dataset: Dataset, splits: np.ndarray) -> None:
-    """Write a split (N,) of a data set's images as a splits file, see `open_dataset`.
+    """Write a splits file for a data set, with which `open_dataset` can open it.
 
-    Data that come without a split can be opened with it.
+    Parameters
+    ----------
+    path : str or Path
+        CSV to write, with the columns path, label, split and fingerprint.
+    dataset : Dataset
+        The data.
+    splits : np.ndarray, str (N,)
+        Split of each image, in the order of the data set's table.
     """
     table = dataset.table.assign(split=splits).sort_values("path").reset_index(drop=True)
     identity = table_fingerprint(table, file_hashes(dataset.root, table["path"]))
     write_csv(path, table[["path", "label", "split"]].assign(fingerprint=identity))
-
-
-def _class_folder(path: str) -> str:
-    *_, outer, folder, _ = ["", *path.split("/")]
-    return outer if folder.casefold() == "images" and outer else folder
-
-
-def _mask_of(root: Root, path: str) -> str:
-    """Path of an image's lung mask: Kaggle's ``masks`` beside ``images``, or the phantoms'."""
-    *outer, folder, file = path.split("/")
-    beside = ["/".join([*outer, "masks", file])] if folder.casefold() == "images" else []
-    masks = [*beside, f"masks/lungs/{path}"]
-    return next((mask for mask in masks if root.joinpath(mask).is_file()), "")
-
-
-def _sources(root: Root, paths: pd.Series, folders: pd.Series) -> tuple[pd.Series, list[str]]:
-    """Origin of each image: the URL in Kaggle's ``<class>.metadata``, or the class folder.
-
-    The metadata are ``.csv``, or ``.xlsx`` where openpyxl is installed. Where they name fewer than
-    `NAMED` of the images of a class, nothing is known; what was found is said.
-    """
-    readers = {"csv": pd.read_csv}
-    if find_spec("openpyxl"):
-        readers["xlsx"] = pd.read_excel
-    stems = paths.map(lambda path: PurePosixPath(path).stem.casefold())
-    wanted = {
-        f"{folder}.metadata.{kind}".casefold(): (folder, read)
-        for folder in folders.unique()
-        for kind, read in readers.items()
-    }
-    urls = pd.Series(index=paths.index, dtype=object)
-    said = []
-    for name in sorted(entry.name for entry in root.iterdir()):
-        if name.casefold() in wanted:
-            folder, read = wanted[name.casefold()]
-            here = folders == folder
-            urls[here] = stems[here].map(_urls(root, name, read))
-            said.append(f"{name} names {urls[here].notna().sum():,} of {here.sum():,} images")
-    named = urls.notna().groupby(folders).mean()
-    if (named < NAMED).any():
-        reason = f"sources are unknown where a class has fewer than {NAMED:.0%} named"
-        return folders, [f"{', '.join(said)}: {reason}"] if said else []
-    return urls.fillna(folders), [f"sources: {', '.join(said)}"]
-
-
-def _urls(root: Root, name: str, read: Callable) -> dict[str, str]:
-    """URL by file name, in lower case and without suffix, as one metadata table states it."""
-    try:
-        rows = read(io.BytesIO(read_bytes(root, name)), dtype=str)
-        rows = rows.dropna(subset=["FILE NAME", "URL"])
-    except Exception as error:
-        raise DataError(
-            f"{name} cannot be read as a table with the columns FILE NAME and URL ({error}): "
-            "mend or remove it"
-        ) from None
-    return dict(zip(rows["FILE NAME"].str.casefold(), rows["URL"], strict=True))
 
 
 # ---- reading images -----------------------------------------------------------------------------
@@ -300,17 +282,23 @@ def load_images(
     progress: Callable[[int, int], None] | None = None,
     into: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Load all images, resized: uint8 (N, size, size, 1), in the order of the table.
+    """Load all images at one size.
 
     Parameters
     ----------
     dataset : Dataset
-    size : int
+        The data.
+    size : int, from 1
         Pixels along each side; an image that is not square is squashed.
     progress : callable, optional
         Called with (images done, images in all) after each image.
-    into : np.ndarray, optional
-        Array of that shape that takes the images, such as one on disk; None makes one.
+    into : np.ndarray, uint8 (N, size, size, 1), optional
+        Array to fill, such as one on disk; None makes a new one.
+
+    Returns
+    -------
+    np.ndarray, uint8 (N, size, size, 1), 0–255
+        Grey values, in the order of the table.
 
     Raises
     ------
@@ -333,24 +321,25 @@ def each_image(
     progress: Callable[[int, int], None] | None = None,
     take: Callable[[object], None] | None = None,
 ) -> tuple[list, dict[str, str]]:
-    """Decode each image once and work on it; continue after those that cannot be read.
+    """Decode each image once and apply a function; continue after unreadable images.
 
     Parameters
     ----------
     dataset : Dataset
+        The data.
     work : callable
         Called in threads with the grey values of one image, uint8 (height, width).
     progress : callable, optional
         Called with (images done, images in all) after each image.
     take : callable, optional
-        Takes what ``work`` returned for each readable image, in the order of the table, which is
-        then not kept; None keeps it in a list.
+        Called with the result of ``work`` for each readable image, in the order of the table; the
+        results are then not kept. None keeps them in a list.
 
     Returns
     -------
     results : list
-        What ``work`` returned for each readable image, in the order of the table.
-    unreadable : dict
+        Result of ``work`` for each readable image, in the order of the table.
+    unreadable : dict of str to str
         Path → reason.
     """
     results = []
@@ -365,10 +354,23 @@ def each_image(
 
 
 def load_masks(dataset: Dataset, size: int) -> np.ndarray:
-    """Load the lung masks: bool (N, size, size); all False in the rows without a mask.
+    """Load the lung masks at one size.
 
-    A mask's pixel is inside where it exceeds half of the mask's own maximum (0/1 as well as 0/255).
-    After resizing, a pixel is inside where half of it or more was.
+    A pixel of a mask is inside where it exceeds half of the mask's own maximum, so that masks of 0
+    and 1 work like masks of 0 and 255. After resizing, a pixel is inside where at least half of it
+    was.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The data, opened by `open_dataset`.
+    size : int, from 1
+        Pixels along each side.
+
+    Returns
+    -------
+    np.ndarray, bool (N, size, size)
+        In the order of the table; all False for an image without a mask.
 
     Raises
     ------
@@ -388,9 +390,18 @@ def load_masks(dataset: Dataset, size: int) -> np.ndarray:
 
 
 def image_sizes(dataset: Dataset) -> pd.DataFrame:
-    """Return width and height (pixels), mode (Pillow's) and bytes of each image as it is stored.
+    """Read the size of each image file from its header.
 
-    In the order of the data set's table, from the files' headers.
+    Parameters
+    ----------
+    dataset : Dataset
+        The data.
+
+    Returns
+    -------
+    pd.DataFrame, N rows
+        Columns width and height (pixels), mode (Pillow's) and bytes, in the order of the data set's
+        table.
 
     Raises
     ------
@@ -405,13 +416,19 @@ def image_sizes(dataset: Dataset) -> pd.DataFrame:
 
 
 def each_header(dataset: Dataset, work: Callable[[Image.Image, bytes, str], object]) -> list:
-    """Open each image file without decoding its pixels; return what ``work`` gives for each.
+    """Open each image file without decoding its pixels, and apply a function.
 
     Parameters
     ----------
     dataset : Dataset
+        The data.
     work : callable
-        Called in threads with the image as Pillow opened it, all bytes of its file, and its path.
+        Called in threads with the image that Pillow opened, all bytes of its file, and its path.
+
+    Returns
+    -------
+    list
+        Result of ``work`` for each image, in the order of the table.
 
     Raises
     ------
@@ -444,7 +461,7 @@ def _for_each(
     into: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list | np.ndarray:
-    """Results of ``work`` on each name, in their order; ``UnreadableImages`` names all at once."""
+    """Return results of ``work`` on each name; ``UnreadableImages`` names all faults at once."""
     names = list(names)
     results = [None] * len(names) if into is None else into
     unreadable = _attempt_each(names, work, results.__setitem__, progress)
@@ -459,7 +476,7 @@ def _attempt_each(
     take: Callable[[int, object], None],
     progress: Callable[[int, int], None] | None,
 ) -> list[tuple[str, str]]:
-    """Give (row, result) of each name, computed in threads; return (name, reason) of the others."""
+    """Pass (row, result) of each name to ``take``; return (name, reason) of the others."""
 
     def attempt(name: str):
         try:
@@ -470,7 +487,7 @@ def _attempt_each(
     names = list(names)
     unreadable = []
     with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # the filter is the process's: set around the pool
+        warnings.simplefilter("ignore")  # the filter is global: it is set around the pool
         for row, result in enumerate(pool.map(attempt, names)):
             if isinstance(result, UnreadableImage):
                 unreadable.append((result.name, result.reason))

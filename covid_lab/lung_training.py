@@ -37,6 +37,7 @@ from covid_lab.lung_network import (
     write_weights,
 )
 from covid_lab.lungs_classical import segment_lungs_classically
+from covid_lab.masks import dice
 from covid_project.files import fingerprint, versions, write_text
 from covid_project.training import cosine_schedule, set_seed
 
@@ -159,23 +160,6 @@ def _lung_probability(network: keras.Model, images: np.ndarray) -> np.ndarray:
 
 
 # ---- measuring ----------------------------------------------------------------------------------
-
-
-def dice(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Compute the Dice coefficient 2 |A ∩ B| / (|A| + |B|) of each pair of masks.
-
-    Parameters
-    ----------
-    found, true : np.ndarray, bool (N, S, S)
-
-    Returns
-    -------
-    np.ndarray, float64 (N,)
-        1 where both masks are empty.
-    """
-    both = (found & true).sum(axis=(1, 2))
-    areas = found.sum(axis=(1, 2)) + true.sum(axis=(1, 2))
-    return np.where(areas == 0, 1.0, 2 * both / np.maximum(areas, 1))
 
 
 def mean_dice(values: np.ndarray, seed: int = 0) -> dict[str, float]:

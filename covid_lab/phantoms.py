@@ -14,14 +14,13 @@ health.
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from covid_lab.datasets import load_masks
 from covid_lab.phantom_anatomy import (
     add_fluid,
     add_letter,
@@ -34,7 +33,7 @@ from covid_lab.phantom_anatomy import (
     expose,
     largest_component,
 )
-from covid_project.data import CLASSES, PHANTOM_MARK, SPLITS, DataError, Dataset
+from covid_project.data import CLASSES, PHANTOM_MARK, SPLITS, DataError
 
 # one side patchy, both sides patchy, both sides extensive
 SEVERITIES = ("mild", "moderate", "severe")
@@ -225,33 +224,6 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
             folder.rmdir()  # empty, or it would have been refused
         drawn.rename(folder)
     return folder
-
-
-def load_lesions(dataset: Dataset, size: int) -> np.ndarray:
-    """Load the lesion masks of a set of phantoms.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        Drawn by `write_dataset`.
-    size : int
-        Pixels along each side, to which the masks are resized as by
-        `covid_lab.datasets.load_masks`.
-
-    Returns
-    -------
-    np.ndarray, bool (N, size, size)
-        In the order of the data set's table; all False in NORMAL.
-
-    Raises
-    ------
-    DataError
-        The images are not drawn, so their lesions are unknown.
-    """
-    if not dataset.is_phantom:
-        raise DataError(f"{dataset.root} holds no phantoms: lesions are known only in phantoms")
-    lesions = dataset.table.assign(mask="masks/lesions/" + dataset.table["path"])
-    return load_masks(replace(dataset, table=lesions), size)
 
 
 _COLUMNS = ("path", "label_name", "split", "severity", "seed")

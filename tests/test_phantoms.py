@@ -8,9 +8,7 @@ from PIL import Image
 from scipy import ndimage
 
 from covid_lab import phantoms
-from covid_lab.datasets import load_masks, open_dataset
-from covid_lab.phantoms import SEVERITIES, draw_radiograph, load_lesions, write_dataset
-from covid_project.data import DataError
+from covid_lab.phantoms import SEVERITIES, draw_radiograph, write_dataset
 
 COUNTS = {"train": 4, "val": 2, "test": 3}
 KINDS = (None, *SEVERITIES)
@@ -323,29 +321,6 @@ def test_bad_arguments_of_a_data_set_write_nothing(tmp_path, counts, size, seed,
     with pytest.raises(ValueError, match=message):
         write_dataset(tmp_path / "set", counts, size, seed)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_lesions_are_those_that_were_drawn_in_the_order_of_the_table(tmp_path):
-    folder = write_dataset(tmp_path / "set", COUNTS, 48, 5)
-    dataset = open_dataset(folder)
-    lesions, lungs = load_lesions(dataset, 48), load_masks(dataset, 48)
-    drawn = pd.read_csv(folder / "phantoms.csv", keep_default_na=False).set_index("path")
-    assert len(dataset.table) == len(lesions) == 18
-    for path, label, found in zip(
-        dataset.table["path"], dataset.table["label"], lesions, strict=True
-    ):
-        row = drawn.loc[path]
-        np.testing.assert_array_equal(found, draw(row.seed, row.severity or None, 48).lesions)
-        assert found.any() == (label == 1)
-    assert not (lesions & ~lungs).any()
-    assert load_lesions(dataset, 24).shape == (18, 24, 24)
-
-
-def test_lesions_of_images_that_are_not_drawn_are_not_known(tmp_path):
-    folder = write_dataset(tmp_path / "set", COUNTS, 32, 5)
-    (folder / "phantoms.json").unlink()
-    with pytest.raises(DataError, match="holds no phantoms"):
-        load_lesions(open_dataset(folder), 32)
 
 
 def test_a_set_that_another_run_has_drawn_meanwhile_is_taken(tmp_path, monkeypatch):

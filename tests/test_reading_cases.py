@@ -174,7 +174,7 @@ def test_a_run_asks_which_class_is_positive(tmp_path, capsys):
 
 def test_three_classes_cannot_be_arranged(tmp_path):
     dataset = opened(write(tmp_path / "set", tree("A", "B", "C")))
-    with pytest.raises(DataError, match=r"two classes apart, and set has 3: A, B, C"):
+    with pytest.raises(DataError, match=r"two classes, and set has 3: A, B, C"):
         arrange(dataset, tmp_path / "a.zip", source="set")
     assert not (tmp_path / "a.zip").exists()
 

@@ -234,7 +234,7 @@ def test_chexpert_is_known_by_its_tables(tmp_path):
         (["a/x1.png", "a/x2.png"], r"(x)", "finds one patient for all: 'x'"),
         (["a/x1.png", "a/x2.png"], r"x(\d)", "finds a patient of its own for each: 1, 2"),
         ([f"2020030{k}_{n}.png" for k in (1, 2) for n in (1, 2)], r"(\d{8})_", "finds dates"),
-        (["a.png"], "(", "no regular expression"),
+        (["a.png"], "(", "not a regular expression"),
     ],
 )
 def test_implausible_patterns_are_refused_by_name(paths, pattern, reason):

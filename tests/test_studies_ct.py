@@ -12,7 +12,8 @@ from covid_lab.studies.ct import (
     save_copies,
     slice_groups,
 )
-from covid_project.data import DataError, decode
+from covid_project.data import DataError
+from covid_project.images import decode
 
 
 def test_slices_of_an_article_or_a_series_are_one_group():

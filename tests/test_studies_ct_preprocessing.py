@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
+from covid_lab.masks import dice
 from covid_lab.studies.ct_phantoms import AIR, MUSCLE, draw_slice
 from covid_lab.studies.ct_preprocessing import (
     as_grey,
     clahe,
-    dice,
     gamma_corrected,
     laplacian_variance,
     lung_mask,

@@ -111,7 +111,7 @@ def test_missing_unknown_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(DataError, match="no file"):
         read(tmp_path / "breastmnist.npz")
     path, _ = drawn(tmp_path, "breastmnist")
-    with pytest.raises(DataError, match=r"tissue\.npz is no set.*dermamnist\.npz"):
+    with pytest.raises(DataError, match=r"tissue\.npz is not a known set.*dermamnist\.npz"):
         read(path.rename(tmp_path / "tissue.npz"))
     damaged = tmp_path / "breastmnist.npz"
     damaged.write_bytes((tmp_path / "tissue.npz").read_bytes()[:2000])

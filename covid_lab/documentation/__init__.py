@@ -1,1 +1,1 @@
-"""The documentation's generated pages, and the check of its links."""
+"""The documentation's generated pages, its picture, and the check of its links."""

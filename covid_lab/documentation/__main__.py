@@ -1,6 +1,6 @@
 """``python -m covid_lab.documentation``: write the generated pages of ``docs/``.
 
-With ``--check`` nothing is written; links and generated pages are checked instead.
+With ``--check`` nothing is written. The links and the generated pages are checked instead.
 """
 
 import argparse
@@ -13,7 +13,18 @@ from covid_project.settings import PROJECT
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write or check; return the exit status: 0, or 1 where a check fails."""
+    """Write the pages, or check pages and links.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Options; None: those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 where a check fails.
+    """
     parser = argparse.ArgumentParser(prog="python -m covid_lab.documentation", description=__doc__)
     parser.add_argument("--check", action="store_true", help="check instead of writing")
     check = parser.parse_args(arguments).check
@@ -24,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_text(path, text)
             print(f"written: docs/{name}")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            faults.append(f"docs/{name} is not what results/ gives: run make docs-tables")
+            faults.append(f"docs/{name} differs from the tables in results/: run make docs-tables")
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     return 1 if faults else 0

@@ -1,7 +1,7 @@
 """Tables of the benchmarks, and of the times and sizes beside them.
 
-Each function takes the tables of a section by their path in ``results/``, as `covid_lab.runs`,
-the audits and the studies write them, and returns one whose cells are text.
+Each function takes the tables of a section by their path in ``results/``, in the form in which
+`covid_lab.runs`, the audits and the studies write them. It returns a table whose cells are text.
 """
 
 import pandas as pd
@@ -37,7 +37,20 @@ UNITS = {"s": "s", "seconds": "s", "MiB": "MiB"}
 
 
 def suite(tables: Tables, name: str) -> pd.DataFrame:
-    """Return the comparisons of one suite: ours and the other side, the ratio, and the goal."""
+    """Tabulate the comparisons of one suite.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+    name : str, key of `SUITES`
+        The suite.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per comparison: ours and the other side, the ratio, and the goal.
+    """
     table = only(tables)
     table = table[table["suite"] == name]
     ratio = [
@@ -65,7 +78,18 @@ def _number(value: float, unit: str) -> str:
 
 
 def course_times(tables: Tables) -> pd.DataFrame:
-    """Return the minutes of each part of the course run."""
+    """Tabulate the minutes of each part of the course run.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per part.
+    """
     table = only(tables)
     return pd.DataFrame(
         {
@@ -78,7 +102,18 @@ def course_times(tables: Tables) -> pd.DataFrame:
 
 
 def growth(tables: Tables) -> pd.DataFrame:
-    """Return memory and seconds of each stage, one column per number of images."""
+    """Tabulate memory and seconds of each stage.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per stage, one column per number of images.
+    """
     table = only(tables)
     text = [f"{row.mib:.0f} MiB, {row.seconds:.1f} s" for row in table.itertuples()]
     wide = table.assign(text=text).pivot_table(

@@ -1,4 +1,4 @@
-"""Numbers as the generated pages show them, and long tables made wide."""
+"""Numbers as text for the generated pages, and long tables made wide."""
 
 from pathlib import PurePosixPath
 
@@ -9,7 +9,27 @@ NONE = "–"
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
-    """Return a number as text, `NONE` where it is missing, and never "-0.000"."""
+    """Write a number as text.
+
+    Parameters
+    ----------
+    value : float
+        The number; NaN gives `NONE`.
+    digits : int, from 0
+        Decimal places.
+    sign : bool
+        Whether to write a plus before a positive number, as for differences.
+
+    Returns
+    -------
+    str
+        With a true minus sign, and never "−0.000".
+
+    Examples
+    --------
+    >>> number(0.9504), number(-0.0001), number(float("nan")), number(0.25, digits=2, sign=True)
+    ('0.950', '0.000', '–', '+0.25')
+    """
     if pd.isna(value):
         return NONE
     value = round(float(value), digits) + 0.0
@@ -17,26 +37,54 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
 
 
 def p_value(value: float) -> str:
-    """Return a p-value as text."""
+    """Write a p-value as text.
+
+    Parameters
+    ----------
+    value : float, 0–1
+        The p-value.
+
+    Returns
+    -------
+    str
+        "< 0.001" below that, else three decimal places.
+
+    Examples
+    --------
+    >>> p_value(0.0003), p_value(0.04)
+    ('< 0.001', '0.040')
+    """
     return "< 0.001" if value < 0.001 else number(value)
 
 
 def intervals(
     table: pd.DataFrame, value="value", low="low", high="high", sign: bool = False
 ) -> pd.Series:
-    """Return "value (low–high)" of each row, the value alone where bounds are missing.
+    """Write "value (low–high)" for each row, or only the value where the bounds are missing.
 
     Parameters
     ----------
     table : pd.DataFrame, N rows
-    value, low, high : str
-        Names of the columns.
+        Table with the columns.
+    value : str
+        Column of the values.
+    low : str
+        Column of the lower bounds.
+    high : str
+        Column of the upper bounds.
     sign : bool
-        Write a plus before a positive value, as for differences.
+        Whether to write a plus before a positive value, as for differences.
 
     Returns
     -------
     pd.Series of str, (N,)
+        Such as "0.950 (0.910–0.973)".
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> intervals(pd.DataFrame({"value": [0.95], "low": [0.91], "high": [0.973]})).tolist()
+    ['0.950 (0.910–0.973)']
     """
 
     def text(row) -> str:
@@ -50,13 +98,37 @@ def intervals(
 
 
 def only(tables: Tables) -> pd.DataFrame:
-    """Return the table of a section with a single file."""
+    """Return the table of a section with a single file.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame
+        The table.
+    """
     (table,) = tables.values()
     return table
 
 
 def stacked(tables: Tables, level: int) -> pd.DataFrame:
-    """Return all tables below each other; ``name`` is the folder at ``level`` of the path."""
+    """Stack all tables of a section.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+    level : int, from 0
+        Which folder of the path, counted from ``results/``, becomes the column ``name``.
+
+    Returns
+    -------
+    pd.DataFrame
+        All rows, with the column ``name``.
+    """
     return pd.concat(
         [table.assign(name=PurePosixPath(path).parts[level]) for path, table in tables.items()],
         ignore_index=True,
@@ -64,15 +136,23 @@ def stacked(tables: Tables, level: int) -> pd.DataFrame:
 
 
 def wide(table: pd.DataFrame, index: str, columns: str, text: pd.Series) -> pd.DataFrame:
-    """Return the texts of a long table, one row per ``index`` and one column per ``columns``.
+    """Make a long table of texts wide.
 
     Parameters
     ----------
     table : pd.DataFrame, N rows
-    index, columns : str
-        Names of the columns whose values become the rows and the columns.
+        Long table.
+    index : str
+        Column whose values become the rows.
+    columns : str
+        Column whose values become the columns.
     text : pd.Series of str, (N,)
-        Where there are several for one cell, the first is shown.
+        Texts of the cells; the first where there are several for one cell.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per value of ``index``, one column per value of ``columns``; `NONE` in empty cells.
     """
     found = table.assign(text=text).pivot_table(
         index=index, columns=columns, values="text", aggfunc="first", sort=False
@@ -82,7 +162,24 @@ def wide(table: pd.DataFrame, index: str, columns: str, text: pd.Series) -> pd.D
 
 
 def mean_range(values: pd.Series) -> str:
-    """Return "mean (smallest–largest)" of some seeds, the value alone of one."""
+    """Write "mean (smallest–largest)" of the results of several seeds.
+
+    Parameters
+    ----------
+    values : pd.Series of float, (N,), N from 1
+        One result per seed.
+
+    Returns
+    -------
+    str
+        Only the value where there is one seed.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> mean_range(pd.Series([0.9, 0.94])), mean_range(pd.Series([0.9]))
+    ('0.920 (0.900–0.940)', '0.900')
+    """
     if len(values) == 1:
         return number(values.iloc[0])
     return f"{number(values.mean())} ({number(values.min())}–{number(values.max())})"

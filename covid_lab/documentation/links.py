@@ -1,4 +1,4 @@
-"""Do the links of the Markdown files lead anywhere? Files, folders and headings, not web pages."""
+"""Check the links of Markdown files to files, folders and headings; web pages are not checked."""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +12,18 @@ HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.M)
 
 
 def documents(folder: Path) -> list[Path]:
-    """Return the Markdown files of the project."""
+    """List the Markdown files of the project.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the project.
+
+    Returns
+    -------
+    list of Path
+        README, ``docs/`` and the history of the results.
+    """
     return [path for place in PLACES for path in sorted(folder.glob(place))]
 
 
@@ -24,7 +35,7 @@ def broken_links(paths: Iterable[Path], folder: Path) -> list[str]:
     paths : iterable of Path
         Markdown files.
     folder : Path
-        Of the project: a link that leaves it is broken, too.
+        Folder of the project; a link that leaves it is also broken.
 
     Returns
     -------
@@ -40,7 +51,7 @@ def broken_links(paths: Iterable[Path], folder: Path) -> list[str]:
 
 
 def _fault(path: Path, target: str, folder: Path) -> str:
-    """Return what is wrong with a link, "" for nothing."""
+    """Say what is wrong with a link; "" for nothing."""
     if re.match(r"[a-z][a-z0-9+.-]*:", target, re.I):  # https:, mailto:
         return ""
     name, _, anchor = unquote(target).partition("#")
@@ -53,10 +64,25 @@ def _fault(path: Path, target: str, folder: Path) -> str:
 
 
 def headings(text: str) -> set[str]:
-    """Return the anchors of a Markdown text's headings, as forges make them.
+    r"""Return the anchors of a Markdown text's headings, as forges make them.
 
-    Lower case without punctuation, with hyphens for spaces; the second heading of the same text
-    has ``-1`` at its end, the third ``-2``.
+    An anchor is in lower case without punctuation, with hyphens for spaces. The second heading with
+    the same text gets ``-1`` at its end, the third ``-2``.
+
+    Parameters
+    ----------
+    text : str
+        Markdown.
+
+    Returns
+    -------
+    set of str
+        Anchors.
+
+    Examples
+    --------
+    >>> sorted(headings("# The course run\n## Results\n## Results\n"))
+    ['results', 'results-1', 'the-course-run']
     """
     anchors: set[str] = set()
     for heading in HEADING.findall(FENCE.sub("", text)):

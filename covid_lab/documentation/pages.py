@@ -1,8 +1,8 @@
 """Pages of the documentation that are made from the tables in ``results/``.
 
-A section of a page is a heading, a sentence on what the table shows, and the table. A function of
-`run_tables`, `study_tables` or `benchmark_tables` makes it from the CSV files that the section
-names.
+A section of a page has a heading, a sentence that says what the table shows, and the table. A
+function of `run_tables`, `study_tables` or `benchmark_tables` makes the table from the section's
+CSV files.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ class Section:
     Attributes
     ----------
     heading : str
+        Heading of the section.
     shows : str
         What the table shows, in one or two sentences.
     files : str
@@ -287,14 +288,19 @@ PAGES = {"results.md": RESULTS, "benchmarks.md": BENCHMARKS}
 
 
 def page(name: str, results: Path) -> str:
-    """Return the Markdown text of a generated page.
+    """Write the Markdown text of a generated page.
 
     Parameters
     ----------
-    name : str
-        Key of `PAGES`.
+    name : str, key of `PAGES`
+        File name of the page.
     results : Path
         Folder of the tables. A section whose files are missing is left out.
+
+    Returns
+    -------
+    str
+        The whole page.
     """
     blocks = ["<!-- Made by `make docs-tables`; changes by hand are lost. -->"]
     for part in PAGES[name]:
@@ -316,7 +322,26 @@ def _section(section: Section, results: Path) -> list[str]:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """Return a table of text as Markdown; a bar in a cell is escaped."""
+    """Write a table of text as Markdown; a bar in a cell is escaped.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        Table whose cells are text.
+
+    Returns
+    -------
+    str
+        Header and rows, one per line.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> print(as_markdown(pd.DataFrame({"model": ["baseline"], "AUC": ["0.950"]})))
+    | model | AUC |
+    | --- | --- |
+    | baseline | 0.950 |
+    """
     rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy()]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows

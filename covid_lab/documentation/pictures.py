@@ -1,6 +1,6 @@
 """``python -m covid_lab.documentation.pictures FOLDER``: draw the picture of the README.
 
-FOLDER holds the results of a run on drawn images; of images of patients nothing is drawn.
+FOLDER has the results of a run on drawn images; images of patients are never drawn.
 """
 
 import argparse
@@ -30,7 +30,18 @@ CURVES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draw; return the exit status: 0, or 1 where the run is not of drawn images."""
+    """Draw the picture.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Options; None: those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0, or 1 where the run is not on drawn images.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="results of `make run`")
     folder = parser.parse_args(arguments).folder
@@ -59,6 +70,7 @@ def draw(folder: Path, dataset: Dataset) -> plt.Figure:
     Returns
     -------
     matplotlib.figure.Figure
+        The picture.
     """
     figure = plt.figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 2.1))
@@ -93,7 +105,7 @@ def _draw_heatmaps(figure: plt.Figure, folder: Path, dataset: Dataset) -> None:
     images = ImageFiles(dataset, rows, model.input_shape[1])[:].astype(np.float32)
     labels = dataset.table["label"].to_numpy()[rows]
     scores = logits(model, images)
-    margin = np.where(labels == 1, scores, -scores)  # above 0: right
+    margin = np.where(labels == 1, scores, -scores)  # above 0: correct
     chosen = np.concatenate(
         [
             np.flatnonzero(labels == label)[np.argsort(-margin[labels == label])[:EACH]]

@@ -1,7 +1,7 @@
 """Tables of the course run and of the external tests.
 
-Each function takes the tables of a section by their path in ``results/``, as `covid_lab.runs`,
-the audits and the studies write them, and returns one whose cells are text.
+Each function takes the tables of a section by their path in ``results/``, in the form in which
+`covid_lab.runs`, the audits and the studies write them. It returns a table whose cells are text.
 """
 
 from pathlib import PurePosixPath
@@ -23,7 +23,20 @@ from covid_lab.documentation.cells import (
 
 
 def metrics(tables: Tables, split: str) -> pd.DataFrame:
-    """Return the metrics of a split, one column per model."""
+    """Tabulate the metrics of a split.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+    split : {"train", "val", "test"}
+        The split.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per metric, one column per model.
+    """
     table = only(tables)
     table = table[table["split"] == split]
     counts = table.groupby("stage", sort=False)["n"].max()
@@ -32,7 +45,18 @@ def metrics(tables: Tables, split: str) -> pd.DataFrame:
 
 
 def comparisons(tables: Tables) -> pd.DataFrame:
-    """Return differences of two models, second minus first."""
+    """Tabulate the differences of two models, second minus first.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per metric.
+    """
     table = only(tables)
     return pd.DataFrame(
         {
@@ -46,7 +70,18 @@ def comparisons(tables: Tables) -> pd.DataFrame:
 
 
 def calibration(tables: Tables) -> pd.DataFrame:
-    """Return the calibration error of each model."""
+    """Tabulate the calibration error of each model.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per model.
+    """
     table = only(tables)
     return pd.DataFrame(
         {
@@ -61,7 +96,18 @@ def calibration(tables: Tables) -> pd.DataFrame:
 
 
 def searches(tables: Tables) -> pd.DataFrame:
-    """Return the best trial of each search."""
+    """Tabulate the best trial of each hyperparameter search.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per search.
+    """
     rows = []
     for path, trials in tables.items():
         best = trials.loc[trials["val_loss"].idxmin()]
@@ -80,7 +126,18 @@ def searches(tables: Tables) -> pd.DataFrame:
 
 
 def heat_by_group(tables: Tables) -> pd.DataFrame:
-    """Return where the heat is, for correct and misclassified images of each class."""
+    """Tabulate where the heat is, for correct and misclassified images of each class.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per class and prediction.
+    """
     table = only(tables)
     return pd.DataFrame(
         {
@@ -94,7 +151,18 @@ def heat_by_group(tables: Tables) -> pd.DataFrame:
 
 
 def image_quality(tables: Tables) -> pd.DataFrame:
-    """Return how well single numbers separate the classes."""
+    """Tabulate how well single numbers of an image separate the classes.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per number. An AUC below 0.5 is reversed, and "higher in" names the class.
+    """
     table = only(tables)
     reverse = table["AUC"] < 0.5
     upright = table.assign(
@@ -113,7 +181,18 @@ def image_quality(tables: Tables) -> pd.DataFrame:
 
 
 def batch_norm(tables: Tables) -> pd.DataFrame:
-    """Return validation figures by the BatchNorm statistics that a model ends with."""
+    """Tabulate validation results by the BatchNorm statistics at the end of a training.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per kind of statistics.
+    """
     table = only(tables)
     cases = {
         f"moving, momentum {momentum:g}": ("val", part)
@@ -132,7 +211,18 @@ def batch_norm(tables: Tables) -> pd.DataFrame:
 
 
 def ledger(tables: Tables) -> pd.DataFrame:
-    """Return the test evaluations of a run."""
+    """Tabulate the test evaluations of a run.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per stage.
+    """
     table = only(tables)
     return pd.DataFrame(
         {"stage": table["stage"], "evaluation": table["look"], "model": table["model"]}
@@ -146,7 +236,18 @@ EXTERNAL = ("balanced accuracy", "AUC", "sensitivity", "specificity")
 
 
 def external(tables: Tables) -> pd.DataFrame:
-    """Return the external test, one row per model."""
+    """Tabulate the external test.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per model.
+    """
     table = only(tables)
     found = wide(table, "model", "metric", intervals(table))[["model", *EXTERNAL]]
     own = table[table["metric"] == "AUC"].set_index("model")
@@ -157,13 +258,35 @@ def external(tables: Tables) -> pd.DataFrame:
 
 
 def use(tables: Tables) -> pd.DataFrame:
-    """Return what parts of the image suffice for each model."""
+    """Tabulate which parts of the image are sufficient for each model.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per part that is shown, one column per model.
+    """
     table = only(tables)
     return wide(table, "check", "model", intervals(table)).rename(columns={"check": "shown"})
 
 
 def heat(tables: Tables) -> pd.DataFrame:
-    """Return the heat on marked opacities above even heat."""
+    """Tabulate the heat on marked opacities above even heat.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per model and set of images.
+    """
     table = only(tables)
     return pd.DataFrame(
         {
@@ -179,7 +302,18 @@ def heat(tables: Tables) -> pd.DataFrame:
 
 
 def probe(tables: Tables) -> pd.DataFrame:
-    """Return how often other images are called COVID."""
+    """Tabulate how often images of other diseases are called COVID.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per model, one column per group of images.
+    """
     table = only(tables)
     counts = table.groupby("group", sort=False)["n"].max()
     found = wide(table, "model", "group", intervals(table))
@@ -187,7 +321,18 @@ def probe(tables: Tables) -> pd.DataFrame:
 
 
 def external_controls(tables: Tables) -> pd.DataFrame:
-    """Return the controls: the border elsewhere, and halves of one test set."""
+    """Tabulate the controls: the border elsewhere, and halves of one test set.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per model and control.
+    """
     table = only(tables)
     flagged = [
         f"{row.flagged:.2f} of {row.repeats:.0f} divisions" if pd.notna(row.flagged) else NONE
@@ -205,7 +350,18 @@ def external_controls(tables: Tables) -> pd.DataFrame:
 
 
 def mitigation_inputs(tables: Tables) -> pd.DataFrame:
-    """Return the AUC elsewhere by input, averaged over the image or the lungs."""
+    """Tabulate the external AUC by input, averaged over the image or the lungs.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per input.
+    """
     table = only(tables)
     table = table[table["stage"].isin(FROZEN) & (table["target_images"] == "none")]
     parts = table["method"].str.extract(r"frozen features, (.+), averaged over the (\w+)$")
@@ -216,7 +372,18 @@ def mitigation_inputs(tables: Tables) -> pd.DataFrame:
 
 
 def mitigation_exits(tables: Tables) -> pd.DataFrame:
-    """Return the methods that train a part of the network: mean over their seeds."""
+    """Tabulate the methods that train a part of the network.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per method: mean and range over the seeds.
+    """
     table = only(tables)
     table = table[~table["stage"].isin(FROZEN)]
     groups = table.groupby(["method", "target_images"], sort=False)
@@ -235,7 +402,18 @@ def mitigation_exits(tables: Tables) -> pd.DataFrame:
 
 
 def recentring(tables: Tables) -> pd.DataFrame:
-    """Return the balanced accuracy by the prevalence among the unlabelled images."""
+    """Tabulate the balanced accuracy by the prevalence among the unlabelled images.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per prevalence and number of images.
+    """
     table = only(tables)
     return pd.DataFrame(
         {
@@ -249,6 +427,17 @@ def recentring(tables: Tables) -> pd.DataFrame:
 
 
 def external_ledger(tables: Tables) -> pd.DataFrame:
-    """Return the test evaluations on other collections."""
+    """Tabulate the test evaluations on other collections.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per evaluation.
+    """
     table = only(tables)
     return table[["name", "data", "look", "date"]].rename(columns={"look": "evaluation"})

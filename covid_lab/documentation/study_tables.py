@@ -1,7 +1,7 @@
 """Tables of the audits, the studies and the faults.
 
-Each function takes the tables of a section by their path in ``results/``, as `covid_lab.runs`,
-the audits and the studies write them, and returns one whose cells are text.
+Each function takes the tables of a section by their path in ``results/``, in the form in which
+`covid_lab.runs`, the audits and the studies write them. It returns a table whose cells are text.
 """
 
 from pathlib import PurePosixPath
@@ -16,7 +16,18 @@ from covid_lab.documentation.cells import NONE, Tables, intervals, number, only,
 
 
 def verdicts(tables: Tables) -> pd.DataFrame:
-    """Return the number of checks by verdict, and the names of those that fail."""
+    """Count the checks of each audit by verdict.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per data set, with the names of the checks that fail.
+    """
     rows = []
     for name, part in stacked(tables, 1).groupby("name"):
         counts = part["verdict"].value_counts()
@@ -32,7 +43,18 @@ def verdicts(tables: Tables) -> pd.DataFrame:
 
 
 def shortcuts(tables: Tables) -> pd.DataFrame:
-    """Return the AUC of the label by view."""
+    """Tabulate how well each view predicts the label (AUC).
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per data set, one column per view.
+    """
     table = stacked(tables, 1)
     views = ["file metadata", "border", "corners", "lungs removed", "whole image"]
     table = table[table["view"].isin(views)]
@@ -43,7 +65,18 @@ def shortcuts(tables: Tables) -> pd.DataFrame:
 
 
 def copies(tables: Tables) -> pd.DataFrame:
-    """Return the pairs of copies by kind, and those that matter most."""
+    """Count the pairs of copies by kind, and those that matter most.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per data set.
+    """
     rows = []
     for path, pairs in tables.items():
         across = pairs["split_first"].fillna("") != pairs["split_second"].fillna("")
@@ -60,7 +93,18 @@ def copies(tables: Tables) -> pd.DataFrame:
 
 
 def label_controls(tables: Tables) -> pd.DataFrame:
-    """Return recall and precision for planted wrong labels."""
+    """Tabulate recall and precision for planted wrong labels.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per data set and kind of features.
+    """
     table = stacked(tables, 1)
     table = table[table["reported"] == "contradicted"]
     return pd.DataFrame(
@@ -76,7 +120,18 @@ def label_controls(tables: Tables) -> pd.DataFrame:
 
 
 def planted(tables: Tables) -> pd.DataFrame:
-    """Return the weakest planted shortcut that is caught."""
+    """Tabulate the weakest planted shortcut that is caught.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per shortcut.
+    """
     table = weakest_caught(only(tables))
     caught = [
         f"{row.strength:g} {row.unit}" if pd.notna(row.strength) else "not caught"
@@ -89,7 +144,18 @@ def planted(tables: Tables) -> pd.DataFrame:
 
 
 def pneumonia(tables: Tables) -> pd.DataFrame:
-    """Return the three networks beside the published ones."""
+    """Tabulate the three networks beside the published ones.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per network.
+    """
     table = only(tables)
     return pd.DataFrame(
         {
@@ -103,7 +169,18 @@ def pneumonia(tables: Tables) -> pd.DataFrame:
 
 
 def ct(tables: Tables) -> pd.DataFrame:
-    """Return accuracy, sensitivity, specificity and AUC of each model."""
+    """Tabulate accuracy, sensitivity, specificity and AUC on the test split.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per model.
+    """
     table = only(tables)
     table = table[table["split"] == "test"]
     found = wide(table, "stage", "metric", intervals(table))
@@ -113,7 +190,18 @@ def ct(tables: Tables) -> pd.DataFrame:
 
 
 def nodules(tables: Tables) -> pd.DataFrame:
-    """Return the metrics of each classifier on the test split."""
+    """Tabulate the metrics on the test split.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per metric, one column per classifier.
+    """
     table = only(tables)
     if "split" in table:
         table = table[table["split"] == "test"]
@@ -121,7 +209,18 @@ def nodules(tables: Tables) -> pd.DataFrame:
 
 
 def robustness(tables: Tables) -> pd.DataFrame:
-    """Return AUC and accuracy, of the mean over the seeds and of all networks together."""
+    """Tabulate AUC and accuracy, of the mean over the seeds and of all networks together.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per set, training images and kind of network.
+    """
     table = stacked(tables, 1)
     table = table[table["network"].isin(["mean", "together"])]
     keys = table["name"] + "|" + table["training"] + "|" + table["network"]
@@ -134,7 +233,18 @@ def robustness(tables: Tables) -> pd.DataFrame:
 
 
 def detection(tables: Tables) -> pd.DataFrame:
-    """Return the detectors of errors over all perturbations."""
+    """Tabulate the detectors of errors over all perturbations.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per set, training images and detector.
+    """
     table = stacked(tables, 1)
     table = table[table["perturbation"] == "all"]
     gain = intervals(table, "gain", "gain_low", "gain_high", sign=True)
@@ -152,7 +262,18 @@ def detection(tables: Tables) -> pd.DataFrame:
 
 
 def faults(tables: Tables) -> pd.DataFrame:
-    """Return how often each outcome occurred, by kind of fault."""
+    """Count the outcomes by kind of fault.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per fault and outcome.
+    """
     table = only(tables)
     table = table[table["fault"] != "long and many"]  # measurements of memory, threads and files
     return table.groupby(["fault", "outcome"], sort=False)["count"].sum().reset_index()

@@ -97,22 +97,6 @@ class Request:
     trust: bool = False
 
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """List image files among the paths and, for folders, everywhere in them.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        Files, folders and archives.
-
-    Returns
-    -------
-    list of Path
-        Sorted, without repetition.
-    """
-    return [picture.path for picture in find_pictures(paths, CLASSES)[0]]
-
-
 def explain_files(
     model_path: Path, paths: Sequence[Path], out: Path, request: Request | None = None
 ) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Any data as the course's notebooks take them: a zip archive of ``split/class/image``."""
+"""Any data in the layout of the course's notebooks: a zip archive of ``split/class/image``."""
 
 import io
 import json
@@ -31,14 +31,19 @@ VAL = 0.1  # fraction of the training images, where only a validation split is m
 
 
 def is_course_data(dataset: FoundDataset, path: Path) -> bool:
-    """Whether the course's own reader opens the data, and splits them without parting patients.
+    """Tell whether the course's own reader opens the data and keeps patients in one split.
 
     Parameters
     ----------
     dataset : FoundDataset
-        As `covid_lab.datasets.open_dataset` found the data.
+        The data as `covid_lab.datasets.open_dataset` found them.
     path : Path
-        Of the data.
+        Folder or archive of the data.
+
+    Returns
+    -------
+    bool
+        False where the data must be arranged first, see `arrange`.
     """
     table = dataset.table
     if isinstance(dataset.root, DicomRoot) or not (path.is_dir() or zipfile.is_zipfile(path)):
@@ -46,7 +51,7 @@ def is_course_data(dataset: FoundDataset, path: Path) -> bool:
     if isinstance(dataset.root, zipfile.Path):
         members = dataset.root.root.infolist()
         if any(member.filename != member.orig_filename for member in members):
-            return False  # names that were mended
+            return False  # names that were repaired
     if [same_name(name) for name in dataset.classes] != [same_name(name) for name in CLASSES]:
         return False
     names = "|".join(re.escape(same_name(name)) for name in CLASSES)
@@ -61,9 +66,9 @@ def is_course_data(dataset: FoundDataset, path: Path) -> bool:
 def arrange(dataset: FoundDataset, path: Path, *, source: str, seed: int = 0) -> list[str]:
     """Write data of two classes as a zip archive in the course's layout.
 
-    Images that the course reads are copied as they are; DICOM becomes PNG. Where a split is
-    missing, it is made so that patients and equal files stay together: 80 : 10 : 10, or a tenth of
-    the training images for validation.
+    Images that the course can read are copied unchanged; DICOM becomes PNG. Where a split is
+    missing, it is made so that patients and equal files stay together: 80 : 10 : 10 for data
+    without splits, or a tenth of the training images for validation.
 
     Parameters
     ----------
@@ -73,8 +78,8 @@ def arrange(dataset: FoundDataset, path: Path, *, source: str, seed: int = 0) ->
         Archive to write.
     source : str
         Name of the data, for the record in the archive.
-    seed : int
-        Of a split.
+    seed : int, from 0
+        Seed of a split.
 
     Returns
     -------
@@ -84,11 +89,11 @@ def arrange(dataset: FoundDataset, path: Path, *, source: str, seed: int = 0) ->
     Raises
     ------
     DataError
-        Not two classes, a split that cannot be made, or an image that cannot be read.
+        There are not exactly two classes, a split cannot be made, or an image cannot be read.
     """
     if len(dataset.classes) != 2:
         raise DataError(
-            f"the course tells two classes apart, and {source} has {len(dataset.classes)}: "
+            f"the course distinguishes two classes, and {source} has {len(dataset.classes)}: "
             f"{', '.join(dataset.classes)}. Name two with --classes NEGATIVE,POSITIVE"
         )
     table = dataset.table
@@ -121,7 +126,7 @@ def arrange(dataset: FoundDataset, path: Path, *, source: str, seed: int = 0) ->
 
 
 def _splits(dataset: FoundDataset, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Split of each image, and what was done."""
+    """Return the split of each image, and what was done."""
     table = dataset.table
     present = set(table["split"])
     if present == set(SPLITS):
@@ -136,7 +141,7 @@ def _splits(dataset: FoundDataset, seed: int) -> tuple[np.ndarray, list[str]]:
         rows = np.flatnonzero(splits == "train")
         labels, own = table["label"].to_numpy()[rows], groups.to_numpy()[rows]
         splits[rows] = grouped_split(labels, own, {"train": 1 - VAL, "val": VAL}, seed=seed)
-        return splits, ["no val split: a tenth of train is taken, patients stay together"]
+        return splits, ["no val split: a tenth of train becomes val, patients stay together"]
     missing = [split for split in SPLITS if split not in present]
     rest = " and images without a split" if "" in present else ""
     raise DataError(
@@ -146,7 +151,7 @@ def _splits(dataset: FoundDataset, seed: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _content(dataset: FoundDataset, name: str) -> tuple[bytes, str]:
-    """Bytes and suffix of an image as it is written."""
+    """Return the bytes and the suffix of an image for the archive."""
     content = read_bytes(dataset.root, name)
     if not isinstance(dataset.root, DicomRoot):
         return content, PurePosixPath(name).suffix.lower()

@@ -17,17 +17,17 @@ def write_arrays(path: Path, folder: Path) -> None:
     Parameters
     ----------
     path : Path
-        With pairs of arrays: images uint8 (N, H, W) or (N, H, W, 1 or 3), or floats 0–1, and
-        integer labels (N,) or (N, 1), one label for each image. Names as MedMNIST has them
-        (``train_images``, ``train_labels``, …) or ``x_train``, ``y_train``; ``images`` and
-        ``labels`` where there is no split.
+        File with pairs of arrays: images, uint8 (N, H, W) or (N, H, W, 1 or 3), or floats 0–1; and
+        labels, integer (N,) or (N, 1). Names are those of MedMNIST (``train_images``,
+        ``train_labels``, …) or ``x_train``, ``y_train``; ``images`` and ``labels`` where there is
+        no split.
     folder : Path
-        Exists and is empty.
+        An empty folder.
 
     Raises
     ------
     DataError
-        No NumPy file, no such pair, or arrays of other shapes or values.
+        The file is not a NumPy file, has no such pair, or has arrays of other shapes or values.
     """
     try:
         arrays = np.load(path, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""A folder or an archive of images as one table, with a count of what is not used and why."""
+"""A folder or an archive of images as one table, with a count of the unused files by reason."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ DOCUMENTS = {
     *(".yml", ".rst", ".py", ".ipynb", ".doc", ".docx", ".odt", ".ini", ".toml", ".log", ".db"),
 }
 NO_SUFFIX = {"license", "readme", "copying", "dicomdir", "md5sums", "sha256sums"}
-UNEXPLAINED = 0.05  # fraction of files that may be left out without a reason of the user's
+UNEXPLAINED = 0.05  # fraction of files that may be left out for a reason that the user did not give
 
 UNKNOWN = "of an unknown kind"
 
@@ -28,15 +28,17 @@ EXPECTED = ("hidden", "lung masks", "documents", "in a second copy")
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Images, found.
+    """Images with their labels.
 
     Attributes
     ----------
     root : Path, zipfile.Path or DicomRoot
-    table : pd.DataFrame
+        Folder or archive of the images.
+    table : pd.DataFrame, N rows
         One row per image, sorted by path: path (under the root), label (number), split and patient
-        ("" where unknown), and DICOM's covariates where there are such files.
+        ("" where unknown), and the covariates of DICOM where there are such files.
     classes : tuple of str
+        Names of the labels.
     left_out : dict of str to list of str
         Reason → files that are not used.
     notes : tuple of str
@@ -63,25 +65,27 @@ def collect(
     Parameters
     ----------
     path : Path
-        See `roots.open_root`.
+        Folder or archive, see `roots.open_root`.
     classes : sequence of str, optional
         Class folders or labels wanted, in the order of their numbers; None: see
         `layouts.find_classes` and `manifests.read_manifest`.
     table : Path, optional
-        Table of labels; None: the folders, except where a table of NIH or CheXpert is among the
-        files.
-    columns, finding
-        See `manifests.read_manifest`.
+        Table of labels; None: the folders, unless a table of NIH or CheXpert is among the files.
+    columns : mapping of str to str, optional
+        Columns of the table, see `manifests.read_manifest`.
+    finding : str, optional
+        Finding in the table, see `manifests.read_manifest`.
 
     Returns
     -------
     Collection
+        The images with their labels, and the files that are not used.
 
     Raises
     ------
     DataError
-        No images, no classes, several data sets, or more than 5 % of the files left out for no
-        reason that was asked for.
+        There are no images, no classes or several data sets, or more than 5 % of the files are left
+        out for a reason that the user did not ask for.
     """
     root, names = open_root(path, hidden=True)
     images, left_out, dicoms = sort_files(root, names)
@@ -148,7 +152,7 @@ class _Labelled:
 def _by_folders(
     images: list[str], classes: Sequence[str] | None, explained: str
 ) -> tuple[_Labelled, list[str]]:
-    """Label images by their folders; also return those in a second copy of the data."""
+    """Label images by their folders; also return the images in a second copy of the data."""
     placed, kinds = layouts.place(images, classes)
     if not placed:
         wanted = f"no class folder {' or '.join(kinds)}" if kinds else "no class folders"
@@ -164,7 +168,7 @@ def _by_folders(
 
 
 def _numbered(placed: _Labelled, explained: str) -> pd.DataFrame:
-    """Rows with numbers for the names of classes; refuse classes without images."""
+    """Return the rows with numbers for the class names; refuse classes without images."""
     number = {same_name(name): label for label, name in enumerate(placed.classes)}
     labels = placed.rows["label"].map(lambda name: number[same_name(name)])
     missing = [name for label, name in enumerate(placed.classes) if label not in set(labels)]
@@ -176,12 +180,12 @@ def _numbered(placed: _Labelled, explained: str) -> pd.DataFrame:
 def _with_headers(
     root: Root, rows: pd.DataFrame, dicoms: set[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Add what DICOM headers say of device and, where it is not known, of the patient."""
+    """Add the covariates of DICOM headers and, where no patient is known, the patient."""
 
     def read(name: str) -> dict[str, str]:
         try:
             return header(read_bytes(root, name), name) if name in dicoms else {}
-        except DataError:  # it is named when its image is read
+        except DataError:  # the error is reported when the image is read
             return {}
 
     facts = pd.DataFrame([read(name) for name in rows["name"]], index=rows.index)
@@ -198,11 +202,19 @@ def _with_headers(
 def sort_files(root: Root, names: list[str]) -> tuple[list[str], dict[str, list[str]], set[str]]:
     """Sort files into images and others.
 
+    Parameters
+    ----------
+    root : Path or zipfile.Path
+        Folder or archive of the files.
+    names : list of str
+        Paths under the root.
+
     Returns
     -------
     images : list of str
+        Paths of the images.
     left_out : dict of str to list of str
-        Reason → files that are no images, or masks.
+        Reason → files that are not images, or are masks.
     dicoms : set of str
         Images that are DICOM.
     """
@@ -233,7 +245,7 @@ def sort_files(root: Root, names: list[str]) -> tuple[list[str], dict[str, list[
 
 
 def _with_sidecars(left_out: dict[str, list[str]], images: list[str]) -> dict[str, list[str]]:
-    """Files of an unknown kind that are named as an image are documents."""
+    """Count files of an unknown kind with the name of an image as documents."""
     unknown = left_out.pop(UNKNOWN, [])
     stems = {name.rpartition(".")[0] for name in images}
     beside = [name for name in unknown if name.rpartition(".")[0] in stems]
@@ -251,7 +263,7 @@ def _begins_as_dicom(root: Root, name: str) -> bool:
 
 
 def _nih_tests(root: Root, names: list[str]) -> list[str]:
-    """File names in NIH's list of the test split, if it is among the files."""
+    """Return the file names in NIH's list of the test split, if it is among the files."""
     listing = next((n for n in names if PurePosixPath(n).name == "test_list.txt"), None)
     return [] if listing is None else read_bytes(root, listing).decode(errors="replace").split()
 
@@ -259,7 +271,7 @@ def _nih_tests(root: Root, names: list[str]) -> list[str]:
 def _other_classes(
     images: list[str], rows: pd.DataFrame, left_out: dict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """Images in folders beside the class folders, by folder."""
+    """Return the images in folders beside the class folders, by folder."""
     known = {name for names in left_out.values() for name in names} | set(rows["name"])
     ours = rows[["name", "label"]].itertuples(index=False)
     beside = {tuple(name.split("/")[: _at(name, label)]) for name, label in ours}
@@ -273,7 +285,7 @@ def _other_classes(
 
 
 def _at(name: str, label: str) -> int:
-    """Position of the class folder among the parts of a path."""
+    """Return the position of the class folder among the parts of a path."""
     return [k for k, part in enumerate(name.split("/")[:-1]) if part == label][-1]
 
 
@@ -284,20 +296,25 @@ def refuse_unexplained(
     expected: Sequence[str],
     explained: str,
 ) -> None:
-    """Refuse data of which more than 5 % would be left out for no reason.
+    """Refuse data if more than 5 % of the files are left out for no good reason.
 
     Parameters
     ----------
     path : Path
-        Of the data.
-    used : int
-        Files that are used.
+        Folder or archive of the data.
+    used : int, from 0
+        Number of files that are used.
     left_out : mapping of str to sequence of str
         Reason → files.
     expected : sequence of str
-        Beginnings of reasons that are good for any number of files.
+        Beginnings of the reasons that are good for any number of files.
     explained : str
         What was found, for the message.
+
+    Raises
+    ------
+    DataError
+        More files are left out.
     """
     rest = {r: n for r, n in left_out.items() if not r.startswith(tuple(expected))}
     number = sum(map(len, rest.values()))
@@ -309,7 +326,23 @@ def refuse_unexplained(
 
 
 def in_words(left_out: Mapping[str, Sequence[str]]) -> str:
-    """Files left out, counted by reason, with examples."""
+    """Count the files that are left out by reason, with examples.
+
+    Parameters
+    ----------
+    left_out : mapping of str to sequence of str
+        Reason → files.
+
+    Returns
+    -------
+    str
+        Such as "documents: 2 (licence.txt, readme.md)"; "" where nothing is left out.
+
+    Examples
+    --------
+    >>> in_words({"documents": ["licence.txt", "readme.md"]})
+    'documents: 2 (licence.txt, readme.md)'
+    """
     return "; ".join(
         f"{reason}: {len(names):,} ({listed([printable(n) for n in names], limit=2)})"
         for reason, names in left_out.items()

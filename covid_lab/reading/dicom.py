@@ -1,7 +1,7 @@
-"""DICOM files as grey images, and what their headers say of patient and device.
+"""DICOM files as grey images, and patient and device from their headers.
 
-`DicomRoot` wraps a folder or an archive so that its DICOM files read as BMP images: whatever reads
-images then reads DICOM as well.
+`DicomRoot` wraps a folder or an archive so that its DICOM files read as BMP images. Code that reads
+images can then read DICOM too.
 """
 
 import io
@@ -17,7 +17,7 @@ from covid_project.images import MAX_PIXELS
 SUFFIXES = {".dcm", ".dicom", ".dic"}
 MAGIC = slice(128, 132)  # "DICM" after the preamble
 
-# Columns of `header` that may give the label away, and the DICOM keywords behind them.
+# Columns of `header` that may reveal the label, and their DICOM keywords.
 COVARIATES = {
     "manufacturer": ("Manufacturer",),
     "model": ("ManufacturerModelName",),
@@ -27,34 +27,50 @@ COVARIATES = {
 
 
 def is_dicom(content: bytes) -> bool:
-    """Whether a file's content begins as DICOM's part 10 has it."""
+    """Tell whether a file begins like a DICOM file (DICOM PS3.10, 7.1).
+
+    Parameters
+    ----------
+    content : bytes
+        At least the first 132 bytes of the file.
+
+    Returns
+    -------
+    bool
+        True where "DICM" follows the preamble of 128 bytes.
+
+    Examples
+    --------
+    >>> is_dicom(bytes(128) + b"DICM"), is_dicom(b"DICM")
+    (True, False)
+    """
     return content[MAGIC] == b"DICM"
 
 
 def decode_dicom(content: bytes, name: str) -> np.ndarray:
     """Decode a DICOM image of one frame to grey values.
 
-    Modality rescaling is applied, then the first VOI window or table of the file, or else the range
-    from its smallest to its largest value; MONOCHROME1 is inverted, so that dense tissue is white
-    (DICOM PS3.3, C.7.6.3.1.2 and C.11.2; PS3.14).
+    The modality rescaling is applied first. Then grey values follow from the file's first VOI
+    window or table, or otherwise from the range of its values. MONOCHROME1 is inverted, so that
+    dense tissue is white (DICOM PS3.3, C.7.6.3.1.2 and C.11.2; PS3.14).
 
     Parameters
     ----------
     content : bytes
         The whole file.
     name : str
-        For messages.
+        Name of the file, for messages.
 
     Returns
     -------
     np.ndarray, uint8 (height, width)
-        0 (black) to 255 (white).
+        Grey values, 0 (black) to 255 (white).
 
     Raises
     ------
     DataError
-        No image, several frames, colours that are not grey, a compression that no installed
-        package decodes, or more than 64 million pixels.
+        The file has no image, several frames, more than 64 million pixels, or a compression that no
+        installed package decodes.
     """
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
@@ -97,16 +113,25 @@ def window(values: np.ndarray, centre: float, width: float, function: str = "LIN
 
     Parameters
     ----------
-    values : np.ndarray, (h, w)
-        After modality rescaling.
-    centre, width : float
-        Of the window, in the units of the values.
-    function : str
-        "LINEAR", "LINEAR_EXACT" or "SIGMOID".
+    values : np.ndarray, float or int (H, W)
+        Values after modality rescaling.
+    centre : float
+        Centre of the window, in the units of the values.
+    width : float, above 0
+        Width of the window, in the units of the values.
+    function : {"LINEAR", "LINEAR_EXACT", "SIGMOID"}
+        VOI LUT function.
 
     Returns
     -------
-    np.ndarray, float64 (h, w), 0–1
+    np.ndarray, float64 (H, W), 0–1
+        Grey values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> window(np.array([[-1000, -600, -100]]), -550, 900, "LINEAR_EXACT").round(3)
+    array([[0.   , 0.444, 1.   ]])
     """
     values = values.astype(np.float64)
     if function == "SIGMOID":
@@ -119,7 +144,7 @@ def window(values: np.ndarray, centre: float, width: float, function: str = "LIN
 
 
 def _first(value: object) -> float:
-    """Value of the first of several windows."""
+    """Return the value of the first of several windows."""
     values = value if hasattr(value, "__iter__") else [value]
     return float(next(iter(values)))
 
@@ -127,15 +152,22 @@ def _first(value: object) -> float:
 def header(content: bytes, name: str) -> dict[str, str]:
     """Read patient and covariates from a DICOM header.
 
+    Parameters
+    ----------
+    content : bytes
+        The whole file, or at least its header.
+    name : str
+        Name of the file, for messages.
+
     Returns
     -------
-    dict of str
+    dict of str to str
         "patient" (PatientID, "" if absent) and the keys of `COVARIATES`.
 
     Raises
     ------
     DataError
-        Not DICOM, or damaged.
+        The file is damaged or not DICOM.
     """
     file = _read(content, name, stop_before_pixels=True)
     found = {"patient": str(file.get("PatientID") or "").strip()}
@@ -169,11 +201,12 @@ def _read(content: bytes, name: str, **how):
 class DicomRoot:
     """A folder, an archive, or a file in one of them, whose DICOM files read as BMP images.
 
-    Has the part of `pathlib.Path` that reading images takes.
+    It has those methods of `pathlib.Path` that the readers of images use.
 
     Parameters
     ----------
     place : Path or zipfile.Path
+        The folder, archive or file.
     """
 
     def __init__(self, place: Root):
@@ -181,23 +214,68 @@ class DicomRoot:
 
     @property
     def name(self) -> str:
-        """Name of the folder or file."""
+        """Name of the folder or file.
+
+        Returns
+        -------
+        str
+            The last part of the path.
+        """
         return self.place.name
 
     def joinpath(self, *parts: str) -> "DicomRoot":
-        """Return a place below this one."""
+        """Return a place below this one.
+
+        Parameters
+        ----------
+        *parts : str
+            Parts of the path.
+
+        Returns
+        -------
+        DicomRoot
+            The place.
+        """
         return DicomRoot(self.place.joinpath(*parts))
 
     def is_file(self) -> bool:
-        """Whether it is a regular file."""
+        """Tell whether the place is a regular file.
+
+        Returns
+        -------
+        bool
+            True for a file.
+        """
         return self.place.is_file()
 
     def iterdir(self) -> Iterator["DicomRoot"]:
-        """Yield what is in the folder."""
+        """List the contents of the folder.
+
+        Returns
+        -------
+        iterator of DicomRoot
+            The files and folders.
+        """
         return (DicomRoot(place) for place in self.place.iterdir())
 
     def open(self, mode: str = "rb") -> io.BytesIO:
-        """Open the file for reading; DICOM as a grey BMP image."""
+        """Open the file for reading; DICOM as a grey BMP image.
+
+        Parameters
+        ----------
+        mode : str
+            Only "rb" is supported.
+
+        Returns
+        -------
+        io.BytesIO
+            Content of the file, or of the BMP image.
+
+        Raises
+        ------
+        DataError
+            A DICOM file cannot be decoded, see `decode_dicom`.
+        """
         with self.place.open(mode) as stream:
             content = stream.read()
         if is_dicom(content):

@@ -16,12 +16,12 @@ MASKS = re.compile(r"(\w+[ _-])?(masks?|segmentations?|annotations?)([ _-]?\w{0,
 CONTAINERS = re.compile(
     r"(images?|imgs?|pictures?|png|jpe?g|dicom|dcm|data|files)([ _-]?\d+)?|study\d+|series\d+"
 )
-MOST_CLASSES = 20  # folder names on one level, above which they are not classes
+MOST_CLASSES = 20  # most folder names on one level that are taken for classes
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Where an image is.
+    """Place of an image among the folders.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Placed:
     outer : str
         Folders around the data set; "" for none.
     label : str
-        Class folder, as it is spelled.
+        Class folder, in its own spelling.
     split : str
         One of `covid_project.data.SPLITS`; "" for none.
     inner : str
@@ -45,13 +45,26 @@ class Placed:
 
 
 def masks_among(names: Sequence[str]) -> set[str]:
-    """Paths of masks: in a folder for masks inside the data, or named ``…_mask``.
+    """Find masks: images in a folder for masks inside the data, or named ``…_mask``.
 
-    Empty where all images are masks: then they are what is wanted.
+    Parameters
+    ----------
+    names : sequence of str
+        Paths of images.
+
+    Returns
+    -------
+    set of str
+        Paths of the masks. Empty where all images are masks: then they are the data.
+
+    Examples
+    --------
+    >>> sorted(masks_among(["COVID/images/1.png", "COVID/masks/1.png", "COVID/images/2_mask.png"]))
+    ['COVID/images/2_mask.png', 'COVID/masks/1.png']
     """
     folders = [name.split("/")[:-1] for name in names]
     levels = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
-    around = len(list(levels))  # folders around everything say nothing
+    around = len(list(levels))  # folders around all images carry no information
     masks = {
         name
         for name, parts in zip(names, folders, strict=True)
@@ -74,13 +87,14 @@ def place(names: Sequence[str], classes: Sequence[str] | None) -> tuple[list[Pla
     Returns
     -------
     placed : list of Placed
+        The images that are in a class folder.
     classes : list of str
-        As given, or as found.
+        The class folders, given or found.
 
     Raises
     ------
     DataError
-        Classes that are not named and cannot be told.
+        No classes are given, and the folders are ambiguous.
     """
     folders = {name: name.split("/")[:-1] for name in names}
     found = classes is None
@@ -112,7 +126,7 @@ def place(names: Sequence[str], classes: Sequence[str] | None) -> tuple[list[Pla
                 inner[0] if inner else "",
             )
         )
-    if found:  # a folder around a second copy is on the level of the classes, and is none
+    if found:  # a folder around a second copy is on the level of the classes, but is not a class
         used = {same_name(image.label) for image in placed}
         classes = [name for name in classes if same_name(name) in used]
     return placed, list(classes)
@@ -125,19 +139,29 @@ def _split(folder: str) -> str:
 def find_classes(folders: Sequence[Sequence[str]]) -> list[str]:
     """Find the class folders among the folders of images.
 
-    The course's classes where both are there. Otherwise the folders directly inside the splits, or,
-    where these hold classes themselves or there are no splits, the level of folders that has the
-    fewest different names, of at least two.
+    They are the course's classes where both are there. Otherwise they are the folders directly
+    inside the splits. Where these contain classes themselves, or there are no splits, they are the
+    level of folders with the fewest different names, at least two.
+
+    Parameters
+    ----------
+    folders : sequence of sequence of str
+        For each image the folders that it is in, from the outermost.
 
     Returns
     -------
     list of str
-        In the order of their names; empty where there is no folder.
+        Names in alphabetical order; empty where there is no folder.
 
     Raises
     ------
     DataError
         Two levels of folders have equally many names.
+
+    Examples
+    --------
+    >>> find_classes([["train", "cat"], ["train", "dog"], ["test", "dog"]])
+    ['cat', 'dog']
     """
     folders = [list(parts) for parts in folders]
     spelled = {same_name(part): part for parts in folders for part in parts}
@@ -152,7 +176,7 @@ def find_classes(folders: Sequence[Sequence[str]]) -> list[str]:
         return []
     depth = max(len(parts) for parts in plain)
     levels = [{parts[k] for parts in plain if len(parts) > k} for k in range(depth)]
-    # A folder that only a few images are in is no level of its own.
+    # A level that only a few images have is not considered.
     covered = [sum(len(parts) > k for parts in plain) / len(plain) for k in range(depth)]
     counts = {
         k: len(names)
@@ -171,14 +195,30 @@ def find_classes(folders: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _crossed(plain: list[list[str]], first: int, second: int) -> bool:
-    """Whether names of one level are found under several names of the other."""
+    """Tell whether names of one level are found under several names of the other."""
     pairs = {(parts[first], parts[second]) for parts in plain if len(parts) > second}
     under = Counter(inner for _, inner in pairs)
     return max(under.values(), default=0) > 1
 
 
 def in_words(names: Sequence[str]) -> str:
-    """Folders of images, with their numbers of images."""
+    """Count images by folder, in words.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Paths of images.
+
+    Returns
+    -------
+    str
+        Such as "test/COVID (100), test/NORMAL (100)".
+
+    Examples
+    --------
+    >>> in_words(["COVID/1.png", "COVID/2.png", "NORMAL/1.png"])
+    'COVID (2), NORMAL (1)'
+    """
     tally = Counter(str(PurePosixPath(name).parent) for name in names)
     found = listed([f"{printable(folder)} ({n})" for folder, n in sorted(tally.items())])
     return found or "no images at all"
@@ -191,7 +231,7 @@ def one_place(
 
     Parameters
     ----------
-    table : pd.DataFrame
+    table : pd.DataFrame, N rows
         Columns of `Placed`.
     explained : str
         What was found, for messages.
@@ -203,14 +243,14 @@ def one_place(
     table : pd.DataFrame
         The rows that belong to it.
     copies : pd.DataFrame
-        Rows of a second copy further inside, as archives often have.
-    patients : pd.Series or None
-        Where the places are patients, with the classes inside: the patient of each row.
+        Rows of a second copy further inside, which some archives have.
+    patients : pd.Series of str, or None
+        Patient of each row, where each place is a patient with the classes inside.
 
     Raises
     ------
     DataError
-        Several data sets side by side.
+        There are several data sets side by side.
     """
     none = table.iloc[:0]
     places = sorted(table["outer"].unique())

@@ -1,6 +1,6 @@
 """Labels, splits and patients of images from a table: CSV, TSV or a spreadsheet.
 
-Tables of NIH ChestX-ray14 and CheXpert are known by their columns.
+Tables of NIH ChestX-ray14 and CheXpert are recognised by their columns.
 """
 
 import csv
@@ -27,7 +27,7 @@ from covid_project.data import (
 SUFFIXES = (".csv", ".tsv", ".txt", ".xlsx")
 ROLES = ("path", "label", "patient", "split")
 
-# What columns are usually called, without letter case, blanks, "_" and "-"; the likeliest first.
+# Usual names of the columns, without letter case, blanks, "_" and "-"; the likeliest first.
 NAMES = {
     "path": (
         *("path", "filepath", "imagepath", "imageindex", "filename", "file", "imagename"),
@@ -48,16 +48,17 @@ YES, NO = ("1", "true", "yes"), ("", "0", "false", "no")
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """What a table says of images.
+    """Images with the labels of a table.
 
     Attributes
     ----------
-    table : pd.DataFrame
+    table : pd.DataFrame, N rows
         One row per image that is used: name (path under the root), label (name of a class), split
         and patient ("" where the table has none).
     classes : tuple of str
+        Names of the classes, in the order of their labels.
     left_out : dict of str to list of str
-        Reason → images that the table has and that are not used.
+        Reason → images that are in the table and not used.
     notes : list of str
         What was read, in words.
     """
@@ -69,17 +70,18 @@ class Manifest:
 
 
 def read_table(content: bytes, name: str) -> pd.DataFrame:
-    """Read a table as text, whatever program wrote it.
+    r"""Read a table as text, whatever program wrote it.
 
-    Comma, semicolon, tab or "|" between columns; UTF-8, UTF-16 or Windows' encoding, with or
-    without a byte order mark; blanks around names and values, empty rows and columns are dropped.
+    Columns are separated by comma, semicolon, tab or "|". The encoding is UTF-8, UTF-16 or
+    Windows-1252, with or without a byte order mark. Blanks around names and values, empty rows and
+    empty columns are dropped.
 
     Parameters
     ----------
     content : bytes
         The whole file.
     name : str
-        Its name, for its suffix and for messages.
+        Name of the file, for messages.
 
     Returns
     -------
@@ -89,7 +91,12 @@ def read_table(content: bytes, name: str) -> pd.DataFrame:
     Raises
     ------
     DataError
-        No table of at least one row.
+        The content is not a table with at least one row.
+
+    Examples
+    --------
+    >>> read_table(b"path; label\n1.png; COVID\n", "labels.csv").to_dict("list")
+    {'path': ['1.png'], 'label': ['COVID']}
     """
     try:
         if content.startswith(b"PK"):
@@ -123,7 +130,7 @@ def _text(content: bytes) -> str:
 
 
 def _separator(text: str) -> str:
-    """Sign that separates the columns: the one that the header has most often."""
+    """Return the separator of the columns: the sign that is most frequent in the header."""
     header = next((line for line in text.splitlines() if line.strip()), "")
     row = next(csv.reader([header], delimiter="\0"), [""])[0]
     return max(",;\t|", key=row.count)
@@ -136,9 +143,10 @@ def columns_of(
 
     Parameters
     ----------
-    table : pd.DataFrame
+    table : pd.DataFrame of str
+        The table, see `read_table`.
     name : str
-        Of the table, for messages.
+        Name of the table, for messages.
     chosen : mapping of str to str
         Role → column, where the user names it.
     needed : sequence of str
@@ -147,12 +155,12 @@ def columns_of(
     Returns
     -------
     dict of str to str
-        Role → column, of those found.
+        Role → column, for the roles that are found.
 
     Raises
     ------
     DataError
-        A chosen column that is missing, a role that is unknown, or a needed role without a column.
+        A chosen column is missing, a role is unknown, or a needed role has no column.
     """
     plain = {re.sub(r"[\s_-]", "", column.casefold()): column for column in reversed(table.columns)}
     found = {}
@@ -183,18 +191,25 @@ def columns_of(
 def match_images(values: Sequence[str], names: Sequence[str]) -> list[str | None]:
     """Find the image that each entry of a table names.
 
-    An entry may be a whole path, its end, a file name, or a name without suffix; slashes of either
-    kind. It is matched where exactly one image fits.
+    An entry may be a whole path, the end of a path, a file name, or a name without suffix, with
+    slashes of either kind. It is matched where exactly one image fits.
 
     Parameters
     ----------
     values : sequence of str, (N,)
+        Entries of the table.
     names : sequence of str
         Paths of the images.
 
     Returns
     -------
     list of str or None, (N,)
+        Path of the image; None where none or several fit.
+
+    Examples
+    --------
+    >>> match_images(["1", "COVID/1.png", "3.png"], ["COVID/1.png", "COVID/2.png"])
+    ['COVID/1.png', 'COVID/1.png', None]
     """
     whole: dict[str, set[str]] = defaultdict(set)
     bare: dict[str, set[str]] = defaultdict(set)  # without suffix
@@ -225,15 +240,21 @@ def _without_suffix(name: str) -> str:
 
 
 def find_tables(root: Root, names: Sequence[str], images: Sequence[str]) -> list[str]:
-    """Names of tables of NIH ChestX-ray14 or CheXpert among the files.
+    """Find tables of NIH ChestX-ray14 or CheXpert among the files.
 
     Parameters
     ----------
     root : Path or zipfile.Path
+        Folder or archive of the files.
     names : sequence of str
-        Of all files.
+        Paths of all files.
     images : sequence of str
-        Of the images, for CheXpert's tables: some of these must be named in them.
+        Paths of the images; a table counts if it names some of them or has over 2,000 rows.
+
+    Returns
+    -------
+    list of str
+        Paths of the tables.
     """
     known = []
     for name in names:
@@ -259,7 +280,7 @@ def read_manifest(
     finding: str | None = None,
     tests: Sequence[str] = (),
 ) -> Manifest:
-    """Read labels of images from one table or several of the same columns.
+    """Read labels of images from one table, or from several with the same columns.
 
     Parameters
     ----------
@@ -270,22 +291,23 @@ def read_manifest(
     classes : sequence of str, optional
         Values of the label column, in the order of their labels; None: all, or the course's.
     columns : mapping of str to str, optional
-        Role (`ROLES`) → column, where its name is not usual.
+        Role (`ROLES`) → column, where its name is unusual.
     finding : str, optional
-        Of several findings per image: this one against the rest. A column of 0 and 1, or a value
-        among those that the label column separates by "|".
+        For several findings per image: the positive class, against all other images. The name of a
+        column of 0 and 1, or one of the values that the label column separates by "|".
     tests : sequence of str
-        File names of the test split, as NIH lists them.
+        File names of the test split, as in NIH's list.
 
     Returns
     -------
     Manifest
+        The images with their labels.
 
     Raises
     ------
     DataError
-        Columns or findings that cannot be told or are missing, entries that fit no image, labels
-        that contradict each other.
+        Columns or findings are missing or ambiguous, entries fit no image, or labels contradict
+        each other.
     """
     name = listed(tables, limit=3)
     table = pd.concat([read_table(content, n) for n, content in tables.items()], ignore_index=True)
@@ -317,7 +339,7 @@ def read_manifest(
 
 
 def _matched(table: pd.DataFrame, names: Sequence[str], name: str, column: str) -> str:
-    """How many rows and images match, in words; refuse where hardly any do."""
+    """Count the rows and images that match, in words; refuse where hardly any do."""
     rows, images = table["name"].notna(), table["name"].nunique()
     said = (
         f"{name}: {rows.sum():,} of {len(table):,} rows name an image, and {images:,} of "
@@ -413,7 +435,7 @@ def _classes(
 
 
 def _plain(value: str) -> str:
-    """A whole number as spreadsheets write it, "1.0" or "1,0", without its fraction."""
+    """Return a whole number that a spreadsheet wrote, "1.0" or "1,0", without its fraction."""
     return re.sub(r"^(-?\d+)[.,]0+$", r"\1", value)
 
 
@@ -444,12 +466,22 @@ def _patients(table: pd.DataFrame, roles: Mapping[str, str], is_chexpert: bool) 
 
 
 def content_of(path: Path) -> dict[str, bytes]:
-    """Read a table's file, as `read_manifest` takes it.
+    """Read a table's file for `read_manifest`.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    dict of str to bytes
+        Name → content.
 
     Raises
     ------
     DataError
-        No such file.
+        There is no such file.
     """
     path = Path(path).expanduser()
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Which images are of one patient, from the names of files and folders."""
+"""Patients of images, from the names of files and folders or from a table."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,20 +14,36 @@ from covid_project.data import DataError, Dataset, listed
 # How some public sets name the patient in the names of files.
 NAME_PATTERNS = {
     # Kermany's paediatric pneumonia: person1000_virus_1681.jpeg. Bacteria and viruses are numbered
-    # separately: of the 170 numbers in training and test alike, none has one kind in both.
+    # separately: of the 170 numbers in both training and test, none has one kind in both.
     "person": r"(?i)(person\d+(?:_(?:bacteria|virus))?)_",
     # NIH ChestX-ray14: 00000013_005.png, at most 00030805. Dates begin with 19 or 20.
     "nih": r"(000[0-3]\d{4})_\d{3}\.",
 }
-FEWEST_FOLDERS = 3  # folders inside the classes, from which on they may be patients
+FEWEST_FOLDERS = 3  # fewest folders inside the classes that may be patients
 MATCHED = 0.95  # least fraction of the images whose patient a table must name
-LARGEST = 30  # images of one patient, at the median, up to which a folder may be one
+LARGEST = 30  # largest median number of images in folders that may be patients
 
 
 def group_of(path: str) -> str:
-    """Return the patient that a file's name begins with, or else the path itself.
+    """Return the patient at the beginning of a file's name, or else the path itself.
 
-    See `NAME_PATTERNS`. Not the bare name: ``COVID/1.png`` and ``NORMAL/1.png`` are two patients.
+    The names are those of `NAME_PATTERNS`. An unknown patient is the path and not the bare name, as
+    ``COVID/1.png`` and ``NORMAL/1.png`` are two patients.
+
+    Parameters
+    ----------
+    path : str
+        POSIX path.
+
+    Returns
+    -------
+    str
+        Patient in lower case, or the path.
+
+    Examples
+    --------
+    >>> group_of("train/PNEUMONIA/person1000_virus_1681.jpeg"), group_of("COVID/1.png")
+    ('person1000_virus', 'COVID/1.png')
     """
     name = PurePosixPath(path).name
     matches = (re.match(pattern, name) for pattern in NAME_PATTERNS.values())
@@ -35,27 +51,33 @@ def group_of(path: str) -> str:
 
 
 def groups_from_names(paths: Iterable[str], pattern: str | None = None) -> np.ndarray:
-    """Return the patient of each image from its path.
+    r"""Return the patient of each image from its path.
 
     Parameters
     ----------
     paths : iterable of str, (N,)
         POSIX paths.
     pattern : str, optional
-        Regular expression, searched in the path. What its groups (parentheses) hold, or the whole
-        match where it has none, is the patient, in lower case. An image without a match is a
-        patient of its own. None: `group_of`.
+        Regular expression, searched in the path. The patient is the text of its groups
+        (parentheses), or the whole match where it has none, in lower case. An image without a match
+        is a patient of its own. None: `group_of`.
 
     Returns
     -------
     np.ndarray, str (N,)
-        An image whose patient is unknown has its path.
+        The path of an image whose patient is unknown.
 
     Raises
     ------
     DataError
-        No regular expression; or it matches no path, finds one patient for all images or one for
-        each, or finds dates.
+        The pattern is not a regular expression, matches no path, finds one patient for all images
+        or a different one for each, or finds dates.
+
+    Examples
+    --------
+    >>> paths = ["COVID/p7_1.png", "COVID/p7_2.png", "NORMAL/p8_1.png"]
+    >>> groups_from_names(paths, r"/(p\d+)_").tolist()
+    ['p7', 'p7', 'p8']
     """
     paths = list(paths)
     if pattern is None:
@@ -63,7 +85,7 @@ def groups_from_names(paths: Iterable[str], pattern: str | None = None) -> np.nd
     try:
         search = re.compile(pattern).search
     except re.error as error:
-        raise DataError(f"{pattern!r} is no regular expression: {error}") from None
+        raise DataError(f"{pattern!r} is not a regular expression: {error}") from None
 
     def patient(path: str) -> str:
         match = search(path)
@@ -83,7 +105,7 @@ def groups_from_names(paths: Iterable[str], pattern: str | None = None) -> np.nd
 
 
 def _implausible(found: Sequence[str], images: int) -> str:
-    """Why what a pattern found cannot be the patients; "" if it can."""
+    """Say why the matches of a pattern cannot be the patients; "" if they can."""
     patients = set(found)
     if not found:
         return "matches none"
@@ -98,7 +120,23 @@ def _implausible(found: Sequence[str], images: int) -> str:
 
 
 def is_date(text: str) -> bool:
-    """Whether eight digits, with or without separators, are a day from 1900 to 2099."""
+    """Tell whether a text is a day from 1900 to 2099.
+
+    Parameters
+    ----------
+    text : str
+        A date has eight digits (year, month, day), with or without separators.
+
+    Returns
+    -------
+    bool
+        True for a date.
+
+    Examples
+    --------
+    >>> is_date("2020-02-10"), is_date("00030805")
+    (True, False)
+    """
     found = re.fullmatch(r"((?:19|20)\d\d)[-_. |]?(\d\d)[-_. |]?(\d\d)", text)
     return bool(found) and 1 <= int(found[2]) <= 12 and 1 <= int(found[3]) <= 31
 
@@ -116,14 +154,14 @@ def groups_from_folders(folders: pd.Series, labels: pd.Series) -> tuple[pd.Serie
     Returns
     -------
     groups : pd.Series of str, (N,), or None
-        None where the folders are not taken for patients.
+        Patient of each image; None where the folders are not taken for patients.
     said : str
         What was decided, in words; "" where there are no such folders.
     """
     named = folders != ""
     if not named.any():
         return None, ""
-    # Names such as 1, 2, 3 in several classes are numbered anew in each; longer ones are persons.
+    # Short names such as 1, 2, 3 in several classes are counted separately in each class.
     short = folders.str.fullmatch(r"\D*\d{0,3}")
     shared = labels.groupby(folders).transform("nunique") > 1
     groups = folders.where(~(short & shared), labels.astype(str) + "/" + folders)[named]
@@ -149,22 +187,22 @@ def groups_from_table(
     paths : iterable of str, (N,)
         POSIX paths.
     table : pd.DataFrame of str
-        One row per image, see `manifests.read_table`; rows of other images are passed over.
+        One row per image, see `manifests.read_table`; rows of other images are ignored.
     columns : mapping of str to str, optional
-        Role ("path", "patient") → column, where its name is not usual.
+        Role ("path", "patient") → column, where its name is unusual.
 
     Returns
     -------
     groups : np.ndarray, str (N,)
-        An image whose patient is not named has its path.
+        The path of an image whose patient is not named.
     said : str
         How many images and patients were matched, in words.
 
     Raises
     ------
     DataError
-        A column is missing, two patients of one image, fewer than 95 % of the images matched, or
-        one patient for all.
+        A column is missing, an image has two patients, fewer than 95 % of the images are matched,
+        or all images have one patient.
     """
     paths = list(paths)
     roles = columns_of(table, "the metadata", columns or {}, ("path", "patient"))
@@ -196,22 +234,30 @@ def groups_from_table(
 def with_patients(
     dataset: Dataset, pattern: str | None = None, metadata: pd.DataFrame | None = None
 ) -> tuple[Dataset, str]:
-    """Return the data with the column ``group`` from a pattern or a table, and what was found.
+    """Return the data with the column ``group`` from a pattern or a table.
 
     Without either, the groups stay as they are.
 
     Parameters
     ----------
     dataset : Dataset
+        The data.
     pattern : str, optional
-        See `groups_from_names`.
+        Regular expression, see `groups_from_names`.
     metadata : pd.DataFrame of str, optional
-        See `groups_from_table`.
+        Table, see `groups_from_table`.
+
+    Returns
+    -------
+    dataset : Dataset
+        The data with the groups.
+    said : str
+        How many patients were found, in words.
 
     Raises
     ------
     DataError
-        As these two.
+        See `groups_from_names` and `groups_from_table`.
     """
     paths = dataset.table["path"]
     if metadata is not None:

@@ -1,7 +1,7 @@
 """Folders and archives, opened in one way: a root, and the names of all files under it.
 
-Zip archives are read where they are. Tar archives and NumPy files are unpacked into a temporary
-folder, which is removed at the end of the process.
+Zip archives are read in place. Tar archives and NumPy files are unpacked into a temporary folder,
+which is removed at the end of the process.
 """
 
 import os
@@ -19,11 +19,11 @@ from covid_project import data
 from covid_project.data import DataError, Root, listed
 
 MAX_MEMBERS = 500_000
-MAX_UNPACKED_BYTES = 20 * 10**9  # of a whole archive, as it declares
+MAX_UNPACKED_BYTES = 20 * 10**9  # of a whole archive, as declared in it
 MAX_RATIO, RATIO_MATTERS_ABOVE = 200, 50 * 10**6  # of one member; its unpacked bytes
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".npz")
 
-# Of names in a zip archive that does not say so, the likeliest first.
+# Encodings of names in a zip archive that does not state one, the likeliest first.
 ENCODINGS = ("utf-8", "gb18030", "cp932", "cp949", "big5")
 
 _unpacked: dict[tuple, tempfile.TemporaryDirectory] = {}
@@ -35,22 +35,23 @@ def open_root(path: str | Path, *, hidden: bool = False) -> tuple[Root, list[str
     Parameters
     ----------
     path : str or Path
-        A folder, or an archive of one of the kinds `ARCHIVES`.
+        A folder, or an archive of one of the kinds in `ARCHIVES`.
     hidden : bool
-        Name hidden files too, such as those that macOS adds.
+        Whether to name hidden files too, such as those that macOS adds.
 
     Returns
     -------
     root : Path or zipfile.Path
+        The folder or the archive.
     names : list of str
         Paths of all files relative to the root, sorted.
 
     Raises
     ------
     DataError
-        As `covid_project.data.open_root`; also devices, pipes, a file name that is not valid UTF-8,
-        or an archive with members that are encrypted, links, outside its folder, of the same name,
-        or packed like a bomb.
+        For the reasons of `covid_project.data.open_root`; also for devices, pipes, and file names
+        that are not valid UTF-8; also for an archive with members that are encrypted, links,
+        outside its folder, of the same name, or compressed like a zip bomb.
     """
     path = Path(path).expanduser()
     if os.path.exists(path) and not path.is_dir():
@@ -75,14 +76,41 @@ def open_root(path: str | Path, *, hidden: bool = False) -> tuple[Root, list[str
 
 
 def stem_of(path: Path) -> str:
-    """Return the name of a folder or an archive without the archive's suffix."""
+    """Return the name of a folder or an archive without the archive's suffix.
+
+    Parameters
+    ----------
+    path : Path
+        The folder or the archive.
+
+    Returns
+    -------
+    str
+        The name.
+
+    Examples
+    --------
+    >>> stem_of(Path("data/images.tar.gz"))
+    'images'
+    """
     name = path.expanduser().resolve().name
     suffix = next((s for s in sorted(ARCHIVES, key=len) if name.lower().endswith(s)), "")
     return name[: len(name) - len(suffix)]
 
 
 def printable(name: str) -> str:
-    """Return a name as it can be printed on one line."""
+    """Return a name in a form that prints on one line.
+
+    Parameters
+    ----------
+    name : str
+        Any text.
+
+    Returns
+    -------
+    str
+        The name itself, or its ``repr`` where it has characters that do not print.
+    """
     return name if name.isprintable() else repr(name)
 
 
@@ -106,7 +134,7 @@ def _open_zip(path: Path) -> tuple[Root, list[str]]:
 
 
 def _mend_names(members: list[zipfile.ZipInfo]) -> None:
-    """Turn backslashes of Windows, and decode names that do not say in which way."""
+    """Replace backslashes of Windows, and decode names whose encoding is not stated."""
     for member in members:
         member.filename = member.filename.replace("\\", "/")
     old = [m for m in members if not m.flag_bits & 0x800 and not m.filename.isascii()]
@@ -122,7 +150,7 @@ def _mend_names(members: list[zipfile.ZipInfo]) -> None:
 
 
 def _refuse_unsafe(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse an archive whose list of members holds anything suspicious."""
+    """Refuse an archive whose list of members has anything suspicious."""
     unpacked = sum(member.file_size for member in members)
     spellings = Counter(member.filename.casefold() for member in members if not member.is_dir())
     faults = {
@@ -162,8 +190,8 @@ def _refuse_unsafe(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _escapes(member: zipfile.ZipInfo) -> bool:
-    """Absolute, with a drive letter, or with empty, ``.`` and ``..`` parts."""
-    name = member.orig_filename.replace("\\", "/")  # before zipfile cuts and mends it
+    """Tell whether a path is absolute, has a drive letter, or has empty, ``.`` or ``..`` parts."""
+    name = member.orig_filename.replace("\\", "/")  # before zipfile cuts and repairs it
     strange = re.match(r"[A-Za-z]:", name) or "\0" in name
     return bool(strange) or not {"", ".", ".."}.isdisjoint(name.removesuffix("/").split("/"))
 
@@ -179,7 +207,7 @@ def _is_tar(path: Path) -> bool:
 
 
 def _unpack(path: Path) -> Path:
-    """Unpack a tar archive or a NumPy file once in a process; return the folder."""
+    """Unpack a tar archive or a NumPy file once per process; return the folder."""
     facts = path.stat()
     key = (path.resolve(), facts.st_size, facts.st_mtime_ns)
     if key not in _unpacked:

@@ -1,7 +1,7 @@
 """Logistic regression and nearest neighbours on flattened pixels.
 
-Each is one scikit-learn pipeline from images to scores: what it learns of the data (the scaling
-too) comes from the images that it is fitted on, and nothing else.
+Each is one scikit-learn pipeline from images to scores. All that it learns, including the scaling,
+comes from the images on which it is fitted.
 """
 
 import numpy as np
@@ -12,18 +12,34 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 
 def logistic_regression(*, strength: float = 1.0) -> Pipeline:
-    """Logistic regression on standardised pixels, with L2 penalty.
+    """Build a logistic regression on standardised pixels, with an L2 penalty.
 
     Parameters
     ----------
-    strength
-        scikit-learn's C, the inverse of the penalty's weight.
+    strength : float, above 0
+        scikit-learn's C, the inverse weight of the penalty.
+
+    Returns
+    -------
+    Pipeline
+        Classifier to fit on images, uint8 (N, H, W, 1), and labels (N,).
     """
     return _on_pixels(LogisticRegression(C=strength, max_iter=2000))
 
 
 def nearest_neighbours(*, neighbours: int = 3) -> Pipeline:
-    """Vote of the nearest training images, by Euclidean distance of standardised pixels."""
+    """Build a vote of the nearest training images.
+
+    Parameters
+    ----------
+    neighbours : int, from 1
+        Number of votes; the distance is Euclidean between standardised pixels.
+
+    Returns
+    -------
+    Pipeline
+        Classifier to fit on images, uint8 (N, H, W, 1), and labels (N,).
+    """
     return _on_pixels(KNeighborsClassifier(n_neighbors=neighbours))
 
 
@@ -32,15 +48,45 @@ def _on_pixels(classifier) -> Pipeline:
 
 
 def flattened(images: np.ndarray) -> np.ndarray:
-    """Images (N, H, W, 1) as rows of pixels, float32 (N, H·W)."""
+    """Flatten images to rows of pixels.
+
+    Parameters
+    ----------
+    images : np.ndarray, (N, H, W, 1)
+        Images.
+
+    Returns
+    -------
+    np.ndarray, float32 (N, H·W)
+        One row per image.
+    """
     return np.reshape(images, (len(images), -1)).astype(np.float32)
 
 
 def log_odds(model: Pipeline, images: np.ndarray) -> np.ndarray:
-    """Logits (N,) of the positive class, of a fitted pipeline for images (N, H, W, 1).
+    """Compute the logits of the positive class.
 
-    A vote of v among k neighbours becomes log((v + 1/2) / (k − v + 1/2)): the share of votes alone
-    would make a unanimous one infinitely certain.
+    A vote of v among k neighbours becomes log((v + 1/2) / (k − v + 1/2)). The fraction of votes
+    alone would make a unanimous vote infinitely certain.
+
+    Parameters
+    ----------
+    model : Pipeline
+        Fitted pipeline of this module.
+    images : np.ndarray, (N, H, W, 1)
+        Images.
+
+    Returns
+    -------
+    np.ndarray, float (N,)
+        Logits.
+
+    Examples
+    --------
+    >>> images = np.array([0, 10, 200, 220], np.uint8).reshape(4, 1, 1, 1)
+    >>> model = nearest_neighbours(neighbours=1).fit(images, [0, 0, 1, 1])
+    >>> log_odds(model, images).round(2).tolist()
+    [-1.1, -1.1, 1.1, 1.1]
     """
     classifier = model[-1]
     if isinstance(classifier, KNeighborsClassifier):

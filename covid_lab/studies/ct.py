@@ -1,4 +1,4 @@
-"""CT slices in two folders: who belongs together, prepared copies, edges, lesion boxes."""
+"""CT slices in two folders: groups of one patient, prepared copies, edges, lesion boxes."""
 
 import re
 from collections.abc import Iterable
@@ -9,22 +9,38 @@ from PIL import Image, ImageOps
 from skimage.feature import canny
 
 from covid_lab.datasets import each_image
-from covid_project.data import DataError, Dataset, decode, resize
+from covid_project.data import DataError, Dataset
 from covid_project.files import whole_file
+from covid_project.images import decode, resize
 
 SIZES = (64, 512)  # pixels along a side, smallest and largest
 
 
-# ---- who belongs together -----------------------------------------------------------------------
+# ---- groups -------------------------------------------------------------------------------------
 
 
 def slice_groups(paths: Iterable[str]) -> np.ndarray:
-    """Group of each slice from its file's name, str (N,): slices that may show one patient.
+    """Return the group of each slice from its file's name: slices that may show one patient.
 
-    In COVID-CT the name holds the article and the figure that a slice was cut from
-    (``2020.02.10.20021584-p6-52%3``: panel 3 of picture 52 on page 6): an article is one group, as
-    its figures often show one patient. Slices that are only numbered were saved in the order of
-    their series: those of one folder whose numbers follow each other are one group.
+    In COVID-CT the name contains the article and the figure that a slice was cut from
+    (``2020.02.10.20021584-p6-52%3``: panel 3 of picture 52 on page 6). An article is one group, as
+    its figures often show one patient. Slices with only a number were saved in the order of their
+    series: those of one folder with consecutive numbers are one group.
+
+    Parameters
+    ----------
+    paths : iterable of str, (N,)
+        POSIX paths.
+
+    Returns
+    -------
+    np.ndarray, str (N,)
+        Group of each slice.
+
+    Examples
+    --------
+    >>> slice_groups(["covid/article-p6-52%3.png", "normal/7.png", "normal/8.png"]).tolist()
+    ['covid/article', 'normal/from 7', 'normal/from 7']
     """
     paths = list(paths)
     groups = np.array([_article(path) for path in paths], dtype=object)
@@ -42,7 +58,7 @@ def slice_groups(paths: Iterable[str]) -> np.ndarray:
 
 
 def _article(path: str) -> str:
-    """Folder and name without panel, page, picture and count."""
+    """Return folder and name without panel, page, picture and count."""
     name = PurePosixPath(path)
     stem = re.sub(r"%\d+$", "", name.stem)
     stem = re.sub(r"-p\d+-.*$", "", stem)
@@ -53,15 +69,26 @@ def _article(path: str) -> str:
 
 
 def prepared(image: np.ndarray, size: int, *, equalize: bool) -> np.ndarray:
-    """Resize a grey image and spread its grey values: uint8 (H, W) → uint8 (size, size).
+    """Resize a grey image and optionally equalise its histogram.
 
     Parameters
     ----------
     image : np.ndarray, uint8 (H, W)
-    size : int
-        Pixels along each side, within `SIZES`.
+        Grey values.
+    size : int, 64–512
+        Pixels along each side.
     equalize : bool
-        Whether the grey values are then made equally frequent (histogram equalisation).
+        Whether to make the grey values equally frequent after resizing (histogram equalisation).
+
+    Returns
+    -------
+    np.ndarray, uint8 (size, size)
+        The prepared image.
+
+    Raises
+    ------
+    ValueError
+        The size is out of range.
     """
     if not SIZES[0] <= size <= SIZES[1]:
         raise ValueError(f"size is {size}; allowed: {SIZES[0]} to {SIZES[1]}")
@@ -70,12 +97,28 @@ def prepared(image: np.ndarray, size: int, *, equalize: bool) -> np.ndarray:
 
 
 def prepared_images(dataset: Dataset, size: int, *, equalize: bool) -> np.ndarray:
-    """All images of a data set, `prepared`: uint8 (N, size, size, 1), in the table's order.
+    """Prepare all images of a data set, see `prepared`.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The data.
+    size : int, 64–512
+        Pixels along each side.
+    equalize : bool
+        Whether to equalise the histograms.
+
+    Returns
+    -------
+    np.ndarray, uint8 (N, size, size, 1)
+        Images in the order of the data set's table.
 
     Raises
     ------
     DataError
         Names every image that cannot be read.
+    ValueError
+        The size is out of range.
     """
     images, unreadable = each_image(dataset, lambda grey: prepared(grey, size, equalize=equalize))
     if unreadable:
@@ -85,23 +128,29 @@ def prepared_images(dataset: Dataset, size: int, *, equalize: bool) -> np.ndarra
 
 
 def save_copies(folder: Path, paths: Iterable[str], images: np.ndarray) -> int:
-    """Write prepared images as PNG files under the names of their originals; return how many.
+    """Write prepared images as PNG files under the names of their originals.
 
-    A file that is there already with the same pixels is left alone, so that a second run writes
-    nothing.
+    A file that already has the same pixels is left as it is, so that a second run writes nothing.
 
     Parameters
     ----------
-    folder
-        Where to write; the paths count from it, with ``.png`` for their suffix.
-    images
-        uint8 (N, H, W, 1).
+    folder : Path
+        Folder to write.
+    paths : iterable of str, (N,)
+        Paths of the originals, which become paths under the folder with the suffix ``.png``.
+    images : np.ndarray, uint8 (N, H, W, 1)
+        Prepared images.
+
+    Returns
+    -------
+    int
+        Number of files written.
 
     Raises
     ------
     DataError
-        Two originals differ in nothing but their suffix, or a file with other pixels is there:
-        nothing is ever overwritten. Then nothing at all is written.
+        Two originals differ only in their suffix, or a file with other pixels exists. Then nothing
+        is written.
     """
     targets = [Path(folder) / PurePosixPath(path).with_suffix(".png") for path in paths]
     if len(set(targets)) < len(targets):
@@ -124,10 +173,22 @@ def save_copies(folder: Path, paths: Iterable[str], images: np.ndarray) -> int:
 
 
 def edges(images: np.ndarray, sigma: float = 2.0) -> np.ndarray:
-    """Canny's edges, bool (N, H, W), of images uint8 (N, H, W, 1).
+    """Find edges by Canny's method (Canny 1986).
 
-    One pair of thresholds for all images, so that edges can be compared between classes: 10 and 20
-    grey levels per pixel, after smoothing by ``sigma`` pixels (Canny 1986).
+    All images have the same thresholds, so that edges can be compared between classes: 10 and 20
+    grey levels per pixel, after smoothing.
+
+    Parameters
+    ----------
+    images : np.ndarray, uint8 (N, H, W, 1)
+        Grey values.
+    sigma : float, above 0
+        Standard deviation of the Gaussian, in pixels.
+
+    Returns
+    -------
+    np.ndarray, bool (N, H, W)
+        True on edges.
     """
     return np.stack(
         [
@@ -141,23 +202,30 @@ def edges(images: np.ndarray, sigma: float = 2.0) -> np.ndarray:
 
 
 def read_boxes(dataset: Dataset) -> list[np.ndarray]:
-    """Boxes of DeepLesion slices, from the ``.tru`` file beside each image.
+    """Read the boxes of DeepLesion slices from the ``.tru`` file beside each image.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The slices.
 
     Returns
     -------
-    For each image, in the table's order, float (K, 4): left, top, right, bottom, as shares of
-    width and height; what ``explain.quality.localisation.box_masks`` takes.
+    list of np.ndarray, float64 (K, 4), 0–1
+        For each image, in the order of the table, K boxes: left, top, right and bottom as fractions
+        of width and height. This is the form for
+        `covid_lab.explain.quality.localisation.box_masks`.
 
     Raises
     ------
     DataError
-        An image without its file, or a line that is not ``type x1 y1 x2 y2``.
+        An image has no file, or a line is not ``type x1 y1 x2 y2``.
     """
     boxes = []
     for path in dataset.table["path"]:
         file = dataset.root.joinpath(str(PurePosixPath(path).with_suffix(".tru")))
         if not file.is_file():
-            raise DataError(f"{path} has no .tru file beside it: boxes are needed for every image")
+            raise DataError(f"{path} has no .tru file beside it: every image needs its boxes")
         lines = file.read_text(encoding="utf-8").splitlines()
         boxes.append(np.array([_box(line, path) for line in lines if line.strip()]))
     return boxes

@@ -1,4 +1,4 @@
-"""CT slices with and without a finding, in two folders: the study's settings and its splits."""
+"""CT slices with and without a finding, in two folders: settings and splits of the study."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from covid_project.files import write_text
 from covid_project.settings import Augmentation, as_yaml, one_of, one_of_registry, within
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
-COMPARED = 128  # pixels at which near copies are sought; what was measured (audit.duplicates)
+COMPARED = 128  # pixels at which near copies are sought, as measured in `audit.duplicates`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Backbone and training of its new head."""
+    """The backbone, and the training of its new head."""
 
     backbone: str = one_of_registry("models", "BACKBONES")
     width: float = within(0.1, 2)
@@ -51,7 +51,7 @@ class Pretrained:
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:
-    """How model B is pruned."""
+    """Pruning of model B."""
 
     sparsities: tuple[float, ...]  # each a model of its own, pruned from the dense one
     initial: float = within(0, 0.99)
@@ -62,7 +62,7 @@ class Compression:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
-    """Everything that the study depends on."""
+    """All settings of the study."""
 
     negative: str  # class folders; the positive one is label 1 everywhere
     positive: str
@@ -86,26 +86,67 @@ class Settings(RunSettings):
 
     @property
     def classes(self) -> tuple[str, str]:
-        """Names of the labels 0 and 1."""
+        """Names of the labels 0 and 1.
+
+        Returns
+        -------
+        tuple of str
+            Negative and positive class.
+        """
         return (self.negative, self.positive)
 
     @property
     def common(self) -> tuple:
-        """What every result depends on."""
+        """Settings on which every result depends.
+
+        Returns
+        -------
+        tuple
+            Normalisation, augmentation and image size.
+        """
         return (self.normalization, self.augmentation, self.image_size)
 
 
 def load_settings(file: str | Path | None = None, **options) -> Settings:
-    """Read the settings of a profile (`load_study`); the path of the boxes becomes absolute."""
+    """Read the settings of a profile; the path of the boxes becomes absolute.
+
+    Parameters
+    ----------
+    file : str or Path, optional
+        Profile, see `covid_lab.runs.settings.load_study`.
+    **options
+        Further arguments of `load_study`.
+
+    Returns
+    -------
+    Settings
+        The settings.
+
+    Raises
+    ------
+    SettingsError
+        A setting is unknown, missing or out of range.
+    """
     settings = load_study(Settings, "ct_lesions", file, **options)
     boxes = settings.boxes and str(Path(settings.boxes).expanduser().absolute())
     return replace(settings, boxes=boxes)
 
 
 def begin(settings: Settings) -> experiment.StudyRun:
-    """Open the data and claim the results folder (see ``experiment.begin``)."""
+    """Open the data and claim the results folder.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the study.
+
+    Returns
+    -------
+    StudyRun
+        The run, see `covid_lab.runs.experiment.begin`.
+    """
     run = experiment.begin(settings, open_data)
-    if settings.boxes:  # its name alone, as of the data: paths are this machine's
+    if settings.boxes:  # only its name, as for the data: paths differ between machines
         named = replace(
             settings,
             data=settings.data and Path(settings.data).name,
@@ -117,7 +158,27 @@ def begin(settings: Settings) -> experiment.StudyRun:
 
 
 def open_data(source: Path, settings: Settings) -> Dataset:
-    """Both class folders; whatever splits there are, the images are dealt anew, by group."""
+    """Open both class folders and split the images by group.
+
+    Splits in the data are ignored.
+
+    Parameters
+    ----------
+    source : Path
+        Folder or archive of the data.
+    settings : Settings
+        Settings of the study.
+
+    Returns
+    -------
+    Dataset
+        The data with the study's splits.
+
+    Raises
+    ------
+    DataError
+        The data cannot be read or split.
+    """
     dataset = open_dataset(source, classes=settings.classes, as_found=True)
     splits_file = Path(settings.results) / "splits.csv"
     try:
@@ -129,12 +190,23 @@ def open_data(source: Path, settings: Settings) -> Dataset:
             raise DataError(
                 f"{error}. Files that are numbered in sequence were taken for one patient: "
                 f"{series.index[0].replace('/from ', ', from number ')}, {series.iloc[0]} files. "
-                "If they are several patients, begin the names with the patient: p07_12.png"
+                "If they are several patients, start the names with the patient: p07_12.png"
             ) from None
         raise
 
 
 def patients(dataset: Dataset) -> np.ndarray:
-    """Group of each slice, int64 (N,): by name (`slice_groups`), joined with near copies."""
+    """Return the group of each slice: slices with related names, joined with near copies.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The slices.
+
+    Returns
+    -------
+    np.ndarray, int64 (N,)
+        Group of each slice, see `covid_lab.studies.ct.slice_groups`.
+    """
     copies = near_pairs(load_images(dataset, COMPARED))
     return joined_groups(slice_groups(dataset.table["path"]), clusters(len(dataset.table), copies))

@@ -1,12 +1,12 @@
-"""Drawn axial CT slices of the chest in Hounsfield units, with what is true of each.
+"""Drawn axial CT slices of the chest in Hounsfield units, with their ground truth.
 
-Stand-ins where no real slices are at hand: they test the machinery, and nothing learned on them
-says anything about patients. Each slice has a body with fat, muscle, ribs and spine, a table under
-it, sometimes arms beside it, two lungs with vessels (which may touch in front of the heart), one
-nodule (which may lie on the pleura), and a scanner's blur and noise.
+The slices test the software where no real ones are available. Nothing learned from them is true of
+patients. Each slice has a body with fat, muscle, ribs and spine, a table under it, and two lungs
+with vessels and one nodule. Some have arms beside the body, lungs that touch in front of the heart,
+or a nodule on the pleura. A scanner adds blur and noise.
 
-Malignancy 1 to 5 shifts a nodule's size, outline and calcium, each with much overlap. Everything
-else (patient, noise, size of the nodule view) is drawn by the same law for all five.
+The malignancy, 1 to 5, shifts the size, outline and calcium of a nodule, with much overlap.
+Everything else (patient, noise, size of the nodule view) has the same distribution for all five.
 """
 
 import gzip
@@ -23,14 +23,14 @@ from scipy import ndimage
 from covid_lab.progress import tracked
 from covid_project.data import DataError
 
-DRAWING = 1  # to be raised whenever the same seed gives other pixels
+DRAWING = 1  # raise it whenever the same seed gives other pixels
 GRADES = (1, 2, 3, 4, 5)
 # The published imbalance: Table 2 of the report gives the weights 1.929, 1.053, 0.426, 1.149 and
-# 3.176, and a weight w of five classes belongs to a share of 1 / (5 w).
+# 3.176. With five classes, the weight w belongs to the fraction 1 / (5 w).
 SHARES = (0.104, 0.190, 0.469, 0.174, 0.063)
 VIEW_PIXELS = (44, 124)  # shortest and longest side of a nodule view, in slices of 512 pixels
 SMALLEST_SIZE = 128  # pixels of a slice; below it a wall between the lungs is lost
-NOISY = 0.04  # share of slices with several times the usual noise
+NOISY = 0.04  # fraction of slices with several times the usual noise
 
 AIR, FAT, MUSCLE, BONE, LUNG = -1000.0, -100.0, 50.0, 450.0, -860.0  # Hounsfield units
 _DIAMETERS = {1: (4, 9), 2: (5, 12), 3: (6, 16), 4: (9, 22), 5: (12, 30)}  # mm
@@ -38,13 +38,27 @@ _DIAMETERS = {1: (4, 9), 2: (5, 12), 3: (6, 16), 4: (9, 22), 5: (12, 30)}  # mm
 
 @dataclass(frozen=True)
 class Slice:
-    """One drawn slice and what is true of it."""
+    """A drawn slice and its ground truth.
 
-    hounsfield: np.ndarray  # int16 (S, S), −1024…3071
-    lungs: np.ndarray  # bool (S, S), the two lung fields with their vessels and nodule
-    nodule: np.ndarray  # bool (S, S), inside the lungs
-    view: tuple[slice, slice]  # rows and columns of the nodule view
-    spacing: float  # mm per pixel
+    Attributes
+    ----------
+    hounsfield : np.ndarray, int16 (S, S), −1024 to 3071
+        Hounsfield units.
+    lungs : np.ndarray, bool (S, S)
+        The two lung fields with their vessels and the nodule.
+    nodule : np.ndarray, bool (S, S)
+        The nodule, inside the lungs.
+    view : tuple of slice
+        Rows and columns of the nodule view.
+    spacing : float
+        Millimetres per pixel.
+    """
+
+    hounsfield: np.ndarray
+    lungs: np.ndarray
+    nodule: np.ndarray
+    view: tuple[slice, slice]
+    spacing: float
 
 
 def draw_slice(
@@ -60,22 +74,35 @@ def draw_slice(
 
     Parameters
     ----------
-    patient
-        Decides the anatomy: a generator of the same seed gives the same patient.
-    rng
-        Decides the slice: its nodule, its noise.
-    malignancy
-        1 to 5; None for a slice without a nodule (its view is then in the middle).
-    size
-        Side in pixels, at least 128.
-    touching, pleural
-        Whether the lungs touch in front of the heart, and whether the nodule lies on the pleura;
-        None: in one third of the patients and of the nodules.
+    patient : np.random.Generator
+        Draws the anatomy; the same seed gives the same patient.
+    rng : np.random.Generator
+        Draws the slice: its nodule and its noise.
+    malignancy : int, 1–5, or None
+        Malignancy of the nodule; None for a slice without a nodule (its view is then in the
+        middle).
+    size : int, from 128
+        Pixels along each side.
+    touching : bool, optional
+        Whether the lungs touch in front of the heart; None: in one third of the patients.
+    pleural : bool, optional
+        Whether the nodule is on the pleura; None: for one third of the nodules.
+
+    Returns
+    -------
+    Slice
+        The slice and its ground truth.
 
     Raises
     ------
     ValueError
-        Size or malignancy out of range.
+        Size or malignancy is out of range.
+
+    Examples
+    --------
+    >>> drawn = draw_slice(np.random.default_rng(0), np.random.default_rng(1), size=128)
+    >>> drawn.hounsfield.shape, bool(drawn.nodule.any())
+    ((128, 128), True)
     """
     if size < SMALLEST_SIZE:
         raise ValueError(f"size is {size}; allowed: {SMALLEST_SIZE} pixels and more")
@@ -96,7 +123,7 @@ def draw_slice(
     _draw_body(picture, patient, x, y, body, width, depth)
     lungs = _lung_fields(patient, x, y, width, depth, touch)
     picture[lungs] = LUNG + patient.uniform(-40, 40)
-    picture += lungs * (0.5 * (y + 20))  # denser towards the back, on which the patient lies
+    picture += lungs * (0.5 * (y + 20))  # denser towards the back: the patient lies on it
     _draw_vessels(picture, rng, lungs, spacing)
     nodule = np.zeros((size, size), bool)
     centre = (size // 2, size // 2)
@@ -108,25 +135,39 @@ def draw_slice(
 
 
 def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: int) -> Path:
-    """Draw a folder of NRRD files with a label table, and return the folder.
+    """Draw a folder of NRRD files with a table of labels.
 
-    ``full/<name>.nrrd`` and ``nodule/<name>.nrrd`` are int16 HU with their spacing. Under the same
-    names lie uint8 masks: of the nodule in either view in ``masks/full`` and ``masks/nodule``, of
-    the lungs in the full view in ``masks/lungs``. ``labels.csv`` has one row per slice (name,
-    patient, malignancy). ``phantoms.json`` says that the folder is drawn. The folder appears when
-    it is complete; one that holds the same set already is returned as it is.
+    The views ``full/<name>.nrrd`` and ``nodule/<name>.nrrd`` are int16 Hounsfield units with their
+    spacing. Masks, uint8, have the same names: the nodule in ``masks/full`` and ``masks/nodule``,
+    the lungs in ``masks/lungs``. ``labels.csv`` has one row per slice (name, patient, malignancy),
+    and ``phantoms.json`` marks the folder as drawn. The folder appears when it is complete. A
+    folder that already has the same set is kept.
 
     Parameters
     ----------
-    slices
-        How many, at least 25; the malignancies' shares are `SHARES`, at least 5 of each.
-    per_patient
+    folder : Path
+        Folder to write.
+    slices : int, from 25
+        Number of slices. The fractions of the malignancies are `SHARES`, with at least 5 slices
+        each.
+    per_patient : int, from 1
         Slices of one patient, each with another nodule.
+    size : int, from 128
+        Pixels along each side.
+    seed : int, from 0
+        Seed of the drawing.
+
+    Returns
+    -------
+    Path
+        The folder.
 
     Raises
     ------
     ValueError
-        Too few slices; as DataError, a folder that holds something else.
+        There are too few slices.
+    DataError
+        The folder contains something else.
     """
     folder = Path(folder)
     counts = {"slices": slices, "per_patient": per_patient}
@@ -136,7 +177,7 @@ def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: 
         found = folder / "phantoms.json"
         if not found.is_file() or found.read_text(encoding="utf-8") != record:
             raise DataError(
-                f"{folder} holds something else than the drawn slices asked for: "
+                f"{folder} contains something else than these drawn slices: "
                 "delete it or name another folder"
             )
         return folder
@@ -176,24 +217,48 @@ def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: 
 
 
 def graded(slices: int) -> np.ndarray:
-    """Malignancies of so many slices, int (N,) rising, in the proportions of `SHARES`.
+    """Return the malignancies of a number of slices, in the proportions of `SHARES`.
+
+    Parameters
+    ----------
+    slices : int, from 25
+        Number of slices.
+
+    Returns
+    -------
+    np.ndarray, int (slices,), 1–5
+        Malignancies in rising order, each at least five times.
 
     Raises
     ------
     ValueError
-        Fewer than 25 slices: five of each malignancy are the least that can be dealt and learned.
+        There are fewer than 25 slices, too few to split and learn.
+
+    Examples
+    --------
+    >>> np.bincount(graded(100))[1:].tolist()
+    [10, 19, 48, 17, 6]
     """
     if slices < 25:
         raise ValueError(f"slices is {slices}; allowed: 25 and more")
     counts = np.maximum(np.floor(np.multiply(SHARES, slices)).astype(int), 5)
-    counts[np.argmax(counts)] += slices - counts.sum()  # the rest is of the most frequent
+    counts[np.argmax(counts)] += slices - counts.sum()  # the rest has the most frequent malignancy
     return np.repeat(GRADES, counts)
 
 
 def write_slice(path: Path, values: np.ndarray, spacing: float) -> None:
-    """Write rows and columns (H, W), int16 or uint8, as NRRD: gzipped, ``spacing`` mm per pixel.
+    """Write a slice as a gzipped NRRD file.
 
-    By hand, since pynrrd writes the time of day into the file: here equal slices are equal files.
+    pynrrd would write the time of day into the file. Here equal slices give equal files.
+
+    Parameters
+    ----------
+    path : Path
+        File to write.
+    values : np.ndarray, int16 or uint8 (H, W)
+        Rows and columns.
+    spacing : float, above 0
+        Millimetres per pixel.
     """
     height, width = values.shape
     header = [
@@ -215,12 +280,12 @@ def write_slice(path: Path, values: np.ndarray, spacing: float) -> None:
 
 
 def _oval(x: np.ndarray, y: np.ndarray, width: float, depth: float) -> np.ndarray:
-    """Superellipse: below 1 inside. Between an ellipse and a rectangle, as a chest is."""
+    """Return a superellipse: below 1 inside. Like a chest, it is between ellipse and rectangle."""
     return (np.abs(x / width) ** 2.4 + np.abs(y / depth) ** 2.4) ** (1 / 2.4)
 
 
 def _draw_outside(picture, patient, x, y, width: float, depth: float, has_arms: bool) -> None:
-    """Table under the back, arms at the sides."""
+    """Draw the table under the back and the arms at the sides."""
     curve = depth + patient.uniform(1, 4) - 0.0012 * x**2  # of the table's top
     shell = (np.abs(x) < 0.95 * width) & (y > curve) & (y < curve + 14)
     foam = shell & (y > curve + 2.5) & (y < curve + 11.5)
@@ -235,7 +300,7 @@ def _draw_outside(picture, patient, x, y, width: float, depth: float, has_arms: 
 
 
 def _draw_body(picture, patient, x, y, body, width: float, depth: float) -> None:
-    """Fat, muscle, ribs, spine, heart and aorta."""
+    """Draw fat, muscle, ribs, spine, heart and aorta."""
     picture[body < 1] = FAT
     picture[body < patient.uniform(0.88, 0.95)] = MUSCLE
     angle = np.arctan2(y / depth, x / width)
@@ -249,7 +314,7 @@ def _draw_body(picture, patient, x, y, body, width: float, depth: float) -> None
 
 
 def _lung_fields(patient, x, y, width: float, depth: float, touch: bool) -> np.ndarray:
-    """Two lung fields, bool (S, S), round the heart; where they touch, a thin wall parts them."""
+    """Return two lung fields, bool (S, S), around the heart; a thin wall separates them."""
     cage = _oval(x, y, 0.81 * width, 0.81 * depth) < 1
     heart = np.hypot((x - 14) / patient.uniform(42, 52), (y + 0.05 * depth) / 46)
     middle = np.maximum(
@@ -271,7 +336,7 @@ def _lung_fields(patient, x, y, width: float, depth: float, touch: bool) -> np.n
 
 
 def _draw_vessels(picture, rng, lungs: np.ndarray, spacing: float) -> None:
-    """Bright branches and dots, thicker towards the middle."""
+    """Draw bright branches and dots, thicker towards the middle."""
     inside = ndimage.distance_transform_edt(lungs) * spacing
     places = np.argwhere(inside > 6)
     half = len(lungs) / 2
@@ -293,7 +358,7 @@ def _draw_vessels(picture, rng, lungs: np.ndarray, spacing: float) -> None:
 def _draw_nodule(
     picture, rng, lungs: np.ndarray, spacing: float, malignancy: int, pleural: bool
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """One nodule: its mask bool (S, S) and its centre (row, column)."""
+    """Draw one nodule; return its mask, bool (S, S), and its centre (row, column)."""
     low, high = np.log(_DIAMETERS[malignancy])
     radius = np.exp(rng.uniform(low, high)) / 2 / spacing  # pixels
     depth = ndimage.distance_transform_edt(lungs)
@@ -325,7 +390,7 @@ def _draw_nodule(
 
 
 def _nodule_view(rng: np.random.Generator, centre: Sequence[int], size: int) -> tuple[slice, slice]:
-    """Rows and columns about the nodule. Its size says nothing of the nodule's."""
+    """Return rows and columns around the nodule; their size is independent of the nodule's."""
     shortest, longest = (round(side * size / 512) for side in VIEW_PIXELS)
     side = np.exp(rng.uniform(np.log(shortest), np.log(longest)))
     view = []
@@ -337,7 +402,7 @@ def _nodule_view(rng: np.random.Generator, centre: Sequence[int], size: int) -> 
 
 
 def _scanned(picture: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Blur and noise of the scanner, int16 HU."""
+    """Add the scanner's blur and noise; return int16 Hounsfield units."""
     blurred = ndimage.gaussian_filter(picture, 0.7 * size / 512)
     noise = rng.normal(size=picture.shape).astype(np.float32)
     smooth = ndimage.gaussian_filter(noise, rng.uniform(0.4, 0.9))

@@ -15,6 +15,8 @@ from skimage.filters import sobel
 from skimage.segmentation import watershed
 from skimage.transform import resize
 
+from covid_lab.masks import dice  # noqa: F401  (the notebook takes it from here)
+
 BOUNDS = (-1000.0, 400.0)  # HU: air, and just above the soft tissues
 GAMMA = 1.35
 CLIP_LIMIT, TILES = 2.5, (8, 8)  # of CLAHE, in OpenCV's terms
@@ -25,7 +27,30 @@ PERCENTILES = (99, 98, 97, 96, 95, 94, 93, 92, 91, 90)  # of the published table
 
 
 def to_unit(hounsfield: np.ndarray, bounds: tuple[float, float] = BOUNDS) -> np.ndarray:
-    """Clip to ``bounds`` (HU) and scale these to [0, 1]: (H, W) in HU → float32 (H, W)."""
+    """Clip Hounsfield units to an interval and scale it to [0, 1].
+
+    Parameters
+    ----------
+    hounsfield : np.ndarray, int or float (H, W)
+        Hounsfield units.
+    bounds : tuple of float, (low, high)
+        Interval in HU, low below high.
+
+    Returns
+    -------
+    np.ndarray, float32 (H, W), 0–1
+        Grey values.
+
+    Raises
+    ------
+    ValueError
+        The lower bound is not below the upper.
+
+    Examples
+    --------
+    >>> to_unit(np.array([[-3000, -300, 400]])).tolist()
+    [[0.0, 0.5, 1.0]]
+    """
     low, high = bounds
     if not low < high:
         raise ValueError(f"bounds are {bounds}; the lower must be below the upper (HU)")
@@ -34,28 +59,56 @@ def to_unit(hounsfield: np.ndarray, bounds: tuple[float, float] = BOUNDS) -> np.
 
 
 def gamma_corrected(image: np.ndarray, gamma: float = GAMMA) -> np.ndarray:
-    """Each value to the power of ``gamma``: [0, 1] → [0, 1]; above 1 darkens the middle greys."""
+    """Raise each value to the power of gamma, which darkens middle greys if above 1.
+
+    Parameters
+    ----------
+    image : np.ndarray, float32 (H, W), 0–1
+        Grey values.
+    gamma : float, above 0
+        Exponent.
+
+    Returns
+    -------
+    np.ndarray, float32 (H, W), 0–1
+        Corrected values.
+
+    Raises
+    ------
+    ValueError
+        The image has values outside [0, 1].
+    """
     return adjust_gamma(_in_unit(image), gamma)
 
 
 def clahe(
     image: np.ndarray, clip_limit: float = CLIP_LIMIT, tiles: tuple[int, int] = TILES
 ) -> np.ndarray:
-    """Contrast-limited adaptive histogram equalisation (Zuiderveld 1994): [0, 1] → [0, 1].
+    """Equalise the histogram adaptively with limited contrast (CLAHE, Zuiderveld 1994).
 
     Parameters
     ----------
-    clip_limit
+    image : np.ndarray, float32 (H, W), 0–1
+        Grey values.
+    clip_limit : float, above 0
         Height at which the histogram of a tile is cut, as a multiple of an even histogram's: the
-        contrast grows by no more than about this factor. OpenCV counts so, and so does the
-        published 2.5; scikit-image counts in shares of the tile's pixels, which is 1 / 256 of it.
-    tiles
-        Tiles down and across.
+        contrast grows at most by about this factor. This is the unit of OpenCV and of the published
+        2.5; scikit-image uses fractions of the tile's pixels, which is 1 / 256 of it.
+    tiles : tuple of int, (down, across)
+        Number of tiles.
 
-    Notes
-    -----
-    scikit-image first stretches the image from its own least to its own greatest value. Every
-    slice with air and bone in it fills the bounds anyway; a constant image stays as it is.
+    Returns
+    -------
+    np.ndarray, float32 (H, W), 0–1
+        Equalised values.
+
+    Raises
+    ------
+    ValueError
+        The image has values outside [0, 1].
+
+    Notes ----- scikit-image first stretches the image from its smallest to its largest value. Every
+    slice with air and bone fills the bounds anyway; a constant image is returned unchanged.
     """
     image = _in_unit(image)
     if np.ptp(image) == 0:
@@ -71,7 +124,7 @@ def _in_unit(image: np.ndarray) -> np.ndarray:
     image = np.asarray(image, np.float32)
     low, high = image.min(), image.max()
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"values lie in {low:g}…{high:g}; allowed: 0 to 1 (see to_unit)")
+        raise ValueError(f"values from {low:g} to {high:g}; allowed: 0 to 1 (see to_unit)")
     return image
 
 
@@ -79,17 +132,34 @@ def _in_unit(image: np.ndarray) -> np.ndarray:
 
 
 def standard_size(sizes: Iterable[tuple[int, int]], common: float = 0.5) -> tuple[int, int]:
-    """One size for images of many: the mean of the most frequent sizes, (height, width) in pixels.
+    """Choose one size for many images: the mean of the most frequent sizes.
 
-    The published rule, a mean of the majority's dimensions, made definite: sizes are taken by
-    falling frequency until they hold a share ``common`` of the images, those as frequent as the
-    last one included, so that the order of the images does not matter; of these the mean over
+    The published rule is a mean of the majority's dimensions. Here the most frequent sizes are
+    taken until they cover a fraction ``common`` of the images. Sizes as frequent as the last one
+    are included, so that the order of the images does not matter. The result is their mean over
     images, rounded.
 
     Parameters
     ----------
-    sizes
-        Height and width of each image, of the training split alone.
+    sizes : iterable of (int, int)
+        Height and width of each image, of the training split only.
+    common : float, 0–1
+        Fraction of the images to cover.
+
+    Returns
+    -------
+    tuple of int, (height, width)
+        Pixels.
+
+    Raises
+    ------
+    ValueError
+        There are no sizes.
+
+    Examples
+    --------
+    >>> standard_size([(50, 60)] * 3 + [(40, 40)])
+    (50, 60)
     """
     counts = Counter(tuple(map(int, size)) for size in sizes)
     if not counts:
@@ -102,7 +172,20 @@ def standard_size(sizes: Iterable[tuple[int, int]], common: float = 0.5) -> tupl
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize linearly, smoothed first where it shrinks: [0, 1] (H, W) → [0, 1] float32 ``size``."""
+    """Resize linearly, with smoothing first where the image shrinks.
+
+    Parameters
+    ----------
+    image : np.ndarray, float32 (H, W), 0–1
+        Grey values.
+    size : tuple of int, (height, width)
+        Pixels.
+
+    Returns
+    -------
+    np.ndarray, float32 (height, width), 0–1
+        Resized image.
+    """
     if image.shape == tuple(size):
         return np.asarray(image, np.float32)
     shrinks = image.shape[0] > size[0] or image.shape[1] > size[1]
@@ -111,7 +194,23 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def as_grey(image: np.ndarray) -> np.ndarray:
-    """[0, 1] (H, W) → uint8 (H, W, 1) in 0–255, as the networks take them."""
+    """Convert an image to the grey values that the networks take.
+
+    Parameters
+    ----------
+    image : np.ndarray, float32 (H, W), 0–1
+        Grey values.
+
+    Returns
+    -------
+    np.ndarray, uint8 (H, W, 1), 0–255
+        Grey values.
+
+    Raises
+    ------
+    ValueError
+        The image has values outside [0, 1].
+    """
     return np.rint(255 * _in_unit(image)).astype(np.uint8)[..., None]
 
 
@@ -119,10 +218,21 @@ def as_grey(image: np.ndarray) -> np.ndarray:
 
 
 def laplacian_variance(image: np.ndarray) -> float:
-    """Variance of the discrete Laplacian of an image in [0, 1], in its squared units; ≥ 0.
+    """Compute the variance of the discrete Laplacian of an image.
 
-    Large for noise, but for fine detail too. Kernel [[0, 1, 0], [1, −4, 1], [0, 1, 0]]; times 255²
-    it is OpenCV's figure for grey values 0–255, but for the border.
+    It is large for noise, but also for fine detail. The kernel is [[0, 1, 0], [1, −4, 1], [0, 1,
+    0]]. Times 255² it is OpenCV's value for grey values 0–255, except for the treatment of the
+    border.
+
+    Parameters
+    ----------
+    image : np.ndarray, float32 (H, W), 0–1
+        Grey values.
+
+    Returns
+    -------
+    float, from 0
+        Variance, in squared grey values.
     """
     return float(ndimage.laplace(np.asarray(image, np.float64), mode="mirror").var())
 
@@ -130,18 +240,25 @@ def laplacian_variance(image: np.ndarray) -> float:
 def noise_table(
     variances: Mapping[str, Sequence[float]], percentiles: Sequence[float] = PERCENTILES
 ) -> pd.DataFrame:
-    """How many images would be removed above each percentile of the Laplacian variance.
+    """Count the images that each percentile of the Laplacian variance would remove.
 
     Parameters
     ----------
-    variances
-        Name of a view → variances (N,) of its training images.
+    variances : mapping of str to sequence of float, (N,)
+        Name of a view → variances of its training images.
+    percentiles : sequence of float, 0–100
+        Percentiles.
 
     Returns
     -------
-    One row per percentile: percentile, and for each view ``<view>_threshold`` and
-    ``<view>_removed``, as the published Table 1 counts. (Its text then removes "2 %, which equals
-    71 images"; by its own table 2 % of 2363 are 48, and 71 are 3 %.)
+    pd.DataFrame
+        One row per percentile: percentile, and for each view ``<view>_threshold`` and
+        ``<view>_removed``, as in the published Table 1.
+
+    Notes
+    -----
+    The published text removes "2 %, which equals 71 images". By its own table 2 % of 2363 images
+    are 48, and 71 are 3 %.
     """
     table = pd.DataFrame({"percentile": list(percentiles)})
     for view, values in variances.items():
@@ -152,27 +269,43 @@ def noise_table(
 
 
 def noise_threshold(variances: Sequence[float], percentile: float) -> float:
-    """Laplacian variance above which a training image is too noisy (NumPy's linear percentile)."""
+    """Return the Laplacian variance above which a training image is too noisy.
+
+    Parameters
+    ----------
+    variances : sequence of float, (N,)
+        Variances of the training images.
+    percentile : float, 0–100
+        Percentile, interpolated linearly.
+
+    Returns
+    -------
+    float
+        Threshold.
+    """
     return float(np.percentile(np.asarray(variances, float), percentile))
 
 
 def too_noisy(
     table: pd.DataFrame, variances: Mapping[str, np.ndarray], percentile: float
 ) -> pd.DataFrame:
-    """Training images to be removed, by thresholds of the training images.
+    """Find the training images to remove, by thresholds from the training images.
 
-    Validation and test images always stay: a model meets noisy slices in use, too.
+    Validation and test images always stay, as a model meets noisy slices in use too.
 
     Parameters
     ----------
-    table
-        Of the data set: columns name, split.
-    variances
-        View → Laplacian variances (N,) of all images, in the order of the table.
+    table : pd.DataFrame, N rows
+        Table of the data set, with the columns name and split.
+    variances : mapping of str to np.ndarray, float (N,)
+        View → Laplacian variances of all images, in the order of the table.
+    percentile : float, 0–100
+        Percentile of the threshold.
 
     Returns
     -------
-    One row per removed image and view: name, view, variance, threshold.
+    pd.DataFrame
+        One row per removed image and view: name, view, variance, threshold.
     """
     train = (table["split"] == "train").to_numpy()
     rows = []
@@ -187,32 +320,33 @@ def too_noisy(
 # ---- lungs --------------------------------------------------------------------------------------
 
 AIR_BELOW = -400.0  # HU, between lung and soft tissue
-SURE_AIR = -650.0  # HU, certainly lung where it lies inside the body
-LEAST_LUNG = 0.02  # of the body's area; what is smaller is the trachea or gas in the bowel
-CLOSING = 16.0  # mm, radius of the ball that rolls along the lung: bays narrower than it are lung
-NECK = 5.0  # mm, half the width of the widest bridge at which touching lungs are parted
-BOTH = 2 / 3  # of the lungs' area; a connected part above it is both lungs, touching
+SURE_AIR = -650.0  # HU, certainly lung inside the body
+LEAST_LUNG = 0.02  # of the body's area; smaller parts are the trachea or gas in the bowel
+CLOSING = 16.0  # mm, radius of the ball that rolls along the lung: narrower bays are lung
+NECK = 5.0  # mm, half the width of the widest bridge that is cut between touching lungs
+BOTH = 2 / 3  # of the lungs' area; a larger connected part is both lungs
 
 
 def lung_mask(hounsfield: np.ndarray, spacing: float = 0.7) -> np.ndarray:
-    """Lung fields of an axial chest slice, by marker-controlled watershed.
+    """Segment the lung fields of an axial chest slice by marker-controlled watershed.
 
-    The body is the largest thing denser than air that remains when thin bridges are cut, so that
-    table and arms fall away. Markers are flooded over the gradient of the image (Meyer 1994): the
-    air inside the body is surely lung, what is dense and not near to it surely none. Lungs that
-    touch are parted, and along each a ball is rolled, so that a nodule on the pleura and the
-    vessels in the lung stay inside.
+    The body is the largest part denser than air that remains after thin bridges are cut, which
+    excludes table and arms. Markers are flooded over the gradient of the image (Meyer 1994): air
+    inside the body is certainly lung, dense tissue away from it is certainly not. Lungs that touch
+    are separated. A ball rolls along each lung, so that a nodule on the pleura and the vessels stay
+    inside.
 
     Parameters
     ----------
-    hounsfield
-        (H, W) in HU.
-    spacing
+    hounsfield : np.ndarray, int or float (H, W)
+        Hounsfield units.
+    spacing : float, above 0
         Millimetres per pixel.
 
     Returns
     -------
-    bool (H, W); all False where there are no lungs (`no_lungs` says so in words).
+    np.ndarray, bool (H, W)
+        The lungs; all False where there are none (`no_lungs` says so in words).
     """
     smooth = ndimage.gaussian_filter(np.asarray(hounsfield, np.float32), 1.0)
     body = _body(smooth, spacing)
@@ -230,19 +364,37 @@ def lung_mask(hounsfield: np.ndarray, spacing: float = 0.7) -> np.ndarray:
 
 
 def no_lungs(mask: np.ndarray) -> str:
-    """What to say of a lung mask bool (H, W): "" where it has lungs."""
+    """Say what is wrong with a lung mask.
+
+    Parameters
+    ----------
+    mask : np.ndarray, bool (H, W)
+        Lung mask.
+
+    Returns
+    -------
+    str
+        "" where the mask has lungs.
+    """
     return "" if np.any(mask) else "no lungs: no large part of the body is filled with air"
 
 
 def without_background(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Image [0, 1] with 0 outside the mask; as it is where the mask is empty."""
+    """Set an image to 0 outside a mask.
+
+    Parameters
+    ----------
+    image : np.ndarray, float32 (H, W), 0–1
+        Grey values.
+    mask : np.ndarray, bool (H, W)
+        Pixels to keep.
+
+    Returns
+    -------
+    np.ndarray, float32 (H, W), 0–1
+        The image; unchanged where the mask is empty.
+    """
     return np.where(mask, image, 0).astype(np.float32) if np.any(mask) else np.asarray(image)
-
-
-def dice(first: np.ndarray, second: np.ndarray) -> float:
-    """Dice 1945: twice the common area over the sum of both; 1 for two empty masks."""
-    total = np.sum(first) + np.sum(second)
-    return float(2 * np.sum(np.logical_and(first, second)) / total) if total else 1.0
 
 
 def _body(smooth: np.ndarray, spacing: float) -> np.ndarray:
@@ -267,10 +419,10 @@ def _large_parts(mask: np.ndarray, least: float) -> np.ndarray:
 
 
 def _parted(mask: np.ndarray, neck: float) -> list[np.ndarray]:
-    """Each lung by itself, its vessels filled; one that is most of both is cut where it is thin.
+    """Return each lung separately, with its vessels filled; cut a part that is both at its neck.
 
-    The markers are the large parts of what lies deeper than ``neck`` (pixels) in the lungs; the
-    flood over the distance to the edge meets at the neck.
+    The markers are the large parts of the lungs deeper than ``neck`` (pixels). The flood over the
+    distance to the edge meets at the neck.
     """
     parts, count = ndimage.label(_filled(mask))
     lungs = [parts == part for part in range(1, count + 1)]
@@ -287,7 +439,7 @@ def _parted(mask: np.ndarray, neck: float) -> list[np.ndarray]:
 
 
 def _rolled(lung: np.ndarray, radius: float) -> np.ndarray:
-    """The lung with every bay that a ball of the radius (pixels) does not enter: a closing."""
+    """Close the bays of a lung that a ball of the radius (pixels) does not enter."""
     margin = int(np.ceil(radius)) + 2
     rows, columns = (np.flatnonzero(lung.any(axis=axis)) for axis in (1, 0))
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -305,7 +457,7 @@ def _eroded(mask: np.ndarray, radius: float) -> np.ndarray:
 
 def _opened(mask: np.ndarray, radius: float) -> np.ndarray:
     core = _eroded(mask, radius)
-    # A transform without any background measures nothing.
+    # The distance transform needs some background.
     return ndimage.distance_transform_edt(~core) <= radius if core.any() else core
 
 

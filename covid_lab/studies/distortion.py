@@ -1,6 +1,7 @@
-"""The augmentations of the lung nodules: rotation, shear, zoom and both flips, fused into one.
+"""Augmentation of the lung nodules: rotation, shear, zoom and both flips, in one interpolation.
 
-Ahead of time (`distorted_copies`) or on the fly (`distorted_batches`), by the same function.
+The same function works ahead of time (`distorted_copies`) and during training
+(`distorted_batches`).
 """
 
 import math
@@ -11,7 +12,7 @@ import tensorflow as tf
 from covid_project.augmentation import transformed
 from covid_project.pipeline import untuned
 
-ROTATION, SHEAR, ZOOM = 30.0, 0.2, 0.2  # degrees; shift per pixel of height; share
+ROTATION, SHEAR, ZOOM = 30.0, 0.2, 0.2  # degrees; shift per pixel of height; fraction
 
 
 def distorted(
@@ -23,22 +24,27 @@ def distorted(
     zoom: float = ZOOM,
     flips: bool = True,
 ) -> tf.Tensor:
-    """Each image distorted at random about its centre, interpolated once.
+    """Distort each image at random about its centre, with one interpolation.
 
     Parameters
     ----------
-    images
-        (N, H, W, 1), grey values 0–255, uint8 or float32.
-    seed
-        int32 or int64 (2,). The same seed gives the same images.
-    rotation, shear, zoom
-        Largest amounts, either way: degrees, pixels sideways per pixel down, and share of the size.
-    flips
-        Whether each image is mirrored across and down, each with probability one half.
+    images : tf.Tensor, uint8 or float32 (N, H, W, 1), 0–255
+        Grey values.
+    seed : tf.Tensor, int32 or int64 (2,)
+        Seed; the same one gives the same images.
+    rotation : float, from 0
+        Largest rotation to either side, in degrees.
+    shear : float, from 0
+        Largest shear to either side: pixels sideways per pixel down.
+    zoom : float, from 0
+        Largest zoom in or out, as a fraction of the size.
+    flips : bool
+        Whether to mirror each image horizontally and vertically, each with probability one half.
 
     Returns
     -------
-    float32 (N, H, W, 1), 0–255. What comes in from outside the frame mirrors what is inside.
+    tf.Tensor, float32 (N, H, W, 1), 0–255
+        Distorted images. Pixels from outside the frame mirror those inside.
     """
     images = tf.cast(images, tf.float32)
     count = tf.shape(images)[0]
@@ -53,7 +59,7 @@ def distorted(
     if not flips:
         across, down = tf.ones([count]), tf.ones([count])
     cosine, sine = tf.cos(angle) / scale, tf.sin(angle) / scale
-    # From a pixel of the result to its place in the source: flip, shear, then turn and shrink.
+    # From a pixel of the result to its place in the source: flip, shear, then rotate and scale.
     a, b = cosine * across, (cosine * lean - sine) * down
     c, d = sine * across, (sine * lean + cosine) * down
     height, width = tf.unstack(tf.cast(tf.shape(images)[1:3], tf.float32))
@@ -64,7 +70,22 @@ def distorted(
 
 
 def distorted_copies(images: np.ndarray, copies: int, seed: int) -> np.ndarray:
-    """Ahead of time: so many distorted copies of all images, uint8 (copies · N, H, W, 1)."""
+    """Distort images ahead of time.
+
+    Parameters
+    ----------
+    images : np.ndarray, uint8 (N, H, W, 1)
+        Grey values.
+    copies : int, from 0
+        Copies of each image.
+    seed : int
+        Seed of the distortions.
+
+    Returns
+    -------
+    np.ndarray, uint8 (copies · N, H, W, 1)
+        All images once per copy.
+    """
     made = [
         np.rint(distorted(images, tf.constant([seed, number], tf.int64))).astype(np.uint8)
         for number in range(copies)
@@ -75,9 +96,23 @@ def distorted_copies(images: np.ndarray, copies: int, seed: int) -> np.ndarray:
 def distorted_batches(
     images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int
 ) -> tf.data.Dataset:
-    """On the fly: batches in a new order and newly distorted in each epoch, all from the seed.
+    """Distort images during training: a new order and new distortions in each epoch.
 
-    Finite dataset of (float32 (B, H, W, 1) in 0–255, float32 (B, 1)).
+    Parameters
+    ----------
+    images : np.ndarray, uint8 (N, H, W, 1)
+        Grey values.
+    labels : np.ndarray, (N,)
+        Labels.
+    batch_size : int, from 1
+        Images per batch (B).
+    seed : int
+        Seed of order and distortions.
+
+    Returns
+    -------
+    tf.data.Dataset
+        Finite data set of (float32 (B, H, W, 1) in 0–255, float32 (B, 1)).
     """
     targets = np.asarray(labels, np.float32)[:, None]
     rows = tf.data.Dataset.from_tensor_slices((images, targets)).shuffle(len(images), seed=seed)

@@ -1,4 +1,4 @@
-"""What a model costs: bytes on disk, bytes when packed, and seconds per image."""
+"""Cost of a model: bytes on disk, compressed bytes, and seconds per image."""
 
 import gzip
 import tempfile
@@ -10,14 +10,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-WARM_UP = 3  # calls that are not timed: the first one traces the graph and fills the caches
+WARM_UP = 3  # calls that are not timed; the first one traces the graph
 
 
 def weight_bytes(model: keras.Model) -> tuple[int, int]:
-    """Size of the saved weights (``.weights.h5``) as they are, and packed by gzip.
+    """Measure the size of the saved weights (``.weights.h5``).
 
-    Zeros take as much room as any other number until they are packed, so that pruning shows in
-    the second figure alone.
+    Zeros take as much room as other numbers until they are compressed. Pruning therefore shows only
+    in the compressed size.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The model.
+
+    Returns
+    -------
+    plain : int
+        Bytes of the file.
+    packed : int
+        Bytes after gzip.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.weights.h5"
@@ -29,37 +41,50 @@ def weight_bytes(model: keras.Model) -> tuple[int, int]:
 def seconds_per_image(
     predict: Callable[[np.ndarray], object], images: np.ndarray, batch_size: int, repeats: int = 20
 ) -> dict[str, float]:
-    """Time that a model takes for an image, measured after warm-up.
+    """Measure the time of a model per image, after warm-up.
 
     Parameters
     ----------
-    predict
-        Takes a batch (B, ...) and returns when it is done.
-    images
-        (N, ...); a batch of ``batch_size`` is taken from the front, repeated where N is smaller.
-    repeats
-        Timed calls.
+    predict : callable
+        Takes a batch (B, ...) and returns when it is finished.
+    images : np.ndarray, (N, ...)
+        Images, of which the first ``batch_size`` are used, repeated where N is smaller.
+    batch_size : int, from 1
+        Images per batch.
+    repeats : int, from 1
+        Calls to time.
 
     Returns
     -------
-    median, low, high: median and quartiles over the calls, in seconds per image.
+    dict of str to float
+        "median", and the quartiles "low" and "high", over the calls, in seconds per image.
     """
     batch = np.resize(images, (batch_size, *images.shape[1:]))
     for _ in range(WARM_UP):
         predict(batch)
     seconds = np.empty(repeats)
     for call in range(repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         predict(batch)
-        seconds[call] = time.perf_counter() - begun
+        seconds[call] = time.perf_counter() - start
     low, median, high = np.quantile(seconds / batch_size, [0.25, 0.5, 0.75])
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
 def compiled(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """Compile a model's forward pass for `seconds_per_image`: images (B, ...) → outputs, NumPy.
+    """Compile a model's forward pass for `seconds_per_image`.
 
-    ``predict`` would time its own bookkeeping, which exceeds that of a small network.
+    ``predict`` would include its own bookkeeping, which takes longer than a small network.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The model.
+
+    Returns
+    -------
+    callable
+        Takes images (B, ...) and returns outputs as a NumPy array.
     """
     call = tf.function(lambda images: model(images, training=False))
     return lambda images: call(tf.constant(images, tf.float32)).numpy()

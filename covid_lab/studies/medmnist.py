@@ -1,7 +1,7 @@
 """MedMNIST's files: small medical images with official splits, one ``.npz`` per set and size.
 
-Yang et al., "MedMNIST v2", Scientific Data 2023. Nothing in a file can run code: pickled arrays
-are refused.
+Yang et al., "MedMNIST v2", Scientific Data 2023. Pickled arrays are refused, so that a file cannot
+run code.
 """
 
 import re
@@ -29,8 +29,8 @@ CLASSES = {
         "vascular lesion",
     ),
 }
-# AUC and accuracy on the official test split that are published for ResNet-18 at 28 pixels, and the
-# best published at 28 pixels, where it is another network (MedMNIST's own table).
+# Published AUC and accuracy on the official test split (MedMNIST's own table): ResNet-18 at 28
+# pixels, and the best network at 28 pixels where it is another one.
 PUBLISHED = {
     "breastmnist": {"ResNet-18 (28)": (0.901, 0.863), "best at 28": (0.919, 0.861)},
     "pneumoniamnist": {"ResNet-18 (28)": (0.944, 0.854), "best at 28": (0.991, 0.946)},
@@ -41,15 +41,20 @@ PUBLISHED = {
 
 @dataclass(frozen=True, eq=False)
 class MedMNIST:
-    """One file.
+    """One file of MedMNIST.
 
     Attributes
     ----------
-    name : of the set, a key of ``CLASSES``.
-    images : uint8 (N, H, W, 1) or (N, H, W, 3): training, validation, test, each in file order.
-    labels : int64 (N,), index in ``classes``.
-    splits : str (N,), "train", "val" or "test".
-    classes : names of the labels.
+    name : str, key of `CLASSES`
+        Name of the set.
+    images : np.ndarray, uint8 (N, H, W, 1) or (N, H, W, 3)
+        Training, validation and test images, each in the order of the file.
+    labels : np.ndarray, int64 (N,)
+        Index in ``classes``.
+    splits : np.ndarray, str (N,)
+        "train", "val" or "test".
+    classes : tuple of str
+        Names of the labels.
     """
 
     name: str
@@ -59,7 +64,18 @@ class MedMNIST:
     classes: tuple[str, ...]
 
     def as_dataset(self, folder: Path) -> Dataset:
-        """The same as the frame of a run knows it: the paths are ``<split>/<number>``."""
+        """Convert to the data set of a run; the paths are ``<split>/<number>``.
+
+        Parameters
+        ----------
+        folder : Path
+            Root of the data set; no image is written to it.
+
+        Returns
+        -------
+        Dataset
+            Table and fingerprint of the images.
+        """
         numbers = pd.Series(self.splits).groupby(self.splits).cumcount()
         paths = [f"{split}/{n:05}" for split, n in zip(self.splits, numbers, strict=True)]
         table = pd.DataFrame({"path": paths, "label": self.labels, "split": self.splits})
@@ -71,27 +87,37 @@ class MedMNIST:
 def read(path: Path) -> MedMNIST:
     """Read a MedMNIST file, such as ``breastmnist.npz`` or ``dermamnist_64.npz``.
 
-    The file's name says which set it is; labels may be (N,) or (N, 1). A bare name without a
-    suffix, such as ``breastmnist_64``, is that of a set in the cache of the ``medmnist`` package.
+    The name of the file gives the set; labels may be (N,) or (N, 1). A name without a suffix, such
+    as ``breastmnist_64``, is a set in the cache of the ``medmnist`` package, which downloads it if
+    needed.
+
+    Parameters
+    ----------
+    path : Path
+        The file, or the name of a set.
+
+    Returns
+    -------
+    MedMNIST
+        Images and labels.
 
     Raises
     ------
     DataError
-        No such file and no such package, a set that is not known, arrays that are missing, pickled,
-        damaged or of another shape, labels beyond the set's classes: with what was found and what
-        is expected.
+        There is neither the file nor the package, the set is unknown, arrays are missing, pickled,
+        damaged or of another shape, or labels are outside the set's classes.
     """
     path = Path(path)
     name, size = re.fullmatch(r"(.*?)(?:_(\d+))?", path.stem.lower()).groups()
     if not path.suffix and not path.exists() and name in CLASSES:
         path = _from_package(name, int(size or 28))
     if not path.is_file():
-        raise DataError(f"there is no file {path}: give the path of a MedMNIST .npz")
+        raise DataError(f"no file {path}: give the path of a MedMNIST .npz")
     if path.suffix != ".npz" or name not in CLASSES:
         known = ", ".join(f"{known}.npz" for known in CLASSES)
         raise DataError(
-            f"{path.name} is no set that is known: the file's name must be one of {known}, or with "
-            "a size, such as breastmnist_64.npz"
+            f"{path.name} is not a known set: the file's name must be one of {known}, or have a "
+            "size, such as breastmnist_64.npz"
         )
     images, labels = [], []
     try:
@@ -117,13 +143,13 @@ def read(path: Path) -> MedMNIST:
 
 
 def _from_package(name: str, size: int) -> Path:
-    """The file of a set as the ``medmnist`` package keeps it, downloaded where it is missing."""
+    """Return the file of a set in the ``medmnist`` package's cache, downloaded if missing."""
     file = f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
     try:
         import medmnist
     except ImportError:
         raise DataError(
-            f"{name} is no file, and the package medmnist, which could load it, is not installed: "
+            f"{name} is not a file, and the package medmnist, which could load it, is missing: "
             f"give the path of {file}, or pip install medmnist"
         ) from None
     kind = getattr(medmnist, medmnist.INFO[name]["python_class"])
@@ -131,7 +157,7 @@ def _from_package(name: str, size: int) -> Path:
         raise DataError(f"{name} of size {size}; allowed: {kind.available_sizes}")
     try:
         return Path(kind(split="train", download=True, size=size).root, file)
-    except RuntimeError as error:  # it says itself what to load by hand, from where and to where
+    except RuntimeError as error:  # it says what to download by hand, from where and to where
         raise DataError(f"{name}: the package medmnist failed: {error}") from error
 
 
@@ -144,7 +170,7 @@ def _array(arrays: np.lib.npyio.NpzFile, path: Path, key: str) -> np.ndarray:
 def _check(
     path: Path, split: str, images: np.ndarray, labels: np.ndarray, shape: tuple, classes: int
 ) -> None:
-    """Refuse a split whose arrays are not what the file's name promises."""
+    """Refuse a split whose arrays do not fit the set."""
     kind = f"{path.name}, {split}_images: {images.dtype} {images.shape}"
     square = images.ndim in (3, 4) and images.shape[1] == images.shape[2]
     grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))

@@ -1,7 +1,8 @@
-"""The model card of a study: Markdown made from its tables, so that no number is typed.
+"""The model card of a study, in Markdown, made from the study's tables.
 
 The headings are those of Mitchell et al., "Model Cards for Model Reporting", FAT* 2019, with notes
-on the EU AI Act and the GDPR. It names no persons: who answers for a use is for its user to add.
+on the EU AI Act and the GDPR. The card names no persons: its user adds who is responsible for a
+use.
 """
 
 from dataclasses import dataclass
@@ -11,28 +12,36 @@ import pandas as pd
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a card is made from.
+    """The content of a card.
 
     Attributes
     ----------
-    title, source, classes
-        Of the study, its data file, and its labels 0 and 1.
-    is_phantom
+    title : str
+        Title of the study.
+    source : str
+        Name of the data file.
+    classes : tuple of (str, str)
+        Names of the labels 0 and 1.
+    is_phantom : bool
         Whether the images are drawn.
-    fingerprint, seed, versions
-        Of the data and the run.
-    splits
+    fingerprint : str
+        Fingerprint of the data.
+    seed : int
+        Seed of the run.
+    versions : str
+        Versions of the packages.
+    splits : pd.DataFrame
         One row per split: split, images, groups, positive (images of class 1).
-    metrics
+    metrics : pd.DataFrame
         Test metrics: stage, metric, value, low, high, n.
-    shortcuts
-        What was predicted, from what: labels, view, auc, low, high, n.
-    errors
-        Probabilities on unseen images: images, stage, metric, value, low, high, n.
-    costs
-        One row per model, whatever columns.
-    chosen
-        Stage that the card is about, chosen on validation.
+    shortcuts : pd.DataFrame
+        How well views without the disease predict labels: labels, view, auc, low, high, n.
+    errors : pd.DataFrame
+        Errors of probabilities on unseen images: images, stage, metric, value, low, high, n.
+    costs : pd.DataFrame
+        One row per model, with any columns.
+    chosen : str
+        Stage that the card describes, chosen on validation images.
     """
 
     title: str
@@ -51,13 +60,24 @@ class Evidence:
 
 
 def model_card(evidence: Evidence) -> str:
-    """Text of the card, in Markdown."""
+    """Write the card.
+
+    Parameters
+    ----------
+    evidence : Evidence
+        The tables.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
     negative, positive = evidence.classes
     own = evidence.metrics[evidence.metrics["stage"] == evidence.chosen]
     parts = [
         f"# Model card: {evidence.title}",
-        "Made by the run from its own tables. **Not medical advice, not a medical device, not for "
-        "use on patients.**",
+        "The run made this card from its own tables. **Not medical advice, not a medical device, "
+        "not for use on patients.**",
         *(["**Drawn phantoms: a test of the machinery, no result.**"] * evidence.is_phantom),
         "## Model",
         f"Stage `{evidence.chosen}`, chosen on the validation split. Its output is the logit of "
@@ -65,7 +85,7 @@ def model_card(evidence: Evidence) -> str:
         f"Seed {evidence.seed}; {evidence.versions}.",
         "## Data",
         f"`{evidence.source}`, fingerprint `{evidence.fingerprint}`. Slices that may show one "
-        "patient (by file name, or nearly equal pictures) are one group, and no group lies in two "
+        "patient (by file name, or nearly equal pictures) are one group, and no group is in two "
         "splits.",
         _table(evidence.splits),
         "Age, sex, origin, scanner and hospital are not recorded: performance by subgroup, and so "
@@ -78,19 +98,20 @@ def model_card(evidence: Evidence) -> str:
         "Label by the rule of `studies/unseen.py`, or by a fact stated in the notebook.",
         _table(_with_interval(evidence.errors, ["images", "stage", "metric"])),
         "## Shortcuts",
-        "AUC of what has nothing to do with the disease, by cross-validation over groups; 0.5 is "
+        "AUC of views that do not show the disease, by cross-validation over groups; 0.5 is "
         "chance.",
         _table(_with_interval(evidence.shortcuts, ["labels", "view"], "auc")),
         _shortcut_finding(evidence.shortcuts, own),
         "## Cost",
         _table(evidence.costs.round(5)),
         "## Intended use",
-        "Teaching: how such a study is made and how far its numbers can be believed. Any other "
-        "use, diagnosis and triage first of all, is out of scope.",
+        "Teaching: how such a study is made and how far its numbers can be trusted. Any other use, "
+        "above all diagnosis and triage, is out of scope.",
         "## Limits",
         "- One collection, cut from publications: not a sample of any clinic's patients, and the "
-        "share of positives is the collection's, so that precision says nothing about practice.\n"
-        "- Groups follow file names; patients whose names do not tell may lie in two splits.\n"
+        "fraction of positives is that of the collection, so that precision says nothing about "
+        "practice.\n"
+        "- Groups follow file names; a patient whom they do not identify may be in two splits.\n"
         "- Intervals count images as independent although slices of a patient are not: the true "
         "uncertainty is larger.\n"
         "- Heatmaps show what a score reacts to, not that the reason is medical.",
@@ -100,13 +121,14 @@ def model_card(evidence: Evidence) -> str:
         "others: risk management (Art. 9), governance of training data with an examination for "
         "bias (Art. 10), technical documentation (Art. 11), logging (Art. 12), instructions for "
         "use (Art. 13), human oversight (Art. 14), and accuracy, robustness and cybersecurity "
-        "(Art. 15). None of this has been assessed; this card contributes to Art. 10, 11 and 13 "
-        "alone. Scientific research and development alone is outside its scope (Art. 2(6)).",
+        "(Art. 15). None of this has been assessed; this card contributes only "
+        "to Art. 10, 11 and 13. A system made solely for scientific research and development is "
+        "outside the regulation's scope (Art. 2(6)).",
         "## GDPR (Regulation 2016/679)",
         "Health data are a special category (Art. 9); images without names can still be personal "
         "data where someone can be identified. No name, date or number of a patient is read or "
         "stored by the study, no image is committed, and the results folder holds file names and "
-        "scores. A decision about a person by such a model alone would fall under Art. 22; a use "
+        "scores. A decision about a person only by such a model would fall under Art. 22; a use "
         "with patients would need a legal basis and an impact assessment (Art. 35).",
     ]
     return "\n\n".join(parts) + "\n"
@@ -118,7 +140,7 @@ def _shortcut_finding(shortcuts: pd.DataFrame, own: pd.DataFrame) -> str:
     return (
         f"The strongest: {best['view']} ({best['labels']}), AUC {best['auc']:.3f}, beside "
         f"{model['value']:.3f} for the model on the test split. As far as such a view predicts "
-        "the label of these data, the model's figures need not come from the disease."
+        "the label of these data, the model's results need not come from the disease."
     )
 
 

@@ -1,12 +1,12 @@
 """Magnitude pruning with fine-tuning, for any Keras 3 model.
 
-The smallest weights of every kernel are set to zero, more of them from step to step while the rest
-goes on learning (Zhu & Gupta, "To prune, or not to prune", arXiv:1710.01878). Only kernels are
-pruned, those of convolutions, depthwise convolutions and dense layers alike; biases and
-normalisation hold few weights and matter much.
+The smallest weights of every kernel are set to zero, more of them at each pruning step, while the
+other weights continue to learn (Zhu & Gupta, "To prune, or not to prune", arXiv:1710.01878). Only
+the kernels of convolutions, depthwise convolutions and dense layers are pruned; biases and
+normalisation have few weights, which matter much.
 
-A mask is the constraint of its kernel: Keras applies it after each update, inside the compiled
-step, so that a pruned weight is zero again whatever the optimiser's momentum would do to it.
+A mask is the constraint of its kernel. Keras applies it after each update, inside the compiled
+step, so that a pruned weight is zero again whatever the optimiser's momentum does to it.
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,22 @@ class Schedule:
 
     Attributes
     ----------
-    initial, final
-        Share of each kernel's (or all kernels') weights that are zero at the first and last
-        pruning, 0 ≤ initial ≤ final < 1.
-    begin, end
-        Steps (batches, from 0) of the first and the last pruning; no step after ``end`` prunes.
-    every
+    initial : float, 0–final
+        Fraction of zero weights at the first pruning.
+    final : float, initial–1 (exclusive)
+        Fraction of zero weights at the last pruning.
+    begin : int, from 0
+        Step (batch) of the first pruning.
+    end : int, from begin
+        Step of the last pruning.
+    every : int, from 1
         Steps from one pruning to the next.
+
+    Examples
+    --------
+    >>> schedule = Schedule(initial=0.0, final=0.8, begin=0, end=100, every=10)
+    >>> [round(schedule.sparsity(step), 2) for step in (0, 50, 100)]
+    [0.0, 0.7, 0.8]
     """
 
     initial: float
@@ -53,10 +62,20 @@ class Schedule:
             )
 
     def sparsity(self, step: int) -> float:
-        """Sparsity wanted at a step, fast at first and slower as weights become fewer.
+        """Return the sparsity wanted at a step; it grows fast at first, then slower.
 
-        Zhu & Gupta 2017, eq. 1: s_t = s_f + (s_i − s_f) (1 − (t − t_0) / (n Δt))³. Before ``begin``
-        nothing is pruned; from ``end`` on it is ``final``.
+        Zhu & Gupta 2017, eq. 1: s_t = s_f + (s_i − s_f) (1 − (t − t_0) / (n Δt))³. It is 0 before
+        ``begin``, and ``final`` from ``end`` on.
+
+        Parameters
+        ----------
+        step : int, from 0
+            Training step.
+
+        Returns
+        -------
+        float, 0–1
+            Fraction of zero weights.
         """
         if step < self.begin:
             return 0.0
@@ -66,13 +85,34 @@ class Schedule:
         return self.final + (self.initial - self.final) * left**3
 
     def prunes_at(self, step: int) -> bool:
-        """Whether the masks are drawn anew before this step."""
+        """Tell whether the masks are computed again before a step.
+
+        Parameters
+        ----------
+        step : int, from 0
+            Training step.
+
+        Returns
+        -------
+        bool
+            True where the model is pruned.
+        """
         within = self.begin <= step <= self.end
         return within and (step == self.end or (step - self.begin) % self.every == 0)
 
 
 def kernels(model: keras.Model) -> list[keras.Variable]:
-    """The variables that pruning is about: every kernel of the model, also of nested models.
+    """Return the variables that can be pruned: every kernel, including those of nested models.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The model.
+
+    Returns
+    -------
+    list of keras.Variable
+        Kernels from input to output.
 
     Raises
     ------
@@ -88,18 +128,34 @@ def kernels(model: keras.Model) -> list[keras.Variable]:
 def magnitude_masks(
     weights: Sequence[np.ndarray], sparsity: float, scope: str = "layer"
 ) -> list[np.ndarray]:
-    """Which weights stay, bool arrays of the kernels' shapes.
+    """Choose the weights that stay.
+
+    The largest weight of a kernel always stays, as an empty kernel would cut the network.
 
     Parameters
     ----------
-    weights
-        Kernels, of any shape.
-    sparsity
-        Share of the weights to be pruned, 0 to 1; their number is rounded.
-    scope
-        "layer": the smallest weights of each kernel, so that all are equally sparse. "global": the
-        smallest of all kernels together. Either way the largest weight of a kernel stays, as an
-        empty kernel would cut the network.
+    weights : sequence of np.ndarray
+        Kernels of any shape.
+    sparsity : float, 0–1
+        Fraction of the weights to prune; their number is rounded.
+    scope : {"layer", "global"}
+        "layer" prunes the smallest weights of each kernel, so that all are equally sparse; "global"
+        the smallest of all kernels together.
+
+    Returns
+    -------
+    list of np.ndarray, bool
+        Masks of the kernels' shapes, True where a weight stays.
+
+    Raises
+    ------
+    ValueError
+        The scope is unknown.
+
+    Examples
+    --------
+    >>> magnitude_masks([np.array([0.1, -3.0, 0.2, 2.0])], 0.5)[0].tolist()
+    [False, True, False, True]
     """
     if scope not in SCOPES:
         raise ValueError(f"scope {scope!r}; allowed: {', '.join(SCOPES)}")
@@ -115,7 +171,7 @@ def magnitude_masks(
 
 
 def _largest(magnitude: np.ndarray, sparsity: float) -> np.ndarray:
-    """All but the smallest share, bool (n,); of equal ones the first are pruned."""
+    """Return all but the smallest fraction, bool (n,); of equal weights the first are pruned."""
     pruned = min(round(sparsity * len(magnitude)), int(np.isfinite(magnitude).sum()))
     kept = np.ones(len(magnitude), bool)
     kept[np.argsort(magnitude, kind="stable")[:pruned]] = False
@@ -133,10 +189,17 @@ class _Mask:
 
 
 class Pruning(keras.callbacks.Callback):
-    """Prunes the model that is being trained, by a schedule.
+    """Callback that prunes a model during its training.
 
-    Use it without a callback that brings back weights of an earlier epoch: those are less sparse.
-    At the end of the training the model has plain kernels again, with their zeros in place.
+    Do not combine it with a callback that restores weights of an earlier epoch: those are less
+    sparse. After the training the model has plain kernels again, with their zeros in place.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        Sparsity by step.
+    scope : {"layer", "global"}
+        See `magnitude_masks`.
     """
 
     def __init__(self, schedule: Schedule, scope: str = "layer"):
@@ -144,15 +207,29 @@ class Pruning(keras.callbacks.Callback):
         self.schedule, self.scope, self.step = schedule, scope, 0
 
     def on_train_begin(self, logs=None):
-        """Put a mask, all ones as yet, on every kernel."""
+        """Add a mask to every kernel; at first it is all ones.
+
+        Parameters
+        ----------
+        logs : dict, optional
+            Not used.
+        """
         self.step = 0
         self._before = {id(kernel): kernel.constraint for kernel in kernels(self.model)}
         for kernel in kernels(self.model):
             kernel.constraint = _Mask(kernel)
-        self.model.make_train_function(force=True)  # one traced before would know no masks
+        self.model.make_train_function(force=True)  # one traced earlier would have no masks
 
     def on_train_batch_begin(self, batch, logs=None):
-        """Draw the masks anew where the schedule says so."""
+        """Compute the masks again where the schedule says so.
+
+        Parameters
+        ----------
+        batch : int
+            Not used; the callback counts steps over all epochs.
+        logs : dict, optional
+            Not used.
+        """
         if self.schedule.prunes_at(self.step):
             found = kernels(self.model)
             wanted = self.schedule.sparsity(self.step)
@@ -163,12 +240,26 @@ class Pruning(keras.callbacks.Callback):
         self.step += 1
 
     def on_epoch_end(self, epoch, logs=None):
-        """Enter the sparsity reached into the history."""
+        """Record the sparsity in the history.
+
+        Parameters
+        ----------
+        epoch : int
+            Not used.
+        logs : dict, optional
+            Gets "sparsity".
+        """
         if logs is not None:
             logs["sparsity"] = sparsity(self.model)
 
     def on_train_end(self, logs=None):
-        """Take the masks off; the zeros stay."""
+        """Remove the masks; the zeros stay.
+
+        Parameters
+        ----------
+        logs : dict, optional
+            Not used.
+        """
         for kernel in kernels(self.model):
             kernel.assign(kernel.constraint(kernel.value))
             kernel.constraint = self._before[id(kernel)]
@@ -191,25 +282,35 @@ def prune(
 
     Parameters
     ----------
-    model
-        Compiled, of any architecture and loss; its kernels become sparse in place.
-    batches, validation
-        Finite data sets of (inputs, targets), as ``fit`` takes them.
-    initial, final
-        Sparsity of the first pruning, before the first step, and of the last; see `Schedule`.
-    epochs
-        Of fine-tuning in all.
-    settle
-        Share of the steps at the end, 0 to 1, in which the final masks stay as they are and what
-        is left adapts.
-    scope
+    model : keras.Model
+        Compiled, of any architecture and loss. Its kernels become sparse in place.
+    batches : tf.data.Dataset
+        Finite data set of (inputs, targets), as for ``fit``.
+    final : float, initial–1 (exclusive)
+        Sparsity of the last pruning, see `Schedule`.
+    initial : float, from 0
+        Sparsity of the first pruning, before the first step.
+    epochs : int, from 1
+        Epochs of fine-tuning in all.
+    settle : float, 0–1
+        Fraction of the steps at the end in which the masks stay fixed and the remaining weights
+        adapt.
+    scope : {"layer", "global"}
         See `magnitude_masks`.
-    every
+    validation : tf.data.Dataset, optional
+        Finite data set of (inputs, targets), evaluated after each epoch.
+    every : int, from 1
         Steps from one pruning to the next.
 
     Returns
     -------
-    One row per epoch: epoch (from 1), what the model was compiled to measure, sparsity reached.
+    pd.DataFrame
+        One row per epoch: epoch (from 1), the metrics of the compiled model, and sparsity.
+
+    Raises
+    ------
+    ValueError
+        The model has no kernels, or a sparsity or the scope is not allowed.
     """
     steps = epochs * len(batches)
     schedule = Schedule(
@@ -229,13 +330,35 @@ def prune(
 
 
 def sparsity(model: keras.Model) -> float:
-    """Share of the weights of all kernels that are zero; biases and normalisation do not count."""
+    """Return the fraction of zero weights in all kernels of a model.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The model; biases and normalisation do not count.
+
+    Returns
+    -------
+    float, 0–1
+        Sparsity.
+    """
     table = sparsity_table(model)
     return float(table["zeros"].sum() / table["weights"].sum())
 
 
 def sparsity_table(model: keras.Model) -> pd.DataFrame:
-    """One row per kernel, from input to output: kernel (its path), weights, zeros, sparsity."""
+    """Tabulate the sparsity of each kernel.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The model.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per kernel, from input to output: kernel (its path), weights, zeros, sparsity.
+    """
     rows = [
         (kernel.path, kernel.numpy().size, int(np.sum(kernel.numpy() == 0)))
         for kernel in kernels(model)

@@ -1,9 +1,9 @@
-"""How well two sources of images are told apart by what has nothing to do with the patient.
+"""How well two sources of images can be told apart without looking at the patient.
 
 Where each class comes from a source of its own, a classifier that reads file sizes, borders or the
-exposure is near perfect on its own data and worthless elsewhere. `audit.shortcuts` asks this of the
-labels of one data set; here any two sets of images can be compared, such as two sources neither of
-which holds the disease.
+exposure is near perfect on its own data and worthless elsewhere. `covid_lab.audit.shortcuts` checks
+this for the labels of one data set. Here any two sets of images can be compared, such as two
+sources without the disease.
 """
 
 from collections.abc import Mapping
@@ -13,19 +13,24 @@ import pandas as pd
 
 from covid_lab.audit.predictability import predict, prepare
 
-SIDE = 32  # pixels of what is looked at
+SIDE = 32  # pixels along each side of the reduced image
 FRAME = 2  # of these, the outer ones that count as border
 
 
 def views(images: np.ndarray, sizes: pd.DataFrame) -> dict[str, np.ndarray]:
-    """What a shortcut could look at, each float (N, F).
+    """Compute the features that a shortcut could use.
 
     Parameters
     ----------
-    images
-        uint8 (N, H, W, 1), H and W multiples of 32.
-    sizes
-        Width, height and bytes of each file, as from ``data.image_sizes``.
+    images : np.ndarray, uint8 (N, H, W, 1), H and W multiples of 32
+        Grey values.
+    sizes : pd.DataFrame, N rows
+        Columns width, height and bytes of each file, as from `covid_lab.datasets.image_sizes`.
+
+    Returns
+    -------
+    dict of str to np.ndarray, float (N, F)
+        Name of a view → its features.
     """
     n, height, width, _ = images.shape
     blocks = images.reshape(n, SIDE, height // SIDE, SIDE, width // SIDE)
@@ -46,18 +51,24 @@ def views(images: np.ndarray, sizes: pd.DataFrame) -> dict[str, np.ndarray]:
 def source_table(
     features: Mapping[str, np.ndarray], which: np.ndarray, groups: np.ndarray, seed: int = 0
 ) -> pd.DataFrame:
-    """How well each view tells two sources apart, cross-validated over groups.
+    """Measure how well each view separates two sources, cross-validated over groups.
 
     Parameters
     ----------
-    features
-        Name of a view → (N, F).
-    which, groups
-        (N,); the source, 0 or 1, and what must not be parted, such as a patient.
+    features : mapping of str to np.ndarray, float (N, F)
+        Name of a view → its features.
+    which : np.ndarray, (N,), 0 or 1
+        Source of each image.
+    groups : np.ndarray, (N,)
+        Groups that stay together, such as patients.
+    seed : int, from 0
+        Seed of the folds and the bootstrap.
 
     Returns
     -------
-    One row per view: view, auc, low, high (95 %, bootstrap over groups), n. 0.5 is chance.
+    pd.DataFrame
+        One row per view: view, auc, low, high (95 %, bootstrap over groups), n. An AUC of 0.5 is
+        chance.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Splits of data that come without one, or without a validation split: dealt once, by group."""
+"""Splits for data without a split, or without a validation split; each is made only once."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -23,43 +23,44 @@ def dealt_once(
     *,
     kept: Collection[str] = (),
 ) -> Dataset:
-    """Deal the images into splits that part no group and hold every class alike.
+    """Split images so that groups stay together and the classes are balanced.
 
     Parameters
     ----------
-    dataset
-        Opened ``as_found``.
-    splits_file
-        CSV (path, label, split, group, fingerprint): written where it is missing, read where it
-        is there, so that a split is never dealt a second time.
-    groups
-        Gives the group of each image (N,): what must not be parted, such as a patient. Called
+    dataset : Dataset
+        Data opened with ``as_found``.
+    splits_file : Path
+        CSV (path, label, split, group, fingerprint). It is written if missing and otherwise read,
+        so that a split is never made a second time.
+    groups : callable
+        Takes the data set and returns the group of each image (N,), such as its patient. Called
         only where there is no splits file.
-    shares
-        Share of the dealt images by the name of the split, adding up to 1.
-    seed
-        Of the deal (see `covid_lab.audit.groups.grouped_split`).
-    kept
-        Splits whose images stay where they are; all others are dealt.
+    shares : mapping of str to float, 0–1
+        Fraction of the images by the name of the split; the sum is 1.
+    seed : int, from 0
+        Seed of the split, see `covid_lab.audit.groups.grouped_split`.
+    kept : collection of str
+        Splits whose images stay where they are; all others are split again.
 
     Returns
     -------
-    The data set with the new splits and groups, sorted by split, label and path, under a
-    fingerprint of its own.
+    Dataset
+        The data with the new splits and groups, sorted by split, label and path, with a fingerprint
+        of its own.
 
     Raises
     ------
     DataError
-        The splits file is of other data or was changed; groups too few or too large.
+        The splits file is of other data or was changed, or groups are too few or too large.
     """
     table, splits_file = dataset.table, Path(splits_file)
     if splits_file.is_file():
         table = _as_written(dataset, splits_file)
     else:
         table = table.assign(group=[str(group) for group in groups(dataset)])
-        dealt = ~table["split"].isin(kept)
-        chosen = table[dealt]
-        table.loc[dealt, "split"] = grouped_split(chosen["label"], chosen["group"], shares, seed)
+        is_split = ~table["split"].isin(kept)
+        chosen = table[is_split]
+        table.loc[is_split, "split"] = grouped_split(chosen["label"], chosen["group"], shares, seed)
     identity = _identity(dataset, table)
     if not splits_file.is_file():
         write_csv(splits_file, table.assign(fingerprint=identity)[COLUMNS])
@@ -74,7 +75,7 @@ def _as_written(dataset: Dataset, splits_file: Path) -> pd.DataFrame:
         wanted = written.loc[dataset.table["path"], ["split", "group"]].to_numpy()
         table = dataset.table.assign(split=wanted[:, 0], group=wanted[:, 1])
         fits = list(written["fingerprint"].unique()) == [_identity(dataset, table)]
-    except (ValueError, KeyError):  # not a CSV, or another one
+    except (ValueError, KeyError):  # not a CSV, or a different one
         fits = False
     if not fits:
         raise DataError(

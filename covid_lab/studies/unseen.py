@@ -1,4 +1,4 @@
-"""Labels of images that come without a table, by a stated rule, and errors of probabilities."""
+"""Labels of images without a table, by a stated rule, and errors of probabilities."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -18,21 +18,40 @@ from covid_project.evaluation import (
 )
 
 RULE = (
-    "the name of the image's folder, or else a whole token of its file's name (tokens end at "
-    "anything that is no letter and no digit), equals a class name, letter case aside; of names "
-    "of several words, the longest counts"
+    "the name of the image's folder, or else a whole token of its file's name (tokens are runs of "
+    "letters and digits), must equal a class name except for letter case; of names of several "
+    "words, the longest counts"
 )
 
 
 def label_of(path: str, classes: Sequence[str]) -> int:
-    """Label of an image from its path: the index in ``classes`` of the class that is named.
+    """Return the label of an image from its path by `RULE`.
 
-    The rule is `RULE`. Never a part of a word: "nolesion" contains "lesion" and means the opposite.
+    The rule compares whole words only: "nolesion" contains "lesion" and means the opposite.
+
+    Parameters
+    ----------
+    path : str
+        POSIX path.
+    classes : sequence of str
+        Names of the classes.
+
+    Returns
+    -------
+    int
+        Index in ``classes``.
 
     Raises
     ------
     DataError
-        No class is named, or more than one.
+        The path names no class, or more than one.
+
+    Examples
+    --------
+    >>> label_of("unseen/scan-12_lesion.png", ("no lesion", "lesion"))
+    1
+    >>> label_of("unseen/No Lesion/3.png", ("no lesion", "lesion"))
+    0
     """
     path = PurePosixPath(path)
     wanted = {_token(name): label for label, name in enumerate(classes)}
@@ -66,7 +85,25 @@ def _token(name: str) -> str:
 
 
 def labels_of(paths: Iterable[str], classes: Sequence[str]) -> np.ndarray:
-    """Labels int64 (N,) of images, by `label_of`; one error names every image without one."""
+    """Return the labels of images from their paths by `RULE`.
+
+    Parameters
+    ----------
+    paths : iterable of str, (N,)
+        POSIX paths.
+    classes : sequence of str
+        Names of the classes.
+
+    Returns
+    -------
+    np.ndarray, int64 (N,)
+        Indices in ``classes``.
+
+    Raises
+    ------
+    DataError
+        Names every image without a label.
+    """
     labels, faults = [], []
     for path in paths:
         try:
@@ -79,22 +116,32 @@ def labels_of(paths: Iterable[str], classes: Sequence[str]) -> np.ndarray:
 
 
 def probability_errors(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """Accuracy, Brier score and RMSE of the probabilities, with 95 % intervals.
+    """Compute accuracy, Brier score and RMSE of probabilities, with 95 % intervals.
 
-    The Brier score (Brier 1950) is the mean squared distance between the probability of the
-    positive class and the label; its root is the RMSE. Always saying one half scores 0.25 and 0.5.
+    The Brier score (Brier 1950) is the mean squared difference between the probability of the
+    positive class and the label; the RMSE is its root. A constant probability of one half has 0.25
+    and 0.5.
 
     Parameters
     ----------
-    labels
-        (N,), 0 or 1. One class alone will do.
-    scores
-        (N,), logits.
+    labels : array_like, (N,), 0 or 1
+        Labels; a single class is allowed.
+    scores : array_like, float (N,)
+        Logits.
+    seed : int, from 0
+        Seed of the bootstrap.
 
     Returns
     -------
-    One row per metric: metric, value, low, high, n, method. Accuracy has Wilson's interval, the
-    others the percentile interval of a bootstrap over images, each class resampled by itself.
+    pd.DataFrame
+        One row per metric: metric, value, low, high, n, method. Accuracy has Wilson's interval, the
+        others the percentile interval of a bootstrap over images, stratified by class.
+
+    Examples
+    --------
+    >>> table = probability_errors(np.array([0, 1]), np.zeros(2))
+    >>> table["value"].tolist()
+    [0.5, 0.25, 0.5]
     """
     labels, scores = checked(labels, scores)
     squared = (expit(scores.astype(np.float64)) - labels) ** 2

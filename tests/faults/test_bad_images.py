@@ -15,7 +15,8 @@ from PIL import Image
 
 from covid_lab.datasets import each_image, load_images, open_dataset, without
 from covid_lab.explain.command import Request, explain_files
-from covid_project.data import DataError
+from covid_lab.explain.pictures import find_pictures
+from covid_project.data import CLASSES, DataError
 from covid_project.images import IMAGE_SUFFIXES
 from faults.children import call
 from faults.images import (
@@ -83,10 +84,9 @@ def audit(folder: str, out: str) -> dict:
 
 def explain(model: str, folder: str, out: str) -> dict:
     """Explain a small network on every file."""
-    from covid_lab.explain.command import image_files
-
     table = explain_files(Path(model), [Path(folder)], Path(out))
-    assert sorted(table["image"]) == sorted(str(file) for file in image_files([Path(folder)]))
+    pictures, _ = find_pictures([Path(folder)], CLASSES)
+    assert sorted(table["image"]) == sorted(str(picture.path) for picture in pictures)
     listed = table["status"].str.startswith("unreadable: ")
     return {
         "unreadable": dict(zip(table["image"][listed], table["status"][listed], strict=True)),
