@@ -268,3 +268,13 @@ def test_patients_from_a_table_say_how_many_matched():
 def test_tables_without_rows_are_refused(content):
     with pytest.raises(DataError, match=r"m\.csv"):
         read_table(content, "m.csv")
+
+
+def test_images_of_several_of_the_classes_are_left_out(tmp_path):
+    rows = "path,label\na/1.png,A|B\na/2.png,A\nb/3.png,B|C\nb/4.png,C\n"
+    data = write(tmp_path / "set", NAMES, labels__csv=rows)
+    dataset = opened(data, table=data / "labels.csv", classes=("A", "B"))
+    assert dataset.table["path"].tolist() == ["a/2.png", "b/3.png"]
+    line = described(dataset, "x")
+    assert "of several of the classes: 1 (a/1.png)" in line
+    assert "of other classes: C: 1 (b/4.png)" in line

@@ -102,3 +102,15 @@ def test_only_keeps_the_named_amounts():
     assert only(ALL, "zoom") == Augmentation(
         flip=False, rotation=0, zoom=0.2, shift=0, brightness=0, contrast=0
     )
+
+
+def test_amounts_are_the_limits_of_uniform_draws():
+    grey = np.full((4000, 4, 4, 1), 120, np.uint8)
+    brighter = augment(grey, only(ALL, "brightness"), SEED).numpy()[:, 0, 0, 0] - 120
+    assert np.abs(brighter).max() <= 0.1 * 255 + 1e-3
+    # A uniform draw between -b and b has the standard deviation b / √3.
+    np.testing.assert_allclose(brighter.std(), 0.1 * 255 / 3**0.5, rtol=0.05)
+    sharper = augment(grey, only(ALL, "contrast"), SEED).numpy()[:, 0, 0, 0] - 127.5
+    factors = sharper / (120 - 127.5)
+    assert np.abs(factors - 1).max() <= 0.3 + 1e-3
+    np.testing.assert_allclose(factors.std(), 0.3 / 3**0.5, rtol=0.05)
