@@ -1,7 +1,7 @@
-"""The promise of the perturbations: a whole batch, against the package imagecorruptions.
+"""Benchmark of the perturbations: a whole batch, against the package imagecorruptions.
 
-The peer takes one image after the other, and turns a grey one into three channels first, as whoever
-gives it a grey image lets it do. The images are smooth noise: what is on them costs no time.
+The peer takes one image at a time, and converts a grey one to three channels first, as it does for
+its users. The images are smooth noise: their content does not change the time.
 """
 
 import importlib
@@ -16,21 +16,21 @@ from covid_lab.studies.perturbations import perturbed
 SEVERITY = 3
 PROMISED = 5
 PACKAGE = "imagecorruptions"
-PEERS = {  # names there
+PEERS = {  # names in the package
     "gaussian noise": "gaussian_noise",
     "speckle": "speckle_noise",
     "motion blur": "motion_blur",
     "contrast": "contrast",
     "brightness": "brightness",
 }
-# Grey levels: the package cuts off fractions, which we round. Half a level on average, a whole one
-# where all fractions are one half.
+# Grey levels: the package truncates fractions, which we round. The difference is half a level on
+# average, and at most one.
 CUT_OFF = 1.001
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the benchmarks are: as promised, or tiny to test them."""
+    """Scale of the benchmarks: the promised one by default, or tiny to test them."""
 
     images: int = 64
     size: int = 224  # pixels, at which both sides have the same constants
@@ -38,11 +38,27 @@ class Scale:
 
 
 class PeerMissing(RuntimeError):
-    """The outside package is not installed; the message says how to get it."""
+    """The outside package is not installed; the message says how to install it."""
 
 
 def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
-    """Each perturbation of a batch of grey and of a batch of colour images."""
+    """Measure each perturbation of a batch of grey and of a batch of colour images.
+
+    Parameters
+    ----------
+    scale : Scale, optional
+        Scale of the benchmarks; None: as promised.
+
+    Yields
+    ------
+    Benchmark
+        One perturbation.
+
+    Raises
+    ------
+    PeerMissing
+        The package imagecorruptions is not installed.
+    """
     scale = scale or Scale()
     try:
         peer = importlib.import_module(PACKAGE)
@@ -52,7 +68,7 @@ def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
         ) from None
     rng = np.random.default_rng(0)
     for kind, channels in {"grey": 1, "colour": 3}.items():
-        # Far from black and white, so that clipping leaves the mean of the noise alone.
+        # Far from black and white, so that clipping does not change the mean of the noise.
         shape = (scale.images, scale.size, scale.size, channels)
         images = rng.integers(100, 140, shape, np.uint8)
         for perturbation, name in PEERS.items():
@@ -73,5 +89,5 @@ def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
 
 
 def _mean_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Difference of the means, in grey levels: neither side draws the other's noise."""
+    """Return the difference of the means, in grey levels, as each side draws its own noise."""
     return abs(float(ours.mean() - theirs.mean()))

@@ -7,9 +7,19 @@ from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from covid_lab.studies import drift_statistics as statistics
+from covid_lab.studies.drift_correlations import SIMILARITIES, correlations
+from covid_lab.studies.drift_detection import (
+    detection,
+    detectors,
+    features,
+    flag_rates,
+    gain_in_words,
+)
+from covid_lab.studies.image_bootstrap import draws, weighted_auc
 from covid_lab.studies.perturbations import PERTURBATIONS
 from covid_lab.studies.robustness import auc
 from covid_lab.studies.saliency_drift import MEASURES, ORIGINAL, SETS
+from covid_project.evaluation import percentile_interval
 
 LAYERS = ("block1_1", "block4_2")
 IMAGES = 40
@@ -28,7 +38,7 @@ def made(rng, *, classes=2, told=0.0, seed=0):
         wrong = logits.argmax(1) != labels
         for layer in LAYERS:
             values = {name: rng.normal(size=IMAGES) + told * wrong for name in MEASURES}
-            for name in statistics.SIMILARITIES:
+            for name in SIMILARITIES:
                 values[name] = -values[name]
             if perturbation != ORIGINAL:
                 drifts.append(rows.assign(layer=layer, **values))
@@ -43,12 +53,12 @@ def both(*networks):
 
 @pytest.fixture
 def weights():
-    return statistics.draws(np.arange(IMAGES) % 2, 300, seed=1)
+    return draws(np.arange(IMAGES) % 2, 300, seed=1)
 
 
 def test_draws_keep_the_size_of_every_class():
     labels = np.array([0] * 5 + [1] * 11)
-    counts = statistics.draws(labels, 50)
+    counts = draws(labels, 50)
     np.testing.assert_array_equal(counts[:, :5].sum(1), 5)
     np.testing.assert_array_equal(counts[:, 5:].sum(1), 11)
     assert counts.std(axis=0).min() > 0
@@ -57,8 +67,8 @@ def test_draws_keep_the_size_of_every_class():
 def test_weighted_auc_is_that_of_the_repeated_rows(rng):
     positive = rng.random(30) < 0.4
     scores = rng.integers(0, 6, 30).astype(float)  # with ties
-    counts = statistics.draws(positive, 20, seed=2)
-    found = statistics.weighted_auc(positive, scores, counts)
+    counts = draws(positive, 20, seed=2)
+    found = weighted_auc(positive, scores, counts)
     for row, value in zip(counts.astype(int), found, strict=True):
         expected = roc_auc_score(np.repeat(positive, row), np.repeat(scores, row))
         assert value == pytest.approx(expected)
@@ -91,7 +101,7 @@ def test_the_loss_of_auc_is_paired(rng, weights):
     expected = [roc_auc_score(labels, each[:, 1] - each[:, 0]) for each in pair]
     assert row.delta == pytest.approx(expected[0] - expected[1])
     assert row.low <= row.delta <= row.high
-    assert spread.shape == (300, 25)
+    assert spread.shape == (301, 25)
 
 
 def test_confidence_and_change_of_score_are_probabilities(rng):
@@ -151,28 +161,96 @@ def test_drift_by_layer_is_the_mean_of_its_cell(rng, weights):
 def test_correlations_are_those_of_scipy(rng, weights):
     _, errors, drifts = made(rng)
     drifts["rmse"] += 3 * drifts["severity"]
-    table = statistics.correlations(drifts, errors, weights)
-    table = table.set_index(["measure", "layer", "kind"])
+    drifts.loc[::17, "ssim"] = np.nan  # the drift of a blank map
+    table = correlations(drifts, errors, weights)
+    table = table.set_index(["measure", "layer", "kind", "constant"]).sort_index()
     losses, _ = statistics.auc_losses(errors, weights)
     here = drifts[drifts["layer"] == "block1_1"]
-    means = here.groupby(["perturbation", "severity"], sort=False)["rmse"].mean()
-    row = table.loc["rmse", "block1_1", "sets"]
-    assert row["value"] == pytest.approx(spearmanr(means, losses["delta"]).statistic)
+    sets = losses.set_index(["perturbation", "severity"])
+    sets = sets.assign(drift=here.groupby(["perturbation", "severity"])["rmse"].mean())
+    row = table.loc["rmse", "block1_1", "sets", "nothing"]
+    assert row["value"] == pytest.approx(spearmanr(sets["drift"], sets["delta"]).statistic)
     assert row["low"] <= row["high"]
-    merged = here.merge(errors, on=["image", "perturbation", "severity"])
-    row = table.loc["ssim", "block1_1", "images"]
+    merged = here.merge(errors, on=["image", "perturbation", "severity"]).dropna(subset="ssim")
+    row = table.loc["ssim", "block1_1", "images", "nothing"]
     expected = spearmanr(-merged["ssim"], merged["score_change"]).statistic
     assert row["value"] == pytest.approx(expected)
-    assert row["n"] == 25 * IMAGES
+    assert row["n"] == len(merged) < 25 * IMAGES
+
+
+def test_correlations_with_severity_constant_are_means_of_those_of_scipy(rng, weights):
+    _, errors, drifts = made(rng)
+    table = correlations(drifts, errors, weights)
+    table = table.set_index(["measure", "layer", "kind", "constant"])["value"].sort_index()
+    losses, _ = statistics.auc_losses(errors, weights)
+    here = drifts[drifts["layer"] == "block4_2"]
+    sets = losses.set_index(["perturbation", "severity"])
+    sets = sets.assign(drift=here.groupby(["perturbation", "severity"])["rmse"].mean())
+    within = [spearmanr(rows["drift"], rows["delta"])[0] for _, rows in sets.groupby("severity")]
+    found = table["rmse", "block4_2", "sets", "severity"]
+    assert found == pytest.approx(np.mean(within))
+    ranks = sets[["drift", "delta"]].rank()
+    design = pd.get_dummies(ranks.index.to_frame().astype(str)).to_numpy(float)
+    residuals = ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0]
+    found = table["rmse", "block4_2", "sets", "severity and perturbation"]
+    assert found == pytest.approx(residuals.corr().iloc[0, 1])
+    merged = here.merge(errors, on=["image", "perturbation", "severity"])
+    within = [
+        spearmanr(rows["rmse"], rows["score_change"])[0]
+        for _, rows in merged.groupby(["perturbation", "severity"])
+    ]
+    found = table["rmse", "block4_2", "images", "severity and perturbation"]
+    assert found == pytest.approx(np.mean(within))
+
+
+def test_a_common_cause_vanishes_when_severity_is_constant(rng):
+    """Severity moves both; within a severity they are independent."""
+    _, errors, drifts = made(rng)
+    drifts["rmse"] = 10 * drifts["severity"] + rng.normal(size=len(drifts))
+    errors["score_change"] = 10 * errors["severity"] + rng.normal(size=len(errors))
+    weights = draws(np.arange(IMAGES) % 2, 300)
+    table = correlations(drifts, errors, weights).query("measure == 'rmse'")
+    images = table[table["kind"] == "images"].set_index(["layer", "constant"])
+    for layer in LAYERS:
+        assert images.loc[(layer, "nothing"), "low"] > 0.8
+        row = images.loc[(layer, "severity and perturbation")]
+        assert row["low"] < 0 < row["high"]
+
+
+def test_resampled_correlations_weigh_images_as_repeated_rows(rng):
+    """With the ranks of the whole sample, a weight is a number of copies."""
+    _, errors, drifts = made(rng)
+    counts = draws(np.arange(IMAGES) % 2, 100, seed=3)
+    table = correlations(drifts, errors, counts).set_index(["measure", "layer", "kind", "constant"])
+    here = drifts[drifts["layer"] == "block1_1"]
+    merged = here.merge(errors, on=["image", "perturbation", "severity"])
+    ranks = merged[["rmse", "score_change"]].rank().to_numpy()
+    found = []
+    for count in counts.astype(int):
+        repeated = np.repeat(ranks, count[merged["image"]], axis=0)
+        found.append(np.corrcoef(repeated.T)[0, 1])
+    row = table.loc[("rmse", "block1_1", "images", "nothing")]
+    np.testing.assert_allclose(
+        row[["low", "high"]].astype(float), percentile_interval(np.array(found))
+    )
+
+
+def test_a_network_that_predicts_one_class_is_named(rng):
+    labels, errors, _ = made(rng, seed=1)
+    constant = errors.copy()
+    constant[["logit_0", "logit_1"]] = 0.0, 1.0
+    constant = statistics.with_errors(constant, labels).assign(seed=2)
+    assert statistics.constant_networks(pd.concat([errors, constant])) == [2]
+    assert statistics.constant_networks(errors) == []
 
 
 def test_detectors_find_what_is_there_and_nothing_else(rng, weights):
     found = {}
     for told in (0.0, 2.0):
         (_, *fitting), (_, *judged) = made(rng, told=told), made(rng, told=told)
-        rows = [statistics.features(drifts, errors) for errors, drifts in (fitting, judged)]
-        scores = {name: one[1] for name, one in statistics.detectors(*rows).items()}
-        table = statistics.detection(rows[1], scores, weights)
+        rows = [features(drifts, errors) for errors, drifts in (fitting, judged)]
+        scores = {name: one[1] for name, one in detectors(*rows).items()}
+        table = detection(rows[1], scores, weights)
         found[told] = table.set_index(["perturbation", "detector"])
     assert found[0.0].loc[("all", "drift"), "auc"] == pytest.approx(0.5, abs=0.08)
     assert found[2.0].loc[("all", "drift"), "auc"] > 0.9
@@ -187,21 +265,21 @@ def test_detectors_find_what_is_there_and_nothing_else(rng, weights):
 
 def test_change_is_that_of_the_score_and_needs_no_fit(rng, weights):
     _, errors, drifts = made(rng)
-    rows = statistics.features(drifts, errors)
+    rows = features(drifts, errors)
     merged = rows.merge(errors, on=["image", "perturbation", "severity"], suffixes=("", "_given"))
-    seen, new = statistics.detectors(rows.iloc[:0], rows)["change"]
+    seen, new = detectors(rows.iloc[:0], rows)["change"]
     np.testing.assert_array_equal(new, merged["score_change_given"])
     assert len(seen) == 0
 
 
 def test_the_judged_perturbation_is_not_in_the_fit(rng):
     (_, *fitting), (_, *judged) = made(rng, told=2.0), made(rng, told=2.0)
-    rows = [statistics.features(drifts, errors) for errors, drifts in (fitting, judged)]
-    before = statistics.detectors(*rows)["drift"][1]
+    rows = [features(drifts, errors) for errors, drifts in (fitting, judged)]
+    before = detectors(*rows)["drift"][1]
     turned = rows[0].copy()
     here = turned["perturbation"] == PERTURBATIONS[0]
     turned.loc[here, "wrong"] = ~turned.loc[here, "wrong"]
-    after = statistics.detectors(turned, rows[1])["drift"][1]
+    after = detectors(turned, rows[1])["drift"][1]
     same = (rows[1]["perturbation"] == PERTURBATIONS[0]).to_numpy()
     np.testing.assert_array_equal(before[same], after[same])
     assert (before[~same] != after[~same]).all()
@@ -209,7 +287,7 @@ def test_the_judged_perturbation_is_not_in_the_fit(rng):
 
 def test_doubt_is_minus_the_log_odds_of_the_confidence(rng):
     _, errors, drifts = made(rng, classes=4)
-    rows = statistics.features(drifts, errors)
+    rows = features(drifts, errors)
     merged = rows.merge(errors, on=["image", "perturbation", "severity"])
     expected = -np.log(merged["confidence"] / (1 - merged["confidence"]))
     np.testing.assert_allclose(merged["doubt"], expected)
@@ -217,9 +295,9 @@ def test_doubt_is_minus_the_log_odds_of_the_confidence(rng):
 
 def test_rates_of_the_flag_are_shares(rng, weights):
     _, errors, drifts = made(rng)
-    rows = statistics.features(drifts, errors)
+    rows = features(drifts, errors)
     scores = rng.normal(size=len(rows))
-    found = statistics.flag_rates(rows, scores > 0.3, weights)
+    found = flag_rates(rows, scores > 0.3, weights)
     assert found["false_alarms"] == pytest.approx((scores[~rows["wrong"]] > 0.3).mean())
     assert found["detected"] == pytest.approx((scores[rows["wrong"]] > 0.3).mean())
     assert found["detected_low"] < found["detected"] < found["detected_high"]
@@ -249,14 +327,13 @@ def test_what_is_said_of_two_networks_is_the_mean_of_both(rng, weights):
 
     def found(fitting, judged):
         errors, drifts = judged
-        rows = [statistics.features(*reversed(grid)) for grid in (fitting, judged)]
-        scores = {name: one[1] for name, one in statistics.detectors(*rows).items()}
+        rows = [features(*reversed(grid)) for grid in (fitting, judged)]
+        scores = {name: one[1] for name, one in detectors(*rows).items()}
         return {
             "delta": statistics.auc_losses(errors, weights)[0][["delta", "wrong"]],
             "balanced": statistics.balanced_errors(errors, weights)[["balanced_error"]],
-            "images": statistics.correlations(drifts, errors, weights)
-            .query("kind == 'images'")[["value"]],
-            "auc": statistics.detection(rows[1], scores, weights)[["auc", "gain"]],
+            "images": correlations(drifts, errors, weights).query("kind == 'images'")[["value"]],
+            "auc": detection(rows[1], scores, weights)[["auc", "gain"]],
         }  # fmt: skip
 
     single = [found(*grid) for grid in zip(grids, judged, strict=True)]
@@ -283,9 +360,9 @@ def test_drift_of_two_networks_counts_their_own_errors(rng, weights):
 def test_the_gain_of_single_networks_spans_that_of_both(rng, weights):
     grids = [made(rng, told=told, seed=seed)[1:] for seed, told in enumerate((0.0, 2.0))]
     errors, drifts = both(*grids)
-    rows = statistics.features(drifts, errors)
-    scores = {name: one[1] for name, one in statistics.detectors(rows, rows).items()}
-    row = statistics.detection(rows, scores, weights).query("detector == 'drift'").iloc[-1]
+    rows = features(drifts, errors)
+    scores = {name: one[1] for name, one in detectors(rows, rows).items()}
+    row = detection(rows, scores, weights).query("detector == 'drift'").iloc[-1]
     assert row["least_gain"] < row["gain"] < row["most_gain"]
     assert (row["least_gain"] + row["most_gain"]) / 2 == pytest.approx(row["gain"])
 
@@ -296,6 +373,6 @@ def test_the_gain_of_single_networks_spans_that_of_both(rng, weights):
 )
 def test_a_gain_in_words_follows_its_interval(low, high, said):
     row = pd.Series({"gain": (low + high) / 2, "gain_low": low, "gain_high": high})
-    text = statistics.gain_in_words(row, "confidence")
+    text = gain_in_words(row, "confidence")
     assert said in text
-    assert f"{low:+.3f} to {high:+.3f}" in text
+    assert f"{low:+.3f} to {high:+.3f}".replace("-", "−") in text

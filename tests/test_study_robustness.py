@@ -1,5 +1,6 @@
 """The robustness study: its settings and its training, and its notebook on a few drawn images."""
 
+import shutil
 from dataclasses import replace
 
 import keras
@@ -9,7 +10,7 @@ import pytest
 from study_runs import run_study, small_profile
 
 from covid_lab.runs import settings as lab_settings
-from covid_lab.studies import robustness
+from covid_lab.studies import drift_tables, robustness
 from covid_lab.studies.perturbations import PERTURBATIONS, SEVERITIES
 from covid_lab.studies.robustness import Recipe, auc, begin, load_settings, partly_perturbed, train
 from covid_project.data import DataError
@@ -41,10 +42,16 @@ def finished(tmp_path_factory):
 
 def test_the_notebook_writes_every_table_and_figure(finished):
     for name in ("counts", "recipes", "performance", "auc_losses", "balanced_errors",
-                 "correlations", "detection", "flags", "test_ledger",
+                 "correlations", "detection", "flags", "constant_networks", "test_ledger",
                  "history_thesis_plain_21", "history_thesis_augmented_21"):  # fmt: skip
         assert (finished / f"{name}.csv").is_file(), name
-    names = ["summary", "drift_and_loss_plain", "detection_augmented", "images_maps"]
+    names = [
+        "summary",
+        "drift_and_loss_plain",
+        "detection_augmented",
+        "drift_boxes_plain",
+        "images_maps_wrong_1",
+    ]
     names += [f"drift_plain_severity{severity}" for severity in SEVERITIES]
     for name in names:
         assert (finished / "figures" / f"{name}.pdf").is_file(), name
@@ -81,6 +88,23 @@ def test_the_tables_hold_what_the_scores_say(finished):
     assert (losses.groupby("training").size() == 25).all()
     row = losses.iloc[0]
     assert row["auc"] + row["delta"] == pytest.approx(auc(labels, clean))
+
+
+def test_all_tables_and_figures_follow_from_the_tables_per_image(finished, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(finished, again)
+    names = [path.name for path in finished.glob("*.csv*")]
+    made = ("performance", "auc_losses", "balanced_errors", "correlations", "detection", "flags",
+            "constant_networks")  # fmt: skip
+    for name in (*(f"{name}.csv" for name in made), "drift_by_layer.csv.gz"):
+        assert name in names
+        (again / name).unlink()
+    (again / "figures" / "summary.pdf").unlink()
+    drift_tables.recompute(again, finished.parent / "retinamnist.npz")
+    for name in names:
+        first, second = (pd.read_csv(folder / name) for folder in (finished, again))
+        pd.testing.assert_frame_equal(first, second, rtol=1e-9, obj=name)
+    assert (again / "figures" / "summary.pdf").is_file()
 
 
 def test_a_share_of_the_images_is_perturbed(rng):

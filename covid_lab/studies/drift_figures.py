@@ -1,19 +1,21 @@
 """Figures of the robustness study: drift by layer and class, beside ΔAUC, and as a detector.
 
-Perturbations differ by colour, dash and marker, so that they can be told apart in grey and by
+Perturbations differ by colour, dash and marker, so that they are distinct in grey and for
 colour-blind readers.
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from covid_lab.studies.perturbations import PERTURBATIONS, SEVERITIES
-from covid_project.figures import COLOURS, DASHES, MARKERS, PAGE, styled
+from covid_lab.studies.saliency_drift import ORIGINAL
+from covid_project.figures import COLOURS, COLUMN, DASHES, MARKERS, PAGE, styled
 
+WRAP, WRAP_BOXES = 24, 15  # characters that fit above a panel
 GREY = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
 UNITS = {
     "rmse": "RMSE of the maps (grey levels)",
@@ -33,6 +35,7 @@ STYLES = dict(
         strict=True,
     )
 )
+OPEN = ("gaussian noise", "motion blur")  # white markers, distinct in grey where points are dense
 DETECTORS = {  # marker and filling
     "confidence": ("o", "white"),
     "change": ("s", "white"),
@@ -41,61 +44,181 @@ DETECTORS = {  # marker and filling
     "all three": ("D", "black"),
 }
 
+CORRELATIONS = {  # label → kind, constant, marker and filling
+    "sets: ΔAUC": ("sets", "nothing", "o", "black"),
+    "same severity": ("sets", "severity", "s", "black"),
+    "images: score": ("images", "nothing", "o", "white"),
+    "same set": ("images", "severity and perturbation", "s", "white"),
+}
+
 
 def _line(name: str) -> dict:
     colour, dashes, marker = STYLES[name]
-    return {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 3, "lw": 1.1}
+    fill = "white" if name in OPEN else colour
+    lines = {"color": colour, "linestyle": dashes, "lw": 1.1}
+    return lines | {"marker": marker, "markersize": 3.5, "markerfacecolor": fill}
 
 
 def _short(layers: Sequence[str]) -> list[str]:
-    """The thesis' names of the blocks: block2_1 is 2.1."""
+    """Shorten block2_1 to 2.1, as in the thesis."""
     return [layer.removeprefix("block").replace("_", ".") for layer in layers]
 
 
 @styled
 def drift_by_layer(
-    table: pd.DataFrame, classes: Sequence[str], severity: int, measure: str = "rmse"
+    table: pd.DataFrame,
+    losses: pd.DataFrame,
+    classes: Sequence[str],
+    severity: int,
+    measure: str = "rmse",
 ) -> plt.Figure:
-    """Mean drift against the layer: a column of panels per class, right above wrong predictions.
+    """Draw the mean drift against the layer, with ΔAUC in the legend.
 
-    ``table`` is that of ``drift_statistics.drift_by_layer``. A panel without images says so.
+    Parameters
+    ----------
+    table : pd.DataFrame
+        From `drift_statistics.drift_by_layer`.
+    losses : pd.DataFrame
+        From `drift_statistics.auc_losses`.
+    classes : sequence of str
+        A row of panels each: right predictions on the left, wrong ones on the right.
+    severity : int
+        1 to 5.
+    measure : str
+        One of `saliency_drift.MEASURES`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     chosen = table[(table["measure"] == measure) & (table["severity"] == severity)]
     layers = list(dict.fromkeys(chosen["layer"]))
-    columns = len(classes)
     figure, axes = plt.subplots(
+        len(classes),
         2,
-        columns,
-        figsize=(max(PAGE, 1.9 * columns), 4.2),
+        figsize=(COLUMN, 1.1 + 1.2 * len(classes)),
         sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for row, prediction in enumerate(("right", "wrong")):
-        for column, name in enumerate(classes):
-            axis = axes[row, column]
+    for row, name in zip(axes, classes, strict=True):
+        for axis, prediction in zip(row, ("right", "wrong"), strict=True):
             here = chosen[(chosen["class"] == name) & (chosen["prediction"] == prediction)]
             for number, (perturbation, lines) in enumerate(here.groupby("perturbation")):
                 lines = lines.set_index("layer").loc[layers]
                 places = np.arange(len(layers)) + 0.06 * (number - 2)
                 style = _line(perturbation)
-                axis.plot(places, lines["value"], label=perturbation, **style)
+                axis.plot(places, lines["value"], **style)
                 axis.vlines(places, lines["low"], lines["high"], color=style["color"], lw=0.6)
-            predictions = int(here["n"].max()) if len(here) else 0
-            axis.set_title(f"{name}, predicted {prediction}: n = {predictions}")
-            if not predictions:
+            n = int(here["n"].max()) if len(here) else 0
+            axis.set_title(f"{textwrap.fill(name, WRAP)}\n{prediction}, n = {n}")
+            if not n:
                 axis.text(0.5, 0.5, "no such image", transform=axis.transAxes, ha="center")
-            axis.set_xticks(range(len(layers)), _short(layers))
-        axes[row, 0].set_ylabel(UNITS[measure])
-    _legend(figure)
+            axis.set_xticks(range(len(layers)), _short(layers), rotation=90)
+    figure.supylabel(UNITS[measure], fontsize=8)
     figure.supxlabel(f"block; severity {severity}, 95 % intervals over images", fontsize=8)
+    deltas = losses[losses["severity"] == severity].set_index("perturbation")["delta"]
+    names = {name: f"{name}: {_two_decimals(deltas[name])}" for name in PERTURBATIONS}
+    _legend(figure, names, 2, title="perturbation: ΔAUC")
     return figure
 
 
-def _legend(figure: plt.Figure) -> None:
-    handles = [plt.Line2D([], [], label=name, **_line(name)) for name in PERTURBATIONS]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(PERTURBATIONS))
+def _two_decimals(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # no minus before 0.00
+
+
+def _legend(
+    figure: plt.Figure, names: Mapping[str, str], columns: int, title: str | None = None
+) -> None:
+    handles = [plt.Line2D([], [], label=label, **_line(name)) for name, label in names.items()]
+    place = {"loc": "outside upper center", "ncols": columns}
+    figure.legend(handles=handles, title=title, title_fontsize=8, **place)
+
+
+@styled
+def drift_boxes(
+    drifts: pd.DataFrame,
+    errors: pd.DataFrame,
+    losses: pd.DataFrame,
+    classes: Sequence[str],
+    layer: str,
+    measure: str = "rmse",
+) -> plt.Figure:
+    """Draw box plots of the drift: a row of panels per severity, a column per class.
+
+    White boxes are of images that are predicted right before the perturbation, grey ones of those
+    that are predicted wrong. A box spans the quartiles, its whiskers the middle 90 %. ΔAUC is
+    written beside the last column.
+
+    Parameters
+    ----------
+    drifts : pd.DataFrame
+        From `saliency_drift.grid`, with ``seed``.
+    errors : pd.DataFrame
+        From `drift_statistics.with_errors`, with ``seed``.
+    losses : pd.DataFrame
+        From `drift_statistics.auc_losses`.
+    classes : sequence of str
+    layer : str
+        Name of a block, such as "block4_2".
+    measure : str
+        One of `saliency_drift.MEASURES`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    original = errors[errors["perturbation"] == ORIGINAL].set_index(["seed", "image"])
+    facts = drifts[drifts["layer"] == layer].dropna(subset=measure)
+    facts = facts.join(original[["label", "wrong"]], on=["seed", "image"])
+    cells = facts.groupby(["severity", "label", "wrong", "perturbation"])[measure]
+    values = {key: group.to_numpy() for key, group in cells}
+    deltas = losses.set_index(["severity", "perturbation"])["delta"]
+    figure, axes = plt.subplots(
+        len(SEVERITIES),
+        len(classes),
+        figsize=(max(COLUMN, 1.4 + 0.85 * len(classes)), 1.25 * len(SEVERITIES) + 0.4),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    places = np.arange(len(PERTURBATIONS))
+    for row, severity in zip(axes, SEVERITIES, strict=True):
+        for label, axis in enumerate(row):
+            for wrong, (shift, fill) in enumerate(((-0.2, "white"), (0.2, "0.6"))):
+                groups = [
+                    values.get((severity, label, bool(wrong), name), []) for name in PERTURBATIONS
+                ]
+                axis.boxplot(
+                    groups, positions=places + shift, widths=0.34, orientation="horizontal",
+                    whis=(5, 95), showfliers=False, patch_artist=True, manage_ticks=False,
+                    boxprops={"facecolor": fill, "lw": 0.6}, medianprops={"color": "black"},
+                    whiskerprops={"lw": 0.6}, capprops={"lw": 0.6},
+                )  # fmt: skip
+            axis.grid(False, axis="y")
+        row[0].set_yticks(places, PERTURBATIONS)
+        row[0].set_ylabel(f"severity {severity}")
+        side = row[-1].secondary_yaxis("right")
+        side.set_yticks(places, [_two_decimals(deltas[severity, name]) for name in PERTURBATIONS])
+        side.tick_params(length=0)
+        side.spines["right"].set_visible(False)
+    axes[0, 0].invert_yaxis()
+    axes[0, -1].annotate(
+        "ΔAUC", (1, 1), (4, 2), xycoords="axes fraction", textcoords="offset points"
+    )
+    for label, name in enumerate(classes):
+        counts = original[original["label"] == label]["wrong"].value_counts()
+        n = f"{counts.get(False, 0)} right\n{counts.get(True, 0)} wrong"
+        axes[0, label].set_title(f"{textwrap.fill(name, WRAP_BOXES)}\n{n}", pad=12)
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, facecolor=fill, edgecolor="black", label=f"predicted {name}")
+        for name, fill in {"right": "white", "wrong": "0.6"}.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    figure.supxlabel(f"{UNITS[measure]}, block {_short([layer])[0]}", fontsize=8)
+    return figure
 
 
 @styled
@@ -105,23 +228,39 @@ def drift_and_loss(
     correlations: pd.DataFrame,
     measure: str = "rmse",
 ) -> plt.Figure:
-    """ΔAUC of each perturbed set against its mean drift, a panel per layer; larger: more severe.
+    """Draw ΔAUC of each perturbed set against its mean drift, in a panel per layer.
 
-    The tables are the grid's drift, and those of ``drift_statistics.auc_losses`` and
-    ``correlations``.
+    Larger markers are higher severities. The titles give the rank correlation over all sets, ρ, and
+    the mean of those within a severity, ρₛ.
+
+    Parameters
+    ----------
+    drifts : pd.DataFrame
+        From `saliency_drift.grid`.
+    losses : pd.DataFrame
+        From `drift_statistics.auc_losses`.
+    correlations : pd.DataFrame
+        From `drift_correlations.correlations`.
+    measure : str
+        One of `saliency_drift.MEASURES`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     layers = list(dict.fromkeys(drifts["layer"]))
-    rows = -(-len(layers) // 4)
+    rows = -(-len(layers) // 2)
     figure, axes = plt.subplots(
         rows,
-        4,
-        figsize=(PAGE, 1.9 * rows + 0.4),
+        2,
+        figsize=(COLUMN, 1.75 * rows + 0.7),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
     means = drifts.groupby(["layer", "perturbation", "severity"])[measure].mean()
-    found = correlations[correlations["kind"] == "sets"].set_index(["measure", "layer"])
+    found = correlations[correlations["kind"] == "sets"]
+    found = found.set_index(["measure", "layer", "constant"]).sort_index()
     for axis in axes.flat[len(layers) :]:
         axis.set_visible(False)
     for axis, layer in zip(axes.flat, layers, strict=False):
@@ -129,27 +268,46 @@ def drift_and_loss(
             here = losses[losses["perturbation"] == perturbation]
             x = means.loc[layer, perturbation].loc[here["severity"]].to_numpy()
             colour, _, marker = STYLES[perturbation]
+            fill = "white" if perturbation in OPEN else colour
             axis.vlines(x, here["low"], here["high"], color=colour, lw=0.5)
-            size = 6 + 6 * here["severity"]
-            axis.scatter(x, here["delta"], s=size, marker=marker, color=colour, alpha=0.8)
-        rank = found.loc[(measure, layer)]
-        axis.set_title(
-            f"block {_short([layer])[0]}: ρ = {rank['value']:.2f}\n"
-            f"({rank['low']:.2f} to {rank['high']:.2f})"
-        )
+            size = 4 + 6 * here["severity"]
+            axis.scatter(
+                x, here["delta"], s=size, marker=marker, facecolor=fill, edgecolor=colour,
+                linewidth=0.9, alpha=0.8,
+            )  # fmt: skip
+        title = [f"block {_short([layer])[0]}"]
+        for sign, constant in {"ρ": "nothing", "ρₛ": "severity"}.items():
+            row = found.loc[(measure, layer, constant)]
+            value, low, high = (_two_decimals(row[name]) for name in ("value", "low", "high"))
+            title.append(f"{sign} {value} ({low} to {high})")
+        axis.set_title("\n".join(title))
         axis.axhline(0, color="0.5", lw=0.6)
     for axis in axes[:, 0]:
         axis.set_ylabel("ΔAUC")
-    figure.supxlabel(UNITS[measure], fontsize=8)
-    _legend(figure)
+    figure.supxlabel(
+        f"{UNITS[measure]}\nρ: all {len(losses)} sets; ρₛ: within a severity", fontsize=8
+    )
+    _legend(figure, {name: name for name in PERTURBATIONS}, 2)
     return figure
 
 
 @styled
 def detection(table: pd.DataFrame, axis: plt.Axes | None = None) -> plt.Figure:
-    """AUC of each detector of wrong predictions by perturbation, from ``detection``'s table."""
+    """Draw the AUC of each detector of wrong predictions by perturbation.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        From `drift_detection.detection`.
+    axis : matplotlib.axes.Axes, optional
+        Where to draw; None makes a figure.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
     if axis is None:
-        _, axis = plt.subplots(figsize=(PAGE / 2, 2.8), layout="constrained")
+        _, axis = plt.subplots(figsize=(COLUMN, 2.8), layout="constrained")
     names = list(dict.fromkeys(table["perturbation"]))
     for number, (name, (marker, fill)) in enumerate(DETECTORS.items()):
         rows = table[table["detector"] == name].set_index("perturbation").loc[names]
@@ -171,22 +329,27 @@ def detection(table: pd.DataFrame, axis: plt.Axes | None = None) -> plt.Figure:
 
 @styled
 def summary(
-    losses: dict[str, pd.DataFrame],
+    losses: Mapping[str, pd.DataFrame],
     drift_table: pd.DataFrame,
     correlations: pd.DataFrame,
     found: pd.DataFrame,
     sentences: Sequence[str],
 ) -> plt.Figure:
-    """One page: how AUC falls, where maps drift, whether the two go together, who finds errors.
+    """Draw one page: loss of AUC, drift by layer, their correlation, and detection of errors.
 
     Parameters
     ----------
-    losses
-        Training ("plain", "augmented") → table of ``auc_losses``.
-    drift_table, correlations, found
-        Tables of ``drift_by_layer``, ``correlations`` and ``detection``.
-    sentences
+    losses : mapping of str to pd.DataFrame
+        Training ("plain", "augmented") → table of `drift_statistics.auc_losses`.
+    drift_table, correlations, found : pd.DataFrame
+        From `drift_statistics.drift_by_layer`, `drift_correlations.correlations` and
+        `drift_detection.detection`.
+    sentences : sequence of str
         The findings, written below.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
     """
     figure, axes = plt.subplots(2, 2, figsize=(PAGE, 6.4), layout="constrained")
     panel = axes[0, 0]
@@ -197,8 +360,8 @@ def summary(
             panel.plot(rows["severity"], rows["delta"], **style)
     panel.axhline(0, color="0.5", lw=0.6)
     faint = "; pale: augmented training" if len(losses) > 1 else ""
-    panel.set(xlabel=f"severity{faint}", ylabel="ΔAUC (loss)", xticks=SEVERITIES)
-    panel.set_title("How much ranking is lost")
+    panel.set(xlabel=f"severity{faint}", ylabel="ΔAUC", xticks=SEVERITIES)
+    panel.set_title("Loss of AUC")
     panel = axes[0, 1]
     rmse = drift_table[drift_table["measure"] == "rmse"].dropna(subset="value")
     layers = list(dict.fromkeys(rmse["layer"]))
@@ -207,22 +370,26 @@ def summary(
         weighed = (rows["value"] * rows["n"]).groupby(rows["layer"]).sum()
         panel.plot(weighed[layers] / rows.groupby("layer")["n"].sum()[layers], **_line(name))
     panel.set_xticks(range(len(layers)), _short(layers))
-    panel.set(xlabel="block", ylabel=UNITS["rmse"], title="Where the maps drift")
+    panel.set(xlabel="block", ylabel=UNITS["rmse"], title="Drift of the maps")
     panel = axes[1, 0]
-    for number, (kind, fill) in enumerate({"sets": "black", "images": "white"}.items()):
-        rows = correlations[(correlations["kind"] == kind) & (correlations["measure"] == "rmse")]
-        places = np.arange(len(rows)) + 0.16 * (number - 0.5)
+    rmse = correlations[correlations["measure"] == "rmse"]
+    for number, (label, (kind, constant, marker, fill)) in enumerate(CORRELATIONS.items()):
+        rows = rmse[(rmse["kind"] == kind) & (rmse["constant"] == constant)]
+        places = np.arange(len(rows)) + 0.16 * (number - 1.5)
         panel.vlines(places, rows["low"], rows["high"], color="black", lw=0.8)
-        label = {"sets": "with ΔAUC, 25 sets", "images": "with the change of score, images"}[kind]
         panel.scatter(
-            places, rows["value"], s=20, facecolor=fill, edgecolor="black", zorder=3, label=label
-        )
+            places, rows["value"], s=16, marker=marker, facecolor=fill, edgecolor="black",
+            zorder=3, label=label,
+        )  # fmt: skip
     panel.set_xticks(range(len(layers)), _short(layers))
     panel.axhline(0, color="0.5", lw=0.6)
     panel.set(xlabel="block", ylabel="rank correlation of drift", ylim=(-1.05, 1.05))
-    panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))  # points may lie anywhere within
+    panel.legend(
+        loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2, columnspacing=0.8,
+        handletextpad=0.1,
+    )  # fmt: skip
     detection(found, axes[1, 1])
-    _legend(figure)
+    _legend(figure, {name: name for name in PERTURBATIONS}, len(PERTURBATIONS))
     figure.supxlabel(textwrap.fill(" ".join(sentences), 115), fontsize=8)
     return figure
 
@@ -231,7 +398,19 @@ def summary(
 def maps(
     images: np.ndarray, heatmaps: np.ndarray, titles: Sequence[str], layers: Sequence[str]
 ) -> plt.Figure:
-    """Images uint8 (N, H, W, C), each beside its maps (N, L, H, W) of every layer."""
+    """Draw each image beside its maps of every layer.
+
+    Parameters
+    ----------
+    images : np.ndarray, uint8 (N, H, W, C)
+    heatmaps : np.ndarray, float (N, L, H, W)
+    titles : sequence of str, (N,)
+    layers : sequence of str, (L,)
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
     rows, columns = len(images), 1 + len(layers)
     side = PAGE / columns
     figure, axes = plt.subplots(

@@ -1,4 +1,4 @@
-"""Robustness under perturbation: its settings, its data, and how ResNet18 is trained on it."""
+"""The robustness study: its settings, its data, and the training of ResNet18."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -27,58 +27,134 @@ from covid_project.training import set_seed
 
 LOSSES = ("softmax", "sigmoid per class")  # cross-entropy of either
 STEPS = (0.5, 0.75)  # of the epochs, after which the learning rate falls to a tenth each
-KEEP_EVERY = 60  # seconds at least between two times that a training under way is written
+KEEP_EVERY = 60  # seconds, at least, between two checkpoints of a training
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One way of training; the epoch with the best validation AUC is kept."""
+    """One way of training; the epoch with the best validation AUC is kept.
+
+    Attributes
+    ----------
+    loss : str
+        One of `LOSSES`.
+    batch_size : int
+    learning_rate : float
+    epochs : int
+        At most.
+    patience : int
+        Epochs without a lower validation loss, after which training stops.
+    stepped : bool
+        Whether the learning rate is divided by 10 after half of the epochs, and again after three
+        quarters.
+    """
 
     loss: str = one_of(*LOSSES)
     batch_size: int = within(1, 4096)
     learning_rate: float = within(1e-8, 1)
-    epochs: int = within(1, 1000)  # at most
-    patience: int = within(1, 1000)  # epochs without a lower validation loss, then it stops
-    stepped: bool  # learning rate a tenth after half, and again after three quarters of the epochs
+    epochs: int = within(1, 1000)
+    patience: int = within(1, 1000)
+    stepped: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
-    """Everything that the study depends on."""
+    """Everything that the study depends on.
 
-    image_size: int = within(20, 512)  # of drawn images; a file has its own
+    Attributes
+    ----------
+    image_size : int
+        Of drawn images, in pixels; a MedMNIST file has its own.
+    normalization : str
+        One of ``normalization.STRATEGIES``.
+    recipes : dict of str to Recipe
+        The best one on validation is used.
+    perturbed_share : float
+        Fraction of the images of an epoch that are perturbed in augmented training.
+    seeds : int
+        Trainings of each kind.
+    false_alarms : float
+        Of the flag: fraction of right validation predictions.
+    resamples : int
+        Of every bootstrap.
+    shown : int
+        Images whose maps are drawn, of right and of wrong predictions each.
+    """
+
+    image_size: int = within(20, 512)
     normalization: str = one_of_registry("normalization", "STRATEGIES")
-    recipes: dict[str, Recipe]  # of which the better one on validation is used
-    perturbed_share: float = within(0.01, 1)  # of the images of an augmented epoch
-    seeds: int = within(1, 100)  # trainings of each kind
-    false_alarms: float = within(0.001, 0.5)  # of the flag: share of right validation predictions
-    resamples: int = within(100, 100_000)  # of every bootstrap
-    shown: int = within(1, 20)  # images in the figure of maps
+    recipes: dict[str, Recipe]
+    perturbed_share: float = within(0.01, 1)
+    seeds: int = within(1, 100)
+    false_alarms: float = within(0.001, 0.5)
+    resamples: int = within(100, 100_000)
+    shown: int = within(1, 20)
 
     @property
     def common(self) -> tuple:
-        """What every result depends on."""
+        """Settings that every result depends on."""
         return (self.normalization,)
 
 
-# Settings of a profile, by name or path; without data that of drawn images.
+# Load a profile by name or path; without data, the one for drawn images.
 load_settings = partial(load_study, Settings, "robustness")
 
 
 def begin(settings: Settings) -> experiment.StudyRun:
-    """Open the data and claim the results folder (see ``experiment.begin``)."""
+    """Open the data and the results folder.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    experiment.StudyRun
+
+    Raises
+    ------
+    DataError
+        The data cannot be used, or the results folder belongs to other data.
+    """
     return experiment.begin(settings, open_data)
 
 
 def open_data(source: Path, settings: Settings) -> Dataset:
-    """A MedMNIST file with its official splits, or drawn phantoms."""
+    """Open a MedMNIST file with its official splits, or drawn phantoms.
+
+    Parameters
+    ----------
+    source : Path
+    settings : Settings
+
+    Returns
+    -------
+    Dataset
+    """
     if Path(source, "phantoms.json").is_file():
         return open_dataset(source)
     return medmnist.read(source).as_dataset(Path(source).parent)
 
 
 def split(run: experiment.StudyRun, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images uint8 (N, H, W, C) and labels (N,) of "train" or "val"."""
+    """Return the images and labels of a split that may be used for choices.
+
+    Parameters
+    ----------
+    run : experiment.StudyRun
+    name : str
+        "train" or "val".
+
+    Returns
+    -------
+    images : np.ndarray, uint8 (N, H, W, C)
+    labels : np.ndarray, int (N,)
+
+    Raises
+    ------
+    DataError
+        For "test".
+    """
     if name == "test":
         raise DataError("test images come from test_split(run, stage, model) only")
     return _images_and_labels(run, run.dataset.rows(name))
@@ -87,7 +163,21 @@ def split(run: experiment.StudyRun, name: str) -> tuple[np.ndarray, np.ndarray]:
 def test_split(
     run: experiment.StudyRun, stage: str, model: keras.Model | str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Enter a test evaluation into the ledger, then return images and labels as `split`."""
+    """Enter a test evaluation into the ledger, then return the test images and labels.
+
+    Parameters
+    ----------
+    run : experiment.StudyRun
+    stage : str
+        Name of the network.
+    model : keras.Model or str
+        The final network, or its fingerprint.
+
+    Returns
+    -------
+    images : np.ndarray, uint8 (N, H, W, C)
+    labels : np.ndarray, int (N,)
+    """
     return _images_and_labels(run, run.test_rows(stage, model))
 
 
@@ -105,9 +195,24 @@ def _images_and_labels(run: experiment.StudyRun, rows: np.ndarray) -> tuple[np.n
 def network(
     run: experiment.StudyRun, recipe: str, seed: int, *, augmented: bool
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """The network of one recipe and seed with its history: trained once, then loaded (`train`).
+    """Return the network of one recipe and seed: trained once, then loaded.
 
-    A training that was cut off goes on after its last epoch that was kept.
+    A training that was interrupted resumes after its last stored epoch.
+
+    Parameters
+    ----------
+    run : experiment.StudyRun
+    recipe : str
+        Name in ``run.settings.recipes``.
+    seed : int
+    augmented : bool
+        Whether some training images are perturbed.
+
+    Returns
+    -------
+    model : keras.Model
+    history : pd.DataFrame
+        See `train`.
     """
     settings = run.settings
     how = settings.recipes[recipe]
@@ -136,7 +241,18 @@ def network(
 
 
 def stage_name(recipe: str, seed: int, *, augmented: bool) -> str:
-    """Under which a network's files are kept, such as ``thesis_plain_21``."""
+    """Return the name of a network's files, such as ``thesis_plain_21``.
+
+    Parameters
+    ----------
+    recipe : str
+    seed : int
+    augmented : bool
+
+    Returns
+    -------
+    str
+    """
     return f"{recipe}_{'augmented' if augmented else 'plain'}_{seed}"
 
 
@@ -152,26 +268,34 @@ def train(
     under_way: Path | None = None,
     progress: str | None = None,
 ) -> tuple[keras.Model, pd.DataFrame]:
-    """Train a ResNet18 from scratch, the images in another order in every epoch.
+    """Train a ResNet18 from scratch, with the images in another order in every epoch.
 
     Parameters
     ----------
-    training, validation
-        Images uint8 (N, H, W, C) and labels (N,).
-    perturbed_share
-        Share of the training images that are perturbed in each epoch, each in its own way and
-        severity, drawn anew every epoch; 0 trains on the images as they are.
-    under_way
-        Where the training is kept while it goes on, once a minute at most; what lies there must be
-        of the same arguments, and the training goes on from it, to the same result.
-    progress
-        What is being trained, for a line per epoch; None is silent.
+    training, validation : tuple of np.ndarray
+        Images uint8 (N, H, W, C) and labels int (N,).
+    recipe : Recipe
+    classes : int
+    normalization : str
+        One of ``normalization.STRATEGIES``.
+    perturbed_share : float, 0 to 1
+        Fraction of the training images that are perturbed in each epoch. Perturbation and severity
+        are drawn again in every epoch; 0 trains on the images as they are.
+    seed : int
+    under_way : Path, optional
+        Checkpoint, written once a minute at most. If it exists, it must come from the same
+        arguments; the training resumes from it, with the same result.
+    progress : str, optional
+        Name of the training, for a line per epoch; None prints nothing.
 
     Returns
     -------
-    The model as it was after the epoch with the best validation AUC (of several, the one with the
-    lowest validation loss), and one row per epoch: epoch (from 1), loss, val_loss, val_auc,
-    val_accuracy, learning_rate, seconds.
+    model : keras.Model
+        After the epoch with the best validation AUC; of several, the one with the lowest validation
+        loss.
+    history : pd.DataFrame
+        One row per epoch: epoch (from 1), loss, val_loss, val_auc, val_accuracy, learning_rate and
+        seconds.
 
     Raises
     ------
@@ -200,8 +324,8 @@ def train(
         if recipe.stepped:
             fallen = sum(epoch > step * recipe.epochs for step in STEPS)
             optimizer.learning_rate = recipe.learning_rate * 0.1**fallen
-        # Every epoch draws by its own number, so that a training goes on as if never cut off. The
-        # order is ours: Keras' shuffle, where operations are deterministic, repeats the first one.
+        # Every epoch has its own random numbers, so that a resumed training gives the same result.
+        # Keras' shuffle, where operations are deterministic, repeats the first order.
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(pixels))
         found = model.fit(
@@ -245,12 +369,12 @@ def train(
 
 
 def _rank(row: dict[str, float]) -> tuple[float, float]:
-    """How good an epoch is; where validation lacks a class there is no AUC: the loss decides."""
+    """Return the sort key of an epoch; without an AUC (a class is missing) the loss decides."""
     return float(np.nan_to_num(row["val_auc"])), -row["val_loss"]
 
 
 def _ended(rows: list[dict[str, float]], recipe: Recipe) -> bool:
-    """Whether a training with these epochs has had them all, or its patience is at an end."""
+    """Return whether a training had all its epochs, or its patience is exhausted."""
     if not rows:
         return False
     lowest = min(rows, key=lambda row: row["val_loss"])["epoch"]
@@ -258,9 +382,18 @@ def _ended(rows: list[dict[str, float]], recipe: Recipe) -> bool:
 
 
 def partly_perturbed(pixels: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Images uint8 (N, H, W, C), of which each is perturbed with probability ``share``.
+    """Perturb each image with a given probability.
 
-    Perturbation and severity are drawn evenly for each image.
+    Parameters
+    ----------
+    pixels : np.ndarray, uint8 (N, H, W, C)
+    share : float, 0 to 1
+        The probability. Perturbation and severity are drawn uniformly for each image.
+    rng : np.random.Generator
+
+    Returns
+    -------
+    np.ndarray, uint8 (N, H, W, C)
     """
     kinds = rng.integers(0, len(PERTURBATIONS) * len(SEVERITIES), len(pixels))
     kinds[rng.random(len(pixels)) >= share] = -1
@@ -274,9 +407,17 @@ def partly_perturbed(pixels: np.ndarray, share: float, rng: np.random.Generator)
 
 
 def auc(labels: np.ndarray, logits: np.ndarray) -> float:
-    """AUC of labels (N,) and logits (N, K): each class against the rest, averaged, as in MedMNIST.
+    """Return the AUC as in MedMNIST: each class against the rest, averaged.
 
-    Of two classes it is that of the second. NaN where a class is missing.
+    Parameters
+    ----------
+    labels : np.ndarray, int (N,)
+    logits : np.ndarray, float (N, K)
+
+    Returns
+    -------
+    float
+        Of two classes, the AUC of the second. NaN where a class is missing.
     """
     classes = logits.shape[1]
     if len(np.unique(labels)) < classes:

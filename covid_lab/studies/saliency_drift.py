@@ -1,8 +1,8 @@
-"""How far a saliency map moves when its image is perturbed, and a flag made from that.
+"""Drift of a saliency map when its image is perturbed, and a flag made from it.
 
 The map of the original image is compared with that of the perturbed one, each for the class that
-the network predicts there. Four measures, since the root mean square error alone confuses how a
-map is scaled with where it lies.
+the network predicts there. There are four measures, because the root mean square error alone
+confuses the scale of a map with its place.
 """
 
 import gzip
@@ -34,26 +34,38 @@ SETS = ((ORIGINAL, 0), *product(PERTURBATIONS, SEVERITIES))  # the 26 versions o
 
 
 def as_grey_levels(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Maps (N, h, w) in [0, 1] as 8-bit images of the size (H, W): uint8 (N, H, W)."""
+    """Return maps as 8-bit images of another size.
+
+    Parameters
+    ----------
+    maps : np.ndarray, float (N, h, w) in [0, 1]
+    size : tuple of int
+        Height and width (H, W).
+
+    Returns
+    -------
+    np.ndarray, uint8 (N, H, W)
+    """
     return np.rint(255 * np.clip(resize_heatmaps(maps, size), 0, 1)).astype(np.uint8)
 
 
 def drift(before: np.ndarray, after: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """How far each map moved, float64 (N,) for each of ``MEASURES``.
+    """Measure how far each map moved.
 
     Parameters
     ----------
-    before, after
-        Maps (N, h, w) in [0, 1] of the original and of the perturbed images.
-    size
+    before, after : np.ndarray, float (N, h, w) in [0, 1]
+        Maps of the original and of the perturbed images.
+    size : tuple of int
         Height and width (H, W) of the images.
 
     Returns
     -------
-    "rmse": root mean square error of the maps as 8-bit images of the images' size, in grey levels
-    (0–255). "ssim" (Wang et al. 2004) and "spearman", 1 for equal maps. "centroid_shift": distance
-    of the centres of mass in pixels of the image. All but rmse are NaN where a map is blank (for
-    spearman, constant).
+    dict of str to np.ndarray, float64 (N,)
+        For each of `MEASURES`. "rmse": root mean square error of the maps as 8-bit images of the
+        images' size, in grey levels (0–255). "ssim" (Wang et al. 2004) and "spearman": 1 for equal
+        maps. "centroid_shift": distance of the centres of mass, in pixels of the image. All but
+        rmse are NaN where a map is blank (for spearman, constant).
     """
     first, second = as_grey_levels(before, size), as_grey_levels(after, size)
     difference = first.astype(np.float64) - second
@@ -66,7 +78,17 @@ def drift(before: np.ndarray, after: np.ndarray, size: tuple[int, int]) -> dict[
 
 
 def centroids(maps: np.ndarray) -> np.ndarray:
-    """Centre of mass (row, column) of maps (N, H, W), in pixels: (N, 2); NaN for a blank one."""
+    """Return the centres of mass of maps.
+
+    Parameters
+    ----------
+    maps : np.ndarray (N, H, W), at least 0
+
+    Returns
+    -------
+    np.ndarray, float64 (N, 2)
+        Row and column in pixels; NaN for a blank map.
+    """
     mass = maps.astype(np.float64)
     total = mass.sum(axis=(1, 2))
     rows = mass.sum(axis=2) @ np.arange(maps.shape[1])
@@ -89,35 +111,38 @@ def grid(
     seed: int = 0,
     progress: str | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predictions and drift of a split under every perturbation and severity.
+    """Return predictions and drift of a split under every perturbation and severity.
 
-    Each of the 26 versions of the split is a file of its own in ``folder``, whole or absent: a run
-    that was cut goes on with the first one missing, and none is ever there twice. All layers'
-    maps of a version come from one pass.
+    Each of the 26 versions of the split has its own files in ``folder``, complete or absent. A run
+    that was interrupted resumes with the first missing version. The maps of all layers of a version
+    come from one pass.
 
     Parameters
     ----------
-    model
+    model : keras.Model
         Ends in one logit per class.
-    images
-        uint8 (N, H, W, C).
-    folder
-        Its name must tell the model, the images and the seed apart.
-    layers
+    images : np.ndarray, uint8 (N, H, W, C)
+    folder : Path
+        Its name must identify the model, the images and the seed.
+    layers : sequence of str
         Names of spatial layers.
+    seed : int
+        Of the perturbations.
+    progress : str, optional
+        Name of the grid, for a line per version; None prints nothing.
 
     Returns
     -------
-    scores
-        One row per image, perturbation and severity, "none" and 0 being the original: image (its
-        number, from 0), perturbation, severity, logit_0, logit_1, …
-    drifts
-        One row per image, perturbation, severity and layer: image, perturbation, severity, layer,
-        and ``MEASURES``.
+    scores : pd.DataFrame
+        One row per image, perturbation and severity, where "none" and 0 are the original. Columns
+        image (number, from 0), perturbation, severity, logit_0, logit_1, …
+    drifts : pd.DataFrame
+        One row per image, perturbation, severity and layer. Columns image, perturbation, severity,
+        layer and `MEASURES`.
     """
     folder = Path(folder)
     explain = heatmap_function(model, list(layers), METHOD)
-    size, before, begun = images.shape[1:3], None, time.perf_counter()
+    size, before, start = images.shape[1:3], None, time.perf_counter()
     missing = [
         which for which in SETS if not all(path.is_file() for path in _parts(folder, *which))
     ]
@@ -138,17 +163,17 @@ def grid(
         logits = pd.DataFrame(outputs(model, version)).add_prefix("logit_")
         write_table(scores_path, pd.concat([rows, logits], axis=1))
         if progress:
-            left = (time.perf_counter() - begun) / number * (len(missing) - number)
+            left = (time.perf_counter() - start) / number * (len(missing) - number)
             print(
                 f"{progress}: {perturbation} {severity or ''}: {number} of {len(missing)}, "
                 f"{left:.0f} s left",
                 flush=True,
             )
     parts = [_parts(folder, *which) for which in SETS]
-    return _joined(part[0] for part in parts), _joined(part[1] for part in parts[1:])
+    return _read_all(part[0] for part in parts), _read_all(part[1] for part in parts[1:])
 
 
-def _joined(paths: Iterable[Path]) -> pd.DataFrame:
+def _read_all(paths: Iterable[Path]) -> pd.DataFrame:
     return pd.concat([read_csv(path) for path in paths], ignore_index=True)
 
 
@@ -161,14 +186,21 @@ def _version(images: np.ndarray, perturbation: str, severity: int, seed: int) ->
 
 
 def _parts(folder: Path, perturbation: str, severity: int) -> list[Path]:
-    """Files of one version: the scores, and but for the original the drift."""
+    """Return the files of one version: scores and, except for the original, drift."""
     name = f"{perturbation.replace(' ', '-')}-{severity}.csv.gz"
     kinds = ("scores",) if perturbation == ORIGINAL else ("scores", "drift")
     return [folder / f"{kind}-{name}" for kind in kinds]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as a compressed CSV that is the same file for the same rows."""
+    """Write a table as a compressed CSV; the same rows give the same file.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in .csv.gz.
+    table : pd.DataFrame
+    """
     with whole_file(path) as part:
         # Neither a date nor the temporary name inside.
         part.write_bytes(gzip.compress(table.to_csv(index=False).encode(), mtime=0))
@@ -178,27 +210,28 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def flag(scores: np.ndarray, wrong: np.ndarray, false_alarms: float) -> float:
-    """Threshold above which a prediction is flagged as untrustworthy.
+    """Return the threshold above which a prediction is flagged as untrustworthy.
 
     Parameters
     ----------
-    scores
-        (N,), higher where an error is more likely; of validation predictions.
-    wrong
-        bool (N,), whether each of these predictions is wrong.
-    false_alarms
-        Highest expected share of right predictions that are flagged, 0 to 1.
+    scores : np.ndarray, float (N,)
+        Of validation predictions, higher where an error is more likely.
+    wrong : np.ndarray, bool (N,)
+        Whether each of these predictions is wrong.
+    false_alarms : float, 0 to 1
+        Highest expected fraction of right predictions that are flagged.
 
     Returns
     -------
-    The k-th smallest score of the n right predictions, k = ⌈(n + 1)(1 − false_alarms)⌉: for
-    further predictions like these the expected share of false alarms is at most the chosen one
-    (split conformal prediction; Vovk et al. 2005). Infinite where n is too small for that.
+    float
+        The k-th smallest score of the n right predictions, k = ⌈(n + 1)(1 − false_alarms)⌉. For
+        further predictions like these, the expected fraction of false alarms is at most the chosen
+        one (split conformal prediction; Vovk et al. 2005). Infinite where n is too small for that.
 
     Raises
     ------
     ValueError
-        Scores that are not finite, or a share outside of 0 to 1.
+        Scores that are not finite, or a fraction outside of 0 to 1.
     """
     scores, wrong = np.asarray(scores, float), np.asarray(wrong, bool)
     if not np.isfinite(scores).all():
