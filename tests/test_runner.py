@@ -53,6 +53,14 @@ def test_without_expected_seconds_no_time_left_is_invented(project, tmp_path, ca
         assert "left" not in output
 
 
+def test_a_notebook_that_takes_longer_than_expected_says_so(project, tmp_path, capsys):
+    project("slow")
+    runner.run_notebooks(["slow"], {"DATA": "x"}, tmp_path / "results", expected={"slow": 0.001})
+    output = capsys.readouterr().out
+    assert "longer than the 0 s expected" in output
+    assert "left in all" not in output
+
+
 def test_what_is_written_has_the_committed_cell_and_no_path_of_the_machine(project, tmp_path):
     data = str(tmp_path / "some folder" / "images.zip")
     project("only", "print(DATA)", "DATA", "import sys; print('a warning', file=sys.stderr)")

@@ -146,9 +146,10 @@ def _execute(
         spent = time.perf_counter() - begun
         line = f"{title} cell {cells.index(cell_index) + 1} of {len(cells)} done after "
         line += duration(spent)
-        if expected:
-            left = max(expected[0] - spent, 0) + sum(expected[1:])
-            line += f"; about {duration(left)} left in all"
+        if expected and spent <= expected[0]:
+            line += f"; about {duration(sum(expected) - spent)} left in all"
+        elif expected:
+            line += f"; longer than the {duration(expected[0])} expected"
         print(line, flush=True)
 
     client = _TalkingClient(
