@@ -43,6 +43,8 @@ def test_metrics_follow_from_the_saved_scores(run):
         if not path.is_file():
             continue
         scores = read_csv(path)
+        if "score" not in scores:  # of several classes, see tests/test_study_lung_nodules.py
+            continue
         again = metrics_table(scores["label"], scores["score"], seed=int(saved["seed"].iloc[0]))
         assert saved["metric"].tolist() == again["metric"].tolist()
         columns = ["value", "low", "high", "n"]
@@ -50,7 +52,7 @@ def test_metrics_follow_from_the_saved_scores(run):
             saved[columns].to_numpy(), again[columns].to_numpy(), rtol=1e-12, err_msg=str(path)
         )
         compared += 1
-    assert compared
+    assert compared or run.name == "lung_nodules"
 
 
 @of_each_run

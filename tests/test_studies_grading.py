@@ -8,22 +8,27 @@ from scipy.stats import t
 from sklearn import metrics as peer
 from sklearn.svm import SVC
 
-from covid_lab.studies.grading import (
+from covid_lab.studies.graded_metrics import (
     METRICS,
-    RankLogits,
     Verdicts,
-    choose_svm,
-    fit_svm,
     graded_metrics,
     interval_over_seeds,
     metrics_table,
+    resamples,
+)
+from covid_lab.studies.grading import (
+    RankLogits,
+    choose_svm,
+    convolutional_head,
+    fit_svm,
+    log_odds_of_ranks,
     perceptron,
     predictor,
     rank_probabilities,
     rank_targets,
     train,
 )
-from covid_lab.studies.imbalance import balance
+from covid_lab.studies.imbalance import Balanced, balance
 from covid_project.training import set_seed
 
 
@@ -216,3 +221,73 @@ def test_the_svm_of_two_classes_has_two_columns(rng):
     said = fit_svm(data, strength=1.0, gamma=0.1)(features)
     assert said.scores.shape == (100, 2)
     assert graded_metrics(labels >= 3, said)["accuracy"] > 0.9
+
+
+def test_whole_patients_are_resampled(verdicts):
+    labels, said = verdicts
+    groups = np.repeat(np.arange(40), 5)
+    for rows in list(resamples(groups, 0, whole=True))[:3]:
+        assert len(rows) == 200
+        times = np.bincount(rows, minlength=200).reshape(40, 5)
+        assert (times == times[:, :1]).all()
+    same = np.repeat(said.predicted[::5], 5)  # one answer per patient: less is known than it seems
+    alike = Verdicts(np.eye(5)[same], same)
+    truth = np.repeat(labels[::5], 5)
+    wide, narrow = (metrics_table(truth, alike, 0, of).set_index("metric") for of in (groups, None))
+    widths = [(t.loc["accuracy", "high"] - t.loc["accuracy", "low"]) for t in (wide, narrow)]
+    assert widths[0] > 1.5 * widths[1]
+
+
+def test_ordinal_offsets_start_at_the_log_odds_and_then_grades_in_between_are_predicted(rng):
+    labels = np.repeat(np.arange(5), [10, 20, 40, 20, 10])
+    odds = log_odds_of_ranks(labels, np.ones(100), 5)
+    np.testing.assert_allclose(odds, np.log([9, 7 / 3, 3 / 7, 1 / 9]))
+    features, labels = graded_set(rng)
+    data = balance("class_weights", features, labels, ["train"] * 400, seed=0)
+    between = {}
+    for start in (True, False):
+        set_seed(1)
+        model = perceptron(8, 5, ordinal=True, units=(16, 16, 16), dropout=0.0)
+        train(model, data, (features, labels), ordinal=True, learning_rate=1e-4, batch_size=64,
+              epochs=5, seed=0, start_at_log_odds=start)  # fmt: skip
+        predicted = predictor(model, ordinal=True)(features).predicted
+        between[start] = np.isin(predicted, [1, 2, 3]).mean()
+    assert between[True] > 0.5
+    assert between[False] < 0.05
+
+
+def test_the_convolutional_head_is_the_reports_and_learns(rng):
+    set_seed(0)
+    labels = rng.integers(0, 2, 120)
+    maps = rng.normal(size=(120, 4, 4, 3)).astype(np.float32)
+    maps[:, 1, 1, 0] += 4 * labels
+    model = convolutional_head((4, 4, 3), 2, units=(16, 8, 8), dropout=0.1)
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert kinds == ["InputLayer", "Conv2D", "MaxPooling2D", "Flatten", "Dropout", *["Dense"] * 3,
+                     "Dropout", "Dense"]  # fmt: skip
+    data = balance("none", maps, labels, ["train"] * 120, seed=0)
+    train(model, data, (maps, labels), ordinal=False, learning_rate=0.01, batch_size=32, epochs=15,
+          seed=0)  # fmt: skip
+    assert graded_metrics(labels, predictor(model, ordinal=False)(maps))["AUC"] > 0.9
+
+
+def test_each_epoch_takes_one_variant_of_each_sample(rng, monkeypatch):
+    seen, fit = [], keras.Model.fit
+
+    def watched(model, rows, **how):
+        for _ in range(6):
+            batches = [[part.numpy() for part in batch] for batch in rows]
+            inputs, targets, _ = (np.concatenate(part) for part in zip(*batches, strict=True))
+            np.testing.assert_array_equal(inputs[:, 0] % 100 % 3, targets)
+            np.testing.assert_array_equal(np.sort(inputs[:, 0] % 100), np.arange(30))
+            seen.append(set((inputs[:, 0] // 100).astype(int).tolist()))
+        return fit(model, rows, **how)
+
+    monkeypatch.setattr(keras.Model, "fit", watched)
+    numbers, labels = np.arange(30, dtype=np.float32)[:, None], np.arange(30) % 3
+    variants = np.stack([numbers, numbers + 100, numbers + 200])
+    data = Balanced(numbers, labels, {0: 1.0, 1: 1.0, 2: 1.0}, np.zeros(30, bool), variants)
+    model = perceptron(1, 3, ordinal=False, units=(4,), dropout=0.0)
+    train(model, data, (numbers, labels), ordinal=False, learning_rate=0.01, batch_size=8, epochs=1,
+          seed=0)  # fmt: skip
+    assert set.union(*seen) == {0, 1, 2}

@@ -125,3 +125,11 @@ def test_what_cannot_be_balanced_says_why(data):
         balanced("none", (data[0], 0 * data[1]))
     with pytest.raises(ValueError, match="43 inputs, 43 labels and 2 splits"):
         balanced("none", data, splits=["train"] * 2)
+
+
+def test_smote_doubles_a_class_at_most_and_a_gan_may_exceed_the_largest(data):
+    found = balanced("smote", data, most=2)
+    assert np.bincount(found.labels).tolist() == [8, 18, 20, 14, 6]
+    found = balanced("cgan", data, height=1.2)
+    assert np.bincount(found.labels).tolist() == [24] * 5
+    assert found.synthetic.sum() == 5 * 24 - sum(COUNTS)

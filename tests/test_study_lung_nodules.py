@@ -2,18 +2,24 @@
 
 import json
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
 from study_runs import run_study, small_profile
 
 from covid_lab.studies import lung_nodules as study
+from covid_lab.studies import nodule_training as heads
 from covid_lab.studies.ct_phantoms import write_dataset
-from covid_lab.studies.grading import METRICS, interval_over_seeds
+from covid_lab.studies.graded_metrics import METRICS, Verdicts, interval_over_seeds, metrics_table
+from covid_lab.studies.grading import convolutional_head, perceptron
 from covid_lab.studies.imbalance import NotTraining
+from covid_lab.studies.nodule_controls import CANDIDATES
 from covid_lab.studies.nrrd_slices import Image
 from covid_project.files import read_csv
-from covid_project.settings import SettingsError
+from covid_project.settings import PROJECT, SettingsError
+
+COMMITTED = PROJECT / "results" / "lung_nodules"
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +36,12 @@ def finished(tmp_path_factory):
 
 
 def test_the_notebook_writes_every_table_and_figure(finished):
-    tables = "exploration sizes noise removed lungs cgan cgan_distances imbalance heads "
-    tables += "augmentation metrics test_ledger gradcam gradcam_summary "
+    tables = "exploration sizes noise removed lungs preparations controls cgan cgan_distances "
+    tables += "imbalance heads backbones augmentation metrics test_ledger gradcam gradcam_summary "
     for name in (tables + "history_full_five history_nodule_binary").split():
         assert (finished / f"{name}.csv").is_file(), name
     pictures = "class_distribution imbalance confusion_roc history_nodule_five images_samples_full "
+    pictures += "sizes laplacian_by_class test_kappa images_noisiest_nodule "
     for name in (pictures + "images_steps_full images_cgan_nodule images_gradcam_full").split():
         assert (finished / "figures" / f"{name}.pdf").is_file(), name
     assert (finished / "notebooks" / "lung_nodules.html").is_file()
@@ -42,8 +49,12 @@ def test_the_notebook_writes_every_table_and_figure(finished):
 
 def test_imbalance_has_every_answer_task_and_view_with_intervals_over_seeds(finished):
     table = read_csv(finished / "imbalance.csv")
-    assert len(table) == len(table[["view", "task", "answer"]].drop_duplicates()) == 2 * 2 * 7
-    assert set(table["answer"]) == set(study.ANSWERS)
+    assert (
+        len(table)
+        == len(table[["view", "task", "answer"]].drop_duplicates())
+        == 2 * 2 * len(heads.ANSWERS)
+    )
+    assert set(table["answer"]) == set(heads.ANSWERS)
     trials = read_csv(finished / "imbalance_trials.csv")
     row = table.iloc[5]
     own = trials
@@ -54,19 +65,26 @@ def test_imbalance_has_every_answer_task_and_view_with_intervals_over_seeds(fini
         assert tuple(row[[metric, f"{metric}_low", f"{metric}_high"]]) == pytest.approx(wanted)
     five = trials.query("task == 'five' and view == 'full'").groupby("answer")["samples"].max()
     assert five["none"] == five["class_weights"] > five["undersample"]
-    filled = five[["oversample", "smote_pixels", "smote_features", "cgan"]]
+    filled = five[["oversample", "smote_full", "cgan"]]
     assert filled.min() == filled.max() > five["none"]
+    assert five["none"] < five["smote_pixels"] == five["smote_features"] <= five["smote_full"]
+    assert five["cgan_more"] > five["cgan"]
+    assert five["augmented_ahead"] == 2 * five["none"]
+    assert (table["patients_macro_F1_low"] <= table["patients_macro_F1_high"]).all()
     assert json.loads((finished / "run.json").read_text())["phantoms"]
 
 
 def test_each_final_model_saw_the_test_split_once(finished):
     ledger = read_csv(finished / "test_ledger.csv")
-    stages = [f"{view}_{task}" for view in ("full", "nodule") for task in ("binary", "five")]
+    names = ["full", "nodule", *CANDIDATES]
+    stages = sorted(f"{name}_{task}" for name in names for task in ("binary", "five"))
     assert sorted(ledger["stage"]) == stages
     assert (ledger["look"] == 1).all()
     metrics = read_csv(finished / "metrics.csv")
     assert sorted(set(metrics["stage"])) == stages
-    assert set(metrics["metric"]) == set(METRICS)
+    assert set(metrics["metric"]) == {*METRICS, "AUC_without_3"}
+    five = metrics[metrics["stage"].str.endswith("_five")].dropna(subset=["chosen"])
+    assert (five.groupby("stage")["chosen"].first().astype(str) == "True").sum() == 1
     splits = pd.read_csv(finished / "splits.csv")
     for stage in stages:
         scores = read_csv(finished / f"scores_{stage}_test.csv")
@@ -97,6 +115,9 @@ def test_the_heat_is_compared_with_the_nodules_share_of_the_picture(finished):
     np.testing.assert_allclose(known["ratio"], known["inside"] / known["area"])
     area = found.groupby("view")["area"].mean()
     assert area["nodule"] > 5 * area["full"]
+    summary = read_csv(finished / "gradcam_summary.csv")
+    assert {"inside − area", "inside − other"} <= set(summary["measure"])
+    assert set(summary["view"]) == {"full", "nodule", "nodule / full"}
 
 
 @pytest.mark.parametrize(
@@ -116,9 +137,9 @@ def test_settings_that_cannot_work_are_refused_at_once(changes, said):
 
 def test_the_binary_task_begins_at_the_given_malignancy():
     grades = np.arange(5)
-    assert study.task_labels(grades, "five", 4).tolist() == [0, 1, 2, 3, 4]
-    assert study.task_labels(grades, "binary", 4).tolist() == [0, 0, 0, 1, 1]
-    assert study.task_labels(grades, "binary", 3).tolist() == [0, 0, 1, 1, 1]
+    assert heads.task_labels(grades, "five", 4).tolist() == [0, 1, 2, 3, 4]
+    assert heads.task_labels(grades, "binary", 4).tolist() == [0, 0, 0, 1, 1]
+    assert heads.task_labels(grades, "binary", 3).tolist() == [0, 0, 1, 1, 1]
 
 
 def test_steps_are_in_order_and_end_in_what_is_used(rng):
@@ -129,6 +150,11 @@ def test_steps_are_in_order_and_end_in_what_is_used(rng):
     assert found["CLAHE"].shape == (50, 52)
     found = study.steps(Image(values, None), "full", settings.preparation, (50, 52))
     assert list(found) == ["HU", "scaled", "gamma", "CLAHE", "lungs alone"]
+    grey = study.steps(
+        Image(np.full((9, 9), 51, np.uint8), None, "grey"), "nodule", settings.preparation, (8, 8)
+    )
+    assert next(iter(grey)) == "grey"
+    assert grey["scaled"] == pytest.approx(0.2)
     for name, value in found.items():
         if name != "HU":
             assert 0 <= value.min() <= value.max() <= 1
@@ -150,13 +176,15 @@ def material():
         return x.reshape(len(x), -1)[:, :3].astype(np.float32)
 
     splits = np.full(len(grades), "train")
-    return study.Material(images, featurise(images), grades, splits, featurise, Fake())
+    features = featurise(images)
+    copies = np.stack([features, features])
+    return heads.Material(images, features, grades, splits, featurise, Fake(), copies)
 
 
-@pytest.mark.parametrize("answer", study.ANSWERS)
-@pytest.mark.parametrize("task", study.TASKS)
+@pytest.mark.parametrize("answer", heads.ANSWERS)
+@pytest.mark.parametrize("task", heads.TASKS)
 def test_every_answer_gives_features_of_its_own_labels(answer, task, material):
-    found = study.answered(answer, material, task, 4, seed=0)
+    found = heads.answered(answer, material, task, 4, seed=0)
     assert found.inputs.shape[1] == 3
     if task == "five":
         np.testing.assert_array_equal(found.inputs[:, 0], 10 * found.labels)
@@ -164,13 +192,42 @@ def test_every_answer_gives_features_of_its_own_labels(answer, task, material):
         np.testing.assert_array_equal(found.inputs[:, 0] >= 30, found.labels == 1)
 
 
-@pytest.mark.parametrize("answer", study.ANSWERS)
+@pytest.mark.parametrize("answer", heads.ANSWERS)
 def test_no_answer_takes_anything_but_training_slices(answer, material):
     splits = material.splits.copy()
     splits[3] = "val"
-    wrong = study.Material(**{**vars(material), "splits": splits})
+    wrong = heads.Material(**{**vars(material), "splits": splits})
     with pytest.raises(NotTraining):
-        study.answered(answer, wrong, "five", 4, seed=0)
+        heads.answered(answer, wrong, "five", 4, seed=0)
+
+
+def test_answers_that_lack_their_material_say_so(material):
+    bare = heads.Material(**{**vars(material), "gan": None, "copies": None})
+    for answer, lacking in (("cgan_more", "GAN"), ("augmented_ahead", "copies")):
+        with pytest.raises(ValueError, match=lacking):
+            heads.answered(answer, bare, "five", 4, seed=0)
+
+
+def test_the_whole_network_is_backbone_and_head(rng):
+    images = keras.Input((16, 16, 1))
+    maps = keras.layers.Conv2D(4, 3, strides=4)(images)
+    backbone = keras.Model(images, keras.layers.GlobalAveragePooling2D()(maps))
+    inputs = rng.uniform(0, 255, (3, 16, 16, 1)).astype(np.float32)
+    features = heads.feature_maps(backbone)(inputs)
+    assert features.shape == (3, 4, 4, 4)
+    pooled = perceptron(4, 5, ordinal=False, units=(3,), dropout=0.1)
+    spatial = convolutional_head((4, 4, 4), 5, units=(3,), dropout=0.1)
+    for head, given in ((pooled, backbone(inputs)), (spatial, features)):
+        whole = heads.whole_network(backbone, head)
+        np.testing.assert_allclose(whole(inputs), head(given), rtol=1e-4, atol=1e-4)
+
+
+def test_auc_without_3_leaves_the_indeterminate_out():
+    grades, scores = np.array([0, 1, 2, 3, 4] * 4), np.array([0.0, 3, 9, 2, 4] * 4)
+    value, low, high, n = study.auc_without_3(grades, scores, np.arange(20) // 2, seed=0)
+    assert value == pytest.approx(3 / 4)
+    assert n == 16
+    assert low <= value <= high
 
 
 def test_small_masks_lose_no_nodule():
@@ -194,3 +251,22 @@ def test_without_data_ct_slices_are_drawn(tmp_path, monkeypatch):
     assert again.dataset.fingerprint == run.dataset.fingerprint
     kept = pd.read_csv(tmp_path / "made" / "splits.csv")
     assert kept.groupby("label")["split"].nunique().min() == 3
+
+
+STAGES = ("nodule_five", "diameter_binary", "outline_grey_masked_network_five")
+
+
+@pytest.mark.skipif(not (COMMITTED / "metrics.csv").is_file(), reason="no committed run")
+@pytest.mark.parametrize("stage", STAGES)
+def test_committed_metrics_follow_from_the_saved_scores(stage):
+    """Intervals over patients included; and no patient is in two splits."""
+    metrics, splits = read_csv(COMMITTED / "metrics.csv"), read_csv(COMMITTED / "splits.csv")
+    assert splits.groupby("group")["split"].nunique().max() == 1
+    scores = read_csv(COMMITTED / f"scores_{stage}_test.csv")
+    groups = splits.set_index("path")["group"].loc[scores["path"]].to_numpy()
+    said = Verdicts(scores.filter(like="score_").to_numpy(), scores["predicted"].to_numpy())
+    saved = metrics[(metrics["stage"] == stage) & metrics["metric"].isin(METRICS)]
+    again = metrics_table(scores["label"].to_numpy(), said, int(saved["seed"].iloc[0]), groups)
+    assert saved["metric"].tolist() == again["metric"].tolist()
+    columns = ["value", "low", "high", "n"]
+    np.testing.assert_allclose(saved[columns].to_numpy(), again[columns].to_numpy(), rtol=1e-6)

@@ -189,6 +189,15 @@ def ct(tables: Tables) -> pd.DataFrame:
     return found.assign(n=found["stage"].map(images)).rename(columns={"stage": "model"})
 
 
+GRADED = {  # metrics of the nodules' classifiers, and their headings
+    "balanced_accuracy": "balanced accuracy",
+    "macro_F1": "macro-F1",
+    "kappa": "quadratic kappa",
+    "MAE": "absolute error",
+    "AUC_without_3": "AUC, ≥ 4 against ≤ 2",
+}
+
+
 def nodules(tables: Tables) -> pd.DataFrame:
     """Tabulate the metrics on the test split.
 
@@ -200,12 +209,11 @@ def nodules(tables: Tables) -> pd.DataFrame:
     Returns
     -------
     pd.DataFrame of str
-        One row per metric, one column per classifier.
+        One row per classifier, one column per metric.
     """
     table = only(tables)
-    if "split" in table:
-        table = table[table["split"] == "test"]
-    return wide(table, "metric", "stage", intervals(table))
+    table = table[(table["split"] == "test") & table["metric"].isin(GRADED)]
+    return wide(table, "stage", "metric", intervals(table)).rename(columns=GRADED)
 
 
 def robustness(tables: Tables) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from covid_lab.studies.grading import Verdicts, graded_metrics
+from covid_lab.studies.graded_metrics import Verdicts, graded_metrics
 from covid_lab.studies.imbalance import NotTraining
 from covid_project.files import fingerprint, whole_file
 from covid_project.settings import SettingsError, within
@@ -238,6 +238,25 @@ def _restored(path: Path, variables, steps: int) -> list:
 # ---- what the images are worth ------------------------------------------------------------------
 
 Set = tuple[np.ndarray, np.ndarray]  # features (N, D) and labels (N,)
+
+
+def pixels(images: np.ndarray, side: int = 16) -> np.ndarray:
+    """Return the means of side × side blocks of images, as inputs of `cross_tests`.
+
+    Parameters
+    ----------
+    images : np.ndarray, uint8 (N, S, S, 1)
+        S is a multiple of ``side``.
+    side : int
+        Blocks down and across.
+
+    Returns
+    -------
+    np.ndarray, float64 (N, side²), [0, 1]
+    """
+    step = images.shape[1] // side
+    blocks = images.reshape(len(images), side, step, side, step)
+    return blocks.mean(axis=(2, 4)).reshape(len(images), -1) / 255
 
 
 def cross_tests(real: Set, synthetic: Set, held_out: Set, seed: int = 0) -> pd.DataFrame:

@@ -6,6 +6,7 @@ features; SMOTE interpolates between neighbours, which makes sense where straigh
 plausible inputs: of features more than of pixels.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class Balanced:
     labels: np.ndarray  # int (M,)
     weights: dict[int, float]  # of each label in the loss; 1 but for "class_weights"
     synthetic: np.ndarray  # bool (M,), what no scanner has seen
+    variants: np.ndarray | None = None  # (V, M, ...), of which each epoch takes one per sample
 
     @property
     def sample_weights(self) -> np.ndarray:
@@ -48,6 +50,8 @@ def balance(
     *,
     seed: int,
     generate: Generate | None = None,
+    most: float = math.inf,
+    height: float = 1.0,
 ) -> Balanced:
     """Answer the imbalance of training data by one of `METHODS`.
 
@@ -61,12 +65,18 @@ def balance(
         Of what is drawn.
     generate
         For "cgan": gives synthetic inputs (n, ...) of a label.
+    most
+        For "smote": a class grows at most to so many times its size; 2 in the report, which calls
+        what more of it would give unrealistic.
+    height
+        For "cgan": the size of every class, in multiples of the largest; 1.2 in the report, which
+        brings classes of up to 1109 to 1330.
 
     Returns
     -------
     The given samples in their order (for "undersample" those that stay), then the new ones; with
-    "oversample", "smote" and "cgan" every class has as many as the largest, with "undersample" as
-    the smallest.
+    "oversample", "smote" and "cgan" every class has as many as the largest (see ``most`` and
+    ``height``), with "undersample" as the smallest.
 
     Raises
     ------
@@ -106,8 +116,14 @@ def balance(
         rows = np.concatenate([np.arange(len(labels)), *new])
         return Balanced(inputs[rows], labels[rows], weights, np.zeros(len(rows), bool))
     if method == "smote":
-        added, of = _smote(inputs, labels, counts.min(), seed)
+        wanted = {
+            label: int(min(counts.max(), most * count))
+            for label, count in zip(classes.tolist(), counts.tolist(), strict=True)
+        }
+        added, of = _smote(inputs, labels, wanted, counts.min(), seed)
     else:
+        tall = round(height * counts.max())
+        missing = dict(zip(classes.tolist(), (tall - counts).tolist(), strict=True))
         added, of = _generated(generate, missing, inputs.shape[1:], seed)
     added = _as_type(added, inputs.dtype)
     synthetic = np.repeat([False, True], [len(labels), len(of)])
@@ -116,11 +132,12 @@ def balance(
     )
 
 
-def _smote(inputs, labels, smallest: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _smote(inputs, labels, wanted, smallest: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if smallest < 2:
         raise ValueError("SMOTE needs two samples of each class at least: it draws between them")
     flat = inputs.reshape(len(inputs), -1).astype(np.float64)
-    sampler = SMOTE(random_state=seed, k_neighbors=int(min(NEIGHBOURS, smallest - 1)))
+    neighbours = int(min(NEIGHBOURS, smallest - 1))
+    sampler = SMOTE(random_state=seed, k_neighbors=neighbours, sampling_strategy=wanted)
     drawn, of = sampler.fit_resample(flat, labels)
     # imbalanced-learn gives the samples back first, in their order, and then the new ones.
     new = drawn[len(labels) :].reshape(-1, *inputs.shape[1:])

@@ -1,10 +1,10 @@
-"""Lung nodules by malignancy, in two views and two tasks: settings, splits, prepared slices.
+"""Lung nodules by malignancy: settings, splits, prepared slices, and the test evaluation.
 
-Views: "full", the whole axial slice, and "nodule", what is cut out round the nodule. Tasks: "five",
-the malignancies 1 to 5, and "binary", malignant from a given one on.
+Views: "full", the whole axial slice, and "nodule", the cut-out around the nodule; data may lack the
+full view. Tasks: "five", the malignancies 1 to 5, and "binary", malignant from a given one on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,32 +28,31 @@ from covid_lab.studies.ct_preprocessing import (
     to_unit,
     without_background,
 )
-from covid_lab.studies.grading import (
+from covid_lab.studies.graded_metrics import (
     METRICS,
-    Predict,
     Verdicts,
-    fit_svm,
     interval_over_seeds,
     metrics_table,
-    perceptron,
-    predictor,
-    train,
+    resamples,
 )
-from covid_lab.studies.imbalance import Balanced, balance
-from covid_lab.studies.nrrd_slices import VIEWS, Image, load_slices, open_slices
+from covid_lab.studies.nodule_images import (
+    grey_measures,
+    holds_images,
+    open_nodules,
+    outline_measures,
+    read_nodule,
+)
+from covid_lab.studies.nodule_training import Training
+from covid_lab.studies.nrrd_slices import VIEWS, Image, load_masks, load_slices, open_slices
 from covid_lab.studies.splits import dealt_once
 from covid_project.data import Dataset
+from covid_project.evaluation import area_under_roc, percentile_interval
 from covid_project.files import cached_array, fingerprint, write_csv
 from covid_project.models import BACKBONES, model_fingerprint, outputs
 from covid_project.settings import SettingsError, one_of, within
-from covid_project.training import set_seed
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
-TASKS = ("five", "binary")
-# As the imbalance is compared: SMOTE twice, on what a backbone sees and on what it says.
-ANSWERS = (
-    "none", "class_weights", "oversample", "undersample", "smote_pixels", "smote_features", "cgan",
-)  # fmt: skip
+INDETERMINATE = 2  # malignancy 3 as a label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ class Preparation:
     low: float = within(-2000, 3000)  # HU that becomes 0
     high: float = within(-2000, 3000)  # HU that becomes 1
     gamma: float = within(0.1, 10)
-    clip_limit: float = within(1, 100)  # of CLAHE
+    clip_limit: float = within(1, 100)  # of CLAHE; 1: no CLAHE, as contrast may not grow
     tiles: int = within(1, 64)  # of CLAHE, down and across
     only_lungs: bool  # in the full view, what lies outside the lungs is made 0
     noise_percentile: float = within(50, 100)  # training images above it are removed; 100: none
@@ -82,16 +81,6 @@ class Preparation:
             raise SettingsError(
                 f"low is {self.low} and high {self.high} HU: low must be below high"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a perceptron on cached features is trained."""
-
-    dropout: float = within(0, 0.95)
-    learning_rate: float = within(1e-8, 1)
-    batch_size: int = within(1, 4096)
-    epochs: int = within(1, 1000)  # at most; early stopping watches validation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,13 +120,13 @@ load_settings = partial(load_study, Settings, "lung_nodules")
 
 
 def begin(settings: Settings) -> experiment.StudyRun:
-    """Open the data, or draw them, and claim the results folder (see ``experiment.begin``)."""
+    """Open the data, or draw them, and claim the results folder (see `experiment.begin`)."""
     return experiment.begin(settings, open_data, _drawn)
 
 
 def open_data(source: Path, settings: Settings) -> Dataset:
-    """Both views and their labels, dealt into splits by patient."""
-    dataset = open_slices(source)
+    """Open slices in NRRD files, or nodules in PNG files, and split them once by patient."""
+    dataset = open_nodules(source) if holds_images(source) else open_slices(source)
     splits_file = Path(settings.results) / "splits.csv"
     return dealt_once(dataset, splits_file, lambda data: data.table["group"], SHARES, settings.seed)
 
@@ -151,39 +140,94 @@ def _drawn(settings: Settings) -> Path:
     )
 
 
-def task_labels(labels: np.ndarray, task: str, malignant_from: int) -> np.ndarray:
-    """Labels of a task, int (N,), from those of the five malignancies (0 to 4)."""
-    labels = np.asarray(labels, int)
-    return labels if task == "five" else (labels + 1 >= malignant_from).astype(int)
-
-
-def class_names(task: str) -> tuple[str, ...]:
-    """Names of a task's labels."""
-    return tuple("12345") if task == "five" else ("benign", "malignant")
-
-
 # ---- prepared slices ----------------------------------------------------------------------------
+
+
+def is_grey(dataset: Dataset) -> bool:
+    """Whether the pixels are grey values of PNG files, not Hounsfield units."""
+    return "ratings" in dataset.table
+
+
+def views_of(dataset: Dataset) -> tuple[str, ...]:
+    """Return those of `nrrd_slices.VIEWS` that the data have."""
+    return tuple(view for view in VIEWS if view in dataset.table)
+
+
+def load_view[Kind](
+    dataset: Dataset,
+    view: str,
+    change: Callable[[Image], Kind] = lambda image: image,
+    *,
+    progress: str | None = None,
+) -> list[Kind]:
+    """Return what ``change`` makes of each image of a view, in the order of the table."""
+    if not is_grey(dataset):
+        return load_slices(dataset, view, change, progress=progress)
+    return [change(read_nodule(dataset, row)[0]) for row in range(len(dataset.table))]
+
+
+def view_masks(dataset: Dataset, view: str, rows: Sequence[int] | None = None) -> list[np.ndarray]:
+    """Return the nodule's mask, bool (H, W), in some images of a view; empty without masks."""
+    if not is_grey(dataset):
+        return load_masks(dataset, view, rows)
+    rows = range(len(dataset.table)) if rows is None else rows
+    return [read_nodule(dataset, row)[1] for row in rows]
+
+
+def nodule_measures(run: experiment.StudyRun) -> np.ndarray | None:
+    """Return the outline and grey measures of all nodules, from the nodule view and its masks.
+
+    Returns
+    -------
+    np.ndarray, float64 (N, 12)
+        As `nodule_images.OUTLINE`, then `nodule_images.GREY`; None without masks.
+    """
+    masks = view_masks(run.dataset, "nodule")
+    if not masks:
+        return None
+    images = load_view(run.dataset, "nodule")
+    return np.array([
+        [*outline_measures(mask, image.spacing[0] if image.spacing else 0.7),
+         *grey_measures(image.values, mask)]
+        for image, mask in zip(images, masks, strict=True)
+    ])  # fmt: skip
 
 
 def steps(
     image: Image, view: str, preparation: Preparation, standard: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """Every step of the preparation of one slice, in order; the last is what is used.
+    """Return every step of the preparation of one slice, in order; the last is what is used.
 
-    "HU" is in Hounsfield units, the others in [0, 1]. Full view: scaled, gamma, CLAHE and, where
-    ``only_lungs``, the lungs alone. Nodule view: scaled, ``standard`` size in pixels, gamma, CLAHE.
+    Parameters
+    ----------
+    image : Image
+        In Hounsfield units, or grey values 0–255 of the unit "grey".
+    view : str
+    preparation : Preparation
+    standard : tuple of int
+        Height and width of the prepared nodule view, pixels.
+
+    Returns
+    -------
+    dict from str to np.ndarray, (H, W)
+        "HU" or "grey" is as given, the others are in [0, 1]. Full view: scaled, gamma, CLAHE and,
+        with ``only_lungs``, only the lungs. Nodule view: scaled, standard size, gamma, CLAHE.
+        CLAHE is left out with a clip limit of 1.
     """
-    found = {"HU": image.values}
-    found["scaled"] = to_unit(image.values, (preparation.low, preparation.high))
+    grey = image.unit == "grey"
+    bounds = (0, 255) if grey else (preparation.low, preparation.high)
+    found = {"grey" if grey else "HU": image.values}
+    found["scaled"] = to_unit(image.values, bounds)
     if view == "nodule":
         found["standard size"] = resized(found["scaled"], standard)
     last = list(found.values())[-1]
-    found["gamma"] = gamma_corrected(last, preparation.gamma)
-    tiles = (preparation.tiles, preparation.tiles)
-    found["CLAHE"] = clahe(found["gamma"], preparation.clip_limit, tiles)
+    found["gamma"] = last = gamma_corrected(last, preparation.gamma)
+    if preparation.clip_limit > 1:
+        tiles = (preparation.tiles, preparation.tiles)
+        found["CLAHE"] = last = clahe(last, preparation.clip_limit, tiles)
     if view == "full" and preparation.only_lungs:
         mask = lung_mask(image.values, image.spacing[0] if image.spacing else 0.7)
-        found["lungs alone"] = without_background(found["CLAHE"], mask)
+        found["lungs alone"] = without_background(last, mask)
     return found
 
 
@@ -196,7 +240,7 @@ class View:
 
 
 def prepared_views(run: experiment.StudyRun) -> tuple[dict[str, View], tuple[int, int]]:
-    """Both views prepared, and the standard size of the nodule view (height, width).
+    """Prepare all views; also return the standard size of the nodule view (height, width).
 
     Computed once and kept in the cache. The standard size is that of the training images.
     """
@@ -204,16 +248,16 @@ def prepared_views(run: experiment.StudyRun) -> tuple[dict[str, View], tuple[int
     key = fingerprint(str(settings.preparation), str(settings.image_size))
     sizes = cached_array(
         run.cache / "nodule-sizes.npy",
-        lambda: np.array(load_slices(run.dataset, "nodule", lambda image: image.values.shape)),
+        lambda: np.array(load_view(run.dataset, "nodule", lambda image: image.values.shape)),
     )
     standard = standard_size(map(tuple, sizes[run.dataset.rows("train")]))
     views = {}
-    for view in VIEWS:
+    for view in views_of(run.dataset):
         made = {}
 
         def prepare(which: str, view: str = view, made: dict = made) -> np.ndarray:
             if not made:
-                pairs = load_slices(
+                pairs = load_view(
                     run.dataset,
                     view,
                     lambda image: _prepared(image, view, settings, standard),
@@ -243,120 +287,47 @@ def _prepared(image: Image, view: str, settings: Settings, standard) -> tuple[np
     return as_grey(resized(last, side)), measures
 
 
-# ---- training data ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Material:
-    """What the heads of one view learn from: images, their features, and the way from one to the
-    other. All rows are training images.
-    """
-
-    images: np.ndarray  # uint8 (N, S, S, 1)
-    features: np.ndarray  # float32 (N, D)
-    grades: np.ndarray  # int (N,), 0 to 4
-    splits: np.ndarray  # (N,), all "train"
-    featurise: Callable[[np.ndarray], np.ndarray]  # uint8 (M, S, S, 1) → float32 (M, D)
-    gan: cgan.Trained | None = None
-
-
-def answered(
-    answer: str, material: Material, task: str, malignant_from: int, seed: int
-) -> Balanced:
-    """Training features of a task under one of `ANSWERS` to the imbalance."""
-    labels = task_labels(material.grades, task, malignant_from)
-    if answer not in ("smote_pixels", "cgan"):
-        method = "smote" if answer == "smote_features" else answer
-        return balance(method, material.features, labels, material.splits, seed=seed)
-    generate = None
-    if answer == "cgan":
-        if material.gan is None:
-            raise ValueError("the answer 'cgan' needs a trained GAN")
-        generate = partial(synthetic, material.gan, material.grades, task, malignant_from,
-                           material.images.shape[1])  # fmt: skip
-    method = "smote" if answer == "smote_pixels" else "cgan"
-    found = balance(method, material.images, labels, material.splits, seed=seed, generate=generate)
-    new = found.inputs[found.synthetic]
-    features = material.features
-    if len(new):
-        features = np.concatenate([features, material.featurise(new)])
-    return Balanced(features, found.labels, found.weights, found.synthetic)
-
-
-def synthetic(
-    gan: cgan.Trained,
-    grades: np.ndarray,
-    task: str,
-    malignant_from: int,
-    size: int,
-    label: int,
-    count: int,
-    seed: int,
+def features_of(
+    run: experiment.StudyRun, network: keras.Model, images: np.ndarray, title: str
 ) -> np.ndarray:
-    """Images of a label of a task, uint8 (count, size, size, 1).
+    """Return a network's outputs for images, computed once and kept in the run's cache.
 
-    For the binary task the malignancies of the label stand in their proportions among ``grades``.
+    Parameters
+    ----------
+    run : StudyRun
+    network : keras.Model
+    images : np.ndarray, uint8 (N, S, S, 1)
+    title : str
+        Of the line of progress.
+
+    Returns
+    -------
+    np.ndarray, float32 (N, ...)
     """
-    of = task_labels(grades, task, malignant_from) == label
-    drawn = np.random.default_rng([seed, label]).choice(grades[of], count)
-    made = np.concatenate(
-        [gan.generate(g, int((drawn == g).sum()), seed) for g in np.unique(drawn)]
-    )
-    if made.shape[1] == size:
-        return made
-    return np.stack([as_grey(resized(one[..., 0] / 255, (size, size))) for one in made])
-
-
-def fit_head(
-    head: str,
-    data: Balanced,
-    validation: tuple[np.ndarray, np.ndarray],
-    classes: int,
-    training: Training,
-    *,
-    seed: int,
-    svm: Mapping[str, float] | None = None,
-    progress: str | None = None,
-) -> tuple[Predict, keras.Model | None, pd.DataFrame]:
-    """Train one of ``grading.HEADS`` anew; gives what it says, its network, and its history.
-
-    ``svm`` are C and gamma, from ``grading.choose_svm``; an SVM has no network and no history.
-    """
-    set_seed(seed)
-    if head == "svm":
-        return fit_svm(data, strength=svm["C"], gamma=svm["gamma"]), None, pd.DataFrame()
-    ordinal = head == "coral"
-    model = perceptron(data.inputs.shape[1], classes, ordinal=ordinal, dropout=training.dropout)
-    history = train(
-        model,
-        data,
-        validation,
-        ordinal=ordinal,
-        learning_rate=training.learning_rate,
-        batch_size=training.batch_size,
-        epochs=training.epochs,
-        seed=seed,
-        progress=progress,
-    )
-    return predictor(model, ordinal=ordinal), model, history
-
-
-def whole_network(backbone: keras.Model, head: keras.Model) -> keras.Model:
-    """Flat model from images to logits, of a backbone and a perceptron's layers (shared)."""
-    x = backbone.output
-    for layer in head.layers[1:]:
-        x = layer(x)
-    return keras.Model(backbone.input, x, name="nodule_network")
+    key = fingerprint(model_fingerprint(network), images)
+    path = run.cache / f"features-{key}.npy"
+    return cached_array(path, lambda: outputs(network, images, title=title))
 
 
 # ---- tables -------------------------------------------------------------------------------------
 
 
 def over_seeds(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Trials of several seeds, one row per case: of each metric the mean, ``_low`` and ``_high``.
+    """Summarise trials of several seeds, one row per case.
 
-    The interval is Student's over seeds (see ``grading.interval_over_seeds``); ``seeds`` says of
-    how many.
+    Parameters
+    ----------
+    trials : pd.DataFrame
+        One row per training, with `grading.METRICS`; columns that begin with "patients_" are
+        bounds of intervals over patients.
+    by : list of str
+        Columns that name a case.
+
+    Returns
+    -------
+    pd.DataFrame
+        The case, of each metric the mean, ``_low`` and ``_high`` (Student's interval over seeds),
+        of each bound over patients the mean, and the number of seeds.
     """
     rows = []
     for case, group in trials.groupby(by, sort=False):
@@ -364,7 +335,8 @@ def over_seeds(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         for metric in METRICS:
             found = interval_over_seeds(group[metric])
             row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), found, strict=True))
-        rows.append({**row, "seeds": len(group)})
+        bounds = [name for name in group if name.startswith("patients_")]
+        rows.append({**row, **group[bounds].mean(), "seeds": len(group)})
     return pd.DataFrame(rows)
 
 
@@ -377,8 +349,6 @@ def evaluate_on_test(
     source: Mapping[str, object],
 ) -> tuple[Verdicts, pd.DataFrame]:
     """Enter a final network into the ledger, then evaluate it on the test split.
-
-    Writes each slice's scores to ``scores_<stage>_test.csv`` and the metrics to ``metrics.csv``.
 
     Parameters
     ----------
@@ -398,20 +368,88 @@ def evaluate_on_test(
     verdicts : Verdicts
         Of the test slices.
     metrics : pd.DataFrame
-        As `Run.keep_metrics`.
+        As `record_test`.
     """
     look = run.enter_test(stage, model_fingerprint(network))
-    rows = run.dataset.rows("test")
-    logits = outputs(network, images[rows]).astype(np.float64)
+    logits = outputs(network, images[run.dataset.rows("test")]).astype(np.float64)
     verdicts = Verdicts(softmax(logits, axis=1), logits.argmax(axis=1))
+    return verdicts, record_test(run, stage, verdicts, labels, {**source, "look": look})
+
+
+def record_test(
+    run: experiment.StudyRun,
+    stage: str,
+    verdicts: Verdicts,
+    labels: np.ndarray,
+    source: Mapping[str, object],
+) -> pd.DataFrame:
+    """Write ``scores_<stage>_test.csv``, and the metrics into ``metrics.csv``.
+
+    Parameters
+    ----------
+    run : StudyRun
+    stage : str
+        A stage that is in the ledger already.
+    verdicts : Verdicts
+        Of the test slices.
+    labels : np.ndarray, int (N,)
+        Of all slices, from 0 to K − 1.
+    source : mapping
+        Further columns of the metrics, such as "look", from `Run.enter_test`.
+
+    Returns
+    -------
+    pd.DataFrame
+        As `Run.keep_metrics`, with intervals of a bootstrap over patients. The last row,
+        "AUC_without_3", tells malignancy 4 and 5 from 1 and 2 by the expected label.
+    """
+    rows = run.dataset.rows("test")
+    table = run.dataset.table.iloc[rows]
     scored = pd.DataFrame(
         {"path": run.paths("test"), "label": labels[rows], "predicted": verdicts.predicted}
     )
     for label in range(verdicts.scores.shape[1]):
         scored[f"score_{label}"] = verdicts.scores[:, label]
     write_csv(run.folder / f"scores_{stage}_test.csv", scored)
-    metrics = metrics_table(labels[rows], verdicts, seed=run.settings.seed)
-    return verdicts, run.keep_metrics(stage, "test", metrics, **source, look=look)
+    groups, seed = table["group"].to_numpy(), run.settings.seed
+    metrics = metrics_table(labels[rows], verdicts, seed=seed, groups=groups)
+    expected = verdicts.scores @ np.arange(verdicts.scores.shape[1])
+    extremes = auc_without_3(table["label"].to_numpy(), expected, groups, seed)
+    metrics.loc[len(metrics)] = ["AUC_without_3", *extremes]
+    return run.keep_metrics(stage, "test", metrics, **source)
+
+
+def auc_without_3(
+    grades: np.ndarray, scores: np.ndarray, groups: np.ndarray, seed: int
+) -> tuple[float, float, float, int]:
+    """Return the AUC of malignancy 4 and 5 against 1 and 2, its 95 % interval, and n.
+
+    Parameters
+    ----------
+    grades : np.ndarray, int (N,)
+        0 to 4; nodules of malignancy 3 are left out.
+    scores : np.ndarray, (N,)
+        Larger for more malignant.
+    groups : np.ndarray, (N,)
+        Patients, which the bootstrap resamples.
+    seed : int
+    """
+    known = grades != INDETERMINATE
+    malignant, scores, groups = grades[known] > INDETERMINATE, scores[known], groups[known]
+    drawn = [
+        area_under_roc(malignant[rows], scores[rows])
+        for rows in resamples(groups, seed, whole=True)
+    ]
+    value = area_under_roc(malignant, scores)
+    return value, *percentile_interval(drawn), int(known.sum())
+
+
+def mean_over_patients(
+    values: np.ndarray, groups: np.ndarray, seed: int
+) -> tuple[float, float, float, int]:
+    """Return the mean of values (N,), the 95 % interval of a bootstrap over patients, and n."""
+    drawn = [values[rows].mean() for rows in resamples(groups, seed, whole=True)]
+    return float(values.mean()), *percentile_interval(drawn), len(values)
 
 
 def small_masks(masks: list[np.ndarray], size: int) -> np.ndarray:

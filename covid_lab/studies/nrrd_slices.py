@@ -19,8 +19,9 @@ import nrrd
 import numpy as np
 import pandas as pd
 
-from covid_project.data import MAX_PIXELS, DataError, Dataset, listed
+from covid_project.data import DataError, Dataset, listed
 from covid_project.files import fingerprint
+from covid_project.images import MAX_PIXELS
 
 SUFFIXES = (".nrrd", ".nhdr")  # header and pixels in one file; header alone, naming the other
 TABLES = (".csv", ".xlsx")
@@ -197,6 +198,24 @@ def read_labels(path: Path) -> pd.DataFrame:
         raise
     except Exception as error:  # pandas and openpyxl raise whatever a damaged file leads them to
         raise DataError(f"{path} cannot be read as a table: {_reason(error)}") from None
+    return checked_labels(table, path)
+
+
+def checked_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Return name, malignancy and patient of a label table, checked.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        All values text.
+    path : Path
+        For messages.
+
+    Returns
+    -------
+    pd.DataFrame
+        As `read_labels`; the same errors are raised.
+    """
     found = {}
     for wanted, heads in COLUMNS.items():
         fits = [head for head in table if _plain(head) in heads]
