@@ -297,3 +297,15 @@ def test_the_fingerprint_changes_with_a_pixel_and_with_a_label(tmp_path):
     relabelled = open_slices(folder).fingerprint
     written(folder / "nodule" / "a.nrrd", AIR + 5, kind="short", sizes=(COLUMNS, ROWS))
     assert len({before, relabelled, open_slices(folder).fingerprint}) == 3
+
+
+def test_hidden_files_and_habits_of_spreadsheets_are_passed_over(tmp_path):
+    folder = folder_of(tmp_path)
+    for view in ("full", "nodule"):
+        (folder / view / "._a.nrrd").write_bytes(b"AppleDouble")
+        (folder / view / ".DS_Store").write_bytes(b"x")
+    rows = "\ufeffname;malignancy;patient;\na; 3;p1;\nb;3.0;p1;\n;;;\nc;3,0;p2;\n;;;\n"
+    (folder / "labels.csv").write_text(rows, encoding="utf-8")
+    dataset = open_slices(folder)
+    assert dataset.table["label"].tolist() == [2, 2, 2]
+    assert dataset.table["group"].tolist() == ["p1", "p1", "p2"]

@@ -99,7 +99,7 @@ def read_table(content: bytes, name: str) -> pd.DataFrame:
     {'path': ['1.png'], 'label': ['COVID']}
     """
     try:
-        if content.startswith(b"PK"):
+        if content.startswith(b"PK") or name.lower().endswith(".xlsx"):
             table = pd.read_excel(io.BytesIO(content), dtype=str)
         else:
             text = _text(content)

@@ -19,6 +19,7 @@ import nrrd
 import numpy as np
 import pandas as pd
 
+from covid_lab.reading.manifests import read_table
 from covid_project.data import DataError, Dataset, listed
 from covid_project.files import fingerprint
 from covid_project.images import MAX_PIXELS
@@ -187,17 +188,9 @@ def read_labels(path: Path) -> pd.DataFrame:
         whole number from 1 to 5.
     """
     path = Path(path)
-    try:
-        if path.suffix.lower() == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        elif path.suffix.lower() == ".xlsx":
-            table = pd.read_excel(path, dtype=str, keep_default_na=False)
-        else:
-            raise DataError(f"{path} is no label table: allowed are {' and '.join(TABLES)}")
-    except DataError:
-        raise
-    except Exception as error:  # pandas and openpyxl raise whatever a damaged file leads them to
-        raise DataError(f"{path} cannot be read as a table: {_reason(error)}") from None
+    if path.suffix.lower() not in TABLES:
+        raise DataError(f"{path} is no label table: allowed are {' and '.join(TABLES)}")
+    table = read_table(path.read_bytes(), str(path))
     return checked_labels(table, path)
 
 
@@ -244,7 +237,7 @@ def checked_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _grades(column: pd.Series, names: pd.Series, path: Path) -> np.ndarray:
-    numbers = pd.to_numeric(column, errors="coerce")
+    numbers = pd.to_numeric(column.str.replace(",", "."), errors="coerce")  # 3,0 in some languages
     wrong = ~numbers.isin([1, 2, 3, 4, 5])
     if wrong.any():
         said = [
@@ -323,7 +316,11 @@ def _files(folder: Path, view: str) -> dict[str, str]:
     )
     if place is None:
         raise DataError(f"{folder} has no folder {view!r} with that view of each slice")
-    files = sorted(f for f in place.iterdir() if f.suffix.lower() in SUFFIXES)
+    files = sorted(
+        file
+        for file in place.iterdir()
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
     stems = [_stem(file.name) for file in files]
     twice = (
         {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else ()
