@@ -1,7 +1,8 @@
 # make run [DATA=path] [PROFILE=name] [RESULTS=folder] [SET="key=value ..."]
 # make extras [the same]   seeds, ablations, calibration, tests of explanations, after `make run`
 # make studies             the four studies on drawn images
-# make test                the style check and all tests
+# make test                the style check and the quick tests
+# make test-all            the style check and all tests
 # make lint                style, links of the documents, generated pages
 # make docs                the documents as a site, in site/
 # make docs-tables         docs/results.md and docs/benchmarks.md, from results/
@@ -25,7 +26,7 @@ STUDIES := $(filter-out course_extras another_hospital,$(basename $(notdir $(wil
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \
 	$(if $(RESULTS),--results "$(RESULTS)") $(foreach change,$(SET),--set $(change))
 
-.PHONY: run extras studies test floor newest faults lint docs docs-tables pictures report verify \
+.PHONY: run extras studies test test-all floor newest faults lint docs docs-tables pictures report verify \
 	figures submission clean
 
 # The run, the report and the hand-in share one results folder.
@@ -54,6 +55,9 @@ submission: $(VENV)/ready
 
 # Two processes: as many as the smallest machine has cores.
 test: $(VENV)/ready lint
+	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not slow and not long"
+
+test-all: $(VENV)/ready lint
 	$(PYTHON) -m pytest -n 2 --dist loadgroup
 
 faults: $(VENV)/ready

@@ -25,9 +25,20 @@ HOUSE = Path(__file__).resolve().parent.parent
 SHARED = HOUSE.parent / "shared"
 
 
+SLOW = {  # files that take more than twenty seconds, left out by `make test`
+    *("test_study_robustness", "test_study_lung_nodules", "test_study_pneumonia"),
+    *("test_study_ct_lesions", "test_grader", "test_audit_command", "test_report_build"),
+    *("test_audit_protocol", "test_external_mitigation", "test_external_training"),
+    *("test_benchmarks", "test_main", "test_killed", "test_two_runs", "test_verify"),
+    *("test_bad_images", "test_long_and_many", "test_audit_data_checks"),
+}
+
+
 def pytest_collection_modifyitems(items):
-    """Keep together, where several processes share the tests, what shares what it is made from."""
+    """Mark slow tests; keep together, for several processes, tests that share what they need."""
     for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
         group = "small_run" if "small_run" in item.fixturenames else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
 
