@@ -7,6 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import joblib
 import keras
 import numpy as np
 import pandas as pd
@@ -71,6 +72,8 @@ def test_one_worker_is_this_process():
 
 
 def test_two_workers_are_others_with_half_of_the_cores_each():
+    joblib.Parallel(2)(joblib.delayed(abs)(item) for item in (1, 2))  # processes of others
+
     def who(item):
         return item, os.getpid(), os.environ["TF_NUM_INTRAOP_THREADS"]
 

@@ -68,7 +68,7 @@ def each[Item, Result](
         raise ValueError(f"unknown backend {backend!r}; allowed: {', '.join(BACKENDS)}")
     threads = max(1, (os.cpu_count() or 1) // workers)
     send = _through_ray if backend == "ray" else partial(_through_joblib, backend)
-    call = partial(_call, function, threads)
+    call = partial(_call, function, threads, os.getpid())
     waiting, lost = dict(enumerate(items)), 0
     while waiting:
         try:
@@ -118,19 +118,28 @@ def _through_ray(call: Callable, items: dict, workers: int) -> Iterator:
         yield from ray.get(finished)
 
 
-def _call(function: Callable, threads: int, number: int, item: object) -> tuple[int, object]:
+def _call(
+    function: Callable, threads: int, parent: int, number: int, item: object
+) -> tuple[int, object]:
+    if os.getpid() != parent:  # joblib may reuse processes that were started before
+        os.environ.update(_thread_settings(threads))
     if "tensorflow" in sys.modules:  # on a cluster, which others started
         with suppress(RuntimeError):  # too late: TensorFlow has started its threads
             sys.modules["tensorflow"].config.threading.set_intra_op_parallelism_threads(threads)
     return number, function(item)
 
 
+def _thread_settings(threads: int) -> dict[str, str]:
+    names = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
 @contextmanager
 def _environment(threads: int) -> Iterator[None]:
     """Limit the threads of processes started here; TensorFlow and BLAS read these variables."""
-    names = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
+    settings = _thread_settings(threads)
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
