@@ -157,7 +157,7 @@ def test_patients_are_folders(tmp_path):
     }
     names, _ = LAYOUTS["classes inside patients"]
     assert read(write(tmp_path / "b", names))[1] == {f"patient{p:03}" for p in range(6)}
-    # 1, 2, 3 are numbered anew in each class.
+    # 1, 2, 3 are numbered from 1 in each class.
     names = [f"{c}/{p}/{k}.png" for c in "AB" for p in range(3) for k in range(2)]
     found = read(write(tmp_path / "c", names), classes=("A", "B"))[1]
     assert found == {f"{c}/{p}" for c in "ab" for p in range(3)}

@@ -6,7 +6,7 @@ Each function takes the tables of a section by their path in ``results/``, in th
 
 import pandas as pd
 
-from covid_lab.documentation.cells import NONE, Tables, only
+from covid_lab.documentation.cells import NONE, Tables, intervals, only
 
 SUITES = {
     "explain": (
@@ -121,3 +121,25 @@ def growth(tables: Tables) -> pd.DataFrame:
     )
     wide.columns = [f"{count:,} images" for count in wide.columns]
     return wide.reset_index()
+
+
+def near_copies(tables: Tables) -> pd.DataFrame:
+    """Tabulate the recall of each kind of copy, and the precision, of each tool and draw.
+
+    Parameters
+    ----------
+    tables : dict of str to pd.DataFrame
+        The section's tables, by path in ``results/``: one per draw.
+
+    Returns
+    -------
+    pd.DataFrame of str
+        One row per kind, one column per tool, setting and draw.
+    """
+    columns = {}
+    for draw, table in enumerate(tables.values(), 1):
+        for (tool, setting), part in table.groupby(["tool", "setting"], sort=False):
+            heading = f"{tool}, second draw" if draw == 2 else f"{tool}, {setting}"
+            kind = part["measure"].where(part["kind"] == "all", part["kind"])
+            columns[heading] = pd.Series(intervals(part).to_numpy(), kind)
+    return pd.DataFrame(columns).rename_axis("copy").reset_index()

@@ -361,7 +361,7 @@ def mask_beside(picture: Picture) -> np.ndarray | None:
     Returns
     -------
     np.ndarray, (h, w), bool, or None
-        The mask; None where there is none.
+        The mask, or None if the image has none.
     """
     *folders, folder, file = ["", *Path(picture.name).as_posix().split("/")]
     name = "/".join([*folders, "masks", file]).removeprefix("/")

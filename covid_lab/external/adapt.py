@@ -32,7 +32,7 @@ TOO_FEW = f"{{}} images are too few; {FEWEST} are needed"
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold from unlabelled images, or why there is none.
+    """A threshold from unlabelled images, or the reason why it is refused.
 
     Attributes
     ----------

@@ -147,7 +147,7 @@ def _folder(request: Request) -> Path:
 
 
 def _opened(request: Request) -> tuple[Dataset, str]:
-    """Open the images of one split; also return its name, "" where there is none."""
+    """Open the images of one split; also return its name, "" without splits."""
     dataset = open_dataset(
         request.data,
         classes=None if request.finding else request.classes,

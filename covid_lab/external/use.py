@@ -231,7 +231,7 @@ def mean_interval(
     Returns
     -------
     value : float
-        The statistic of the values; the mean where there is one value, NaN where there is none.
+        The statistic of the values; the mean of a single value; NaN without values.
     low : float
         Lower bound; NaN for fewer than two values.
     high : float

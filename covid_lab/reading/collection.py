@@ -97,7 +97,7 @@ def collect(
     tables = manifests.content_of(table) if table else {}
     if not tables:
         visible = [name for name in names if not is_hidden(name)]
-        inside = manifests.find_tables(root, visible, images)
+        inside = manifests.find_tables(root, visible)
         tables = {name: read_bytes(root, name) for name in inside}
     if tables:
         found = manifests.read_manifest(

@@ -239,8 +239,8 @@ def _without_suffix(name: str) -> str:
     return name[: -len(path.suffix)] if path.suffix else name
 
 
-def find_tables(root: Root, names: Sequence[str], images: Sequence[str]) -> list[str]:
-    """Find tables of NIH ChestX-ray14 or CheXpert among the files.
+def find_tables(root: Root, names: Sequence[str]) -> list[str]:
+    """Find tables of NIH ChestX-ray14 or CheXpert among the files, by their headers.
 
     Parameters
     ----------
@@ -248,8 +248,6 @@ def find_tables(root: Root, names: Sequence[str], images: Sequence[str]) -> list
         Folder or archive of the files.
     names : sequence of str
         Paths of all files.
-    images : sequence of str
-        Paths of the images; a table counts if it names some of them or has over 2,000 rows.
 
     Returns
     -------
@@ -261,13 +259,12 @@ def find_tables(root: Root, names: Sequence[str], images: Sequence[str]) -> list
         if not name.lower().endswith((".csv", ".tsv")) or name.count("/") > 3:
             continue
         try:
-            table = read_table(read_bytes(root, name), name)
+            lines = read_bytes(root, name).splitlines()[:2]  # a table has at least one row
+            columns = set(read_table(b"\n".join(lines), name))
         except DataError:
             continue
-        if set(NIH) <= set(table) or set(CHEXPERT) <= set(table):
-            column = NIH[0] if NIH[0] in table else CHEXPERT[0]
-            if any(match_images(table[column].head(2000), images)) or len(table) > 2000:
-                known.append(name)
+        if set(NIH) <= columns or set(CHEXPERT) <= columns:
+            known.append(name)
     return known
 
 

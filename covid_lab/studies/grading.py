@@ -280,7 +280,7 @@ def _one_of(variants: np.ndarray, rows: tf.data.Dataset, seed: int) -> tf.data.D
 def _compiled(architecture: str, ordinal: bool) -> keras.Model:
     """A network of the architecture, compiled once: tracing costs more than a short training does.
 
-    Its variables are set anew for each training, dropout's random state and Adam's moments too.
+    Its variables are set again for each training, dropout's random state and Adam's moments too.
     """
     twin = keras.models.model_from_json(architecture)
     if ordinal:
