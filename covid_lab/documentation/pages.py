@@ -285,8 +285,9 @@ BENCHMARKS = (
     Section(
         "Near copies by kind",
         "Recall of 60 planted copies of each kind among 1,100 radiographs, and precision, with "
-        "95 % intervals. The best threshold of a package was chosen on the draw itself. The first draw "
-        "was read twice by covid_lab, whose threshold was raised from 0.70 to 0.75 in between.",
+        "95 % intervals. The best threshold of a package was chosen on the draw itself. The first "
+        "draw was read twice by covid_lab, whose threshold was raised from 0.70 to 0.75 in "
+        "between.",
         "near_copies*.csv",
         benchmark_tables.near_copies,
     ),
