@@ -20,7 +20,7 @@ PYTHON := $(VENV)/bin/python
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Where every parameter of a public function has its type and meaning.
-DOCUMENTED = $(shell find covid_lab -name '*.py' | grep -v /studies/)
+DOCUMENTED = $(shell find covid_project covid_lab -name '*.py')
 
 STUDIES := $(filter-out course_extras another_hospital,$(basename $(notdir $(wildcard studies/*.ipynb))))
 OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(PROFILE),--profile $(PROFILE)) \

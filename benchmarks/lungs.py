@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.runner import Benchmark
-from covid_lab.lung_data import TEST_SETS, Masks
 from covid_lab.lungs import segment_lungs
-from covid_lab.lungs_classical import segment_lungs_classically
+from covid_lab.lungs.classical import segment_lungs_classically
+from covid_lab.lungs.data import TEST_SETS, Masks
 from covid_lab.masks import dice
 from covid_lab.phantoms import draw_radiograph
 

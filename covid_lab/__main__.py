@@ -259,7 +259,7 @@ def _mitigate(options: argparse.Namespace) -> int:
     from covid_project.models import WeightsUnavailable
 
     try:
-        found = mitigate(options.own, options.target, options.out, target_split=options.split)
+        found = mitigate(options.own, options.target, options.out, options.split)
     except (DataError, WeightsUnavailable, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -271,22 +271,17 @@ def _mitigate(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from covid_lab.report import build
 
-    results, source = options.results, build.SOURCE
-    evidence = build.write_evidence(results)
-    print(f"values and tables: {results / 'report'}")
+    build.write_evidence(options.results)
+    report = build.Report(options.results)
+    print(f"values and tables: {report.folder}")
     try:
-        print(f"report: {build.build(results)}")
+        print(f"report: {report.typeset()}")
     except build.ReportFault as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for warning in build.source_warnings(results, source, evidence):
+    for warning in report.warnings():
         print(f"warning: {warning}")
-    for fault in [
-        *build.source_faults(results, source, evidence),
-        *build.missing_figures(results, source, evidence),
-        *build.pdf_faults(results),
-        *build.unfilled_places(results, source),
-    ]:
+    for fault in [*report.faults(), *report.unfilled_places()]:
         print(f"before you hand in: {fault}")
     return 0
 

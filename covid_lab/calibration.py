@@ -37,6 +37,14 @@ def reliability(labels: np.ndarray, scores: np.ndarray, bins: int = BINS) -> pd.
     ------
     ValueError
         Labels and scores do not fit each other (see `covid_project.evaluation.checked`).
+
+    Examples
+    --------
+    >>> labels, scores = np.array([0, 1, 1, 1]), np.array([-2.0, -1.8, 2.0, 3.0])
+    >>> reliability(labels, scores, bins=2)[["n", "predicted", "observed"]].round(2)
+       n  predicted  observed
+    0  2       0.13       0.5
+    1  2       0.92       1.0
     """
     labels, scores = checked(labels, scores)
     probability = expit(scores.astype(np.float64))
@@ -71,6 +79,11 @@ def expected_calibration_error(
     Returns
     -------
     float or np.ndarray, float64 (R,), 0–1
+
+    Examples
+    --------
+    >>> float(expected_calibration_error(np.array([0, 1]), np.array([0.2, 0.9])))
+    0.15
     """
     labels, probability = np.broadcast_arrays(np.asarray(labels, float), probability)
     number = _bin(probability, bins)
@@ -111,6 +124,13 @@ def calibration(
     ------
     ValueError
         Labels and scores do not fit each other (see `covid_project.evaluation.checked`).
+
+    Examples
+    --------
+    >>> labels, scores = np.repeat([0, 1], 20), np.linspace(-3, 3, 40)
+    >>> found = calibration(labels, scores)
+    >>> found["n"], bool(found["ece_low"] < found["ece"] < found["ece_high"])
+    (40, True)
     """
     labels, scores = checked(labels, scores)
     probability = expit(scores.astype(np.float64))

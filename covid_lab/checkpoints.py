@@ -178,6 +178,11 @@ def load_model(path: Path, *, trust: bool = False) -> keras.Model:
     ModelRefused
         The file is missing or damaged. Without ``trust`` also: another kind of file, a file of
         Keras 2, or layers or functions that are neither Keras' own nor the project's.
+
+    Examples
+    --------
+    >>> load_model(Path("model.keras")).output_shape
+    (None, 1)
     """
     path = Path(path)
     if not path.is_file():

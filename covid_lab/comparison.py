@@ -45,6 +45,15 @@ def compare(
     ------
     ValueError
         Fewer than two models, or scores that do not fit the labels.
+
+    Examples
+    --------
+    >>> labels, good = np.repeat([0, 1], 20), np.arange(40.0) - 19.5
+    >>> table = compare(labels, {"good": good, "reversed": -good})
+    >>> table[["metric", "difference", "verdict"]]
+         metric  difference verdict
+    0  accuracy        -1.0   worse
+    1       AUC        -1.0   worse
     """
     names = list(scores)
     if reference is None:

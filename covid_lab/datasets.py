@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from covid_lab.masks import marked_pixels, resized_mask
 from covid_lab.reading.collection import collect, in_words
 from covid_lab.reading.origins import class_folder, mask_of, sources
 from covid_lab.reading.patients import group_of
@@ -26,7 +27,6 @@ from covid_project.data import (
     SPLITS,
     DataError,
     Dataset,
-    Root,
     file_hashes,
     listed,
     read_bytes,
@@ -56,7 +56,7 @@ class UnreadableImage(DataError):
 
 
 class UnreadableImages(DataError):
-    """All images of a data set that cannot be read.
+    """All images of a data set that cannot be read, each with its reason.
 
     Parameters
     ----------
@@ -151,8 +151,9 @@ def open_dataset(
 
     Examples
     --------
-    >>> dataset = open_dataset("covid_xray.zip", as_found=True)  # doctest: +SKIP
-    >>> dataset.table[["path", "label", "split", "group"]]  # doctest: +SKIP
+    >>> dataset = open_dataset("covid_xray.zip", as_found=True)
+    >>> dataset.table.columns.tolist()
+    ['path', 'label', 'split', 'source', 'group', 'mask']
     """
     path = Path(path).expanduser()
     if as_found and not (splits_file and Path(splits_file).is_file()):
@@ -198,12 +199,12 @@ def _as_found(
     rows = rows.iloc[np.lexsort((rows["path"], rows["label"], order))].reset_index(drop=True)
     images = sum(
         PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-        for names in found.left_out.values()
+        for names in found.passed_over.values()
         for name in names
     )
     kept = rows.drop(columns="patient")
     dataset = FoundDataset(
-        kept, found.root, found.classes, identity, images, found.left_out, found.notes
+        kept, found.root, found.classes, identity, images, found.passed_over, found.notes
     )
     return dataset, rows["patient"]
 
@@ -243,7 +244,6 @@ def without(dataset: Dataset, paths: Iterable[str]) -> Dataset:
     Parameters
     ----------
     dataset : Dataset
-        The data.
     paths : iterable of str
         Paths of the images to leave out.
 
@@ -251,6 +251,12 @@ def without(dataset: Dataset, paths: Iterable[str]) -> Dataset:
     -------
     Dataset
         The other images; the fingerprint is still that of the whole.
+
+    Examples
+    --------
+    >>> dataset = open_dataset("covid_xray.zip", as_found=True)
+    >>> len(without(dataset, dataset.table["path"][:3]).table)
+    45
     """
     kept = dataset.table[~dataset.table["path"].isin(set(paths))]
     return replace(dataset, table=kept.reset_index(drop=True))
@@ -264,7 +270,6 @@ def write_splits(path: str | Path, dataset: Dataset, splits: np.ndarray) -> None
     path : str or Path
         CSV to write, with the columns path, label, split and fingerprint.
     dataset : Dataset
-        The data.
     splits : np.ndarray, str (N,)
         Split of each image, in the order of the data set's table.
     """
@@ -287,7 +292,6 @@ def load_images(
     Parameters
     ----------
     dataset : Dataset
-        The data.
     size : int, from 1
         Pixels along each side; an image that is not square is squashed.
     progress : callable, optional
@@ -303,11 +307,15 @@ def load_images(
     Raises
     ------
     UnreadableImages
-        Names every image that cannot be read, with its reason.
+
+    Examples
+    --------
+    >>> load_images(open_dataset("covid_xray.zip", as_found=True), 16).shape
+    (48, 16, 16, 1)
     """
 
     def load(path: str) -> np.ndarray:
-        return resize(decode(_read(dataset.root, path), path), (size, size))
+        return resize(decode(read_bytes(dataset.root, path), path), (size, size))
 
     shape = (len(dataset.table), size, size, 1)
     images = np.empty(shape, np.uint8) if into is None else into
@@ -326,7 +334,6 @@ def each_image(
     Parameters
     ----------
     dataset : Dataset
-        The data.
     work : callable
         Called in threads with the grey values of one image, uint8 (height, width).
     progress : callable, optional
@@ -346,7 +353,7 @@ def each_image(
     take = take or results.append
     unreadable = _attempt_each(
         dataset.table["path"],
-        lambda path: work(decode(_read(dataset.root, path), path)),
+        lambda path: work(decode(read_bytes(dataset.root, path), path)),
         lambda _, result: take(result),
         progress,
     )
@@ -375,12 +382,11 @@ def load_masks(dataset: Dataset, size: int) -> np.ndarray:
     Raises
     ------
     UnreadableImages
-        Names every mask that cannot be read, with its reason.
     """
 
     def load(path: str) -> np.ndarray:
-        grey = decode(_read(dataset.root, path), path)
-        return resize(np.uint8(255) * (grey > grey.max() / 2), (size, size)) >= 128
+        grey = decode(read_bytes(dataset.root, path), path)
+        return resized_mask(marked_pixels(grey), (size, size))
 
     masks = np.zeros((len(dataset.table), size, size), bool)
     rows = np.flatnonzero(dataset.table["mask"] != "")
@@ -395,7 +401,6 @@ def image_sizes(dataset: Dataset) -> pd.DataFrame:
     Parameters
     ----------
     dataset : Dataset
-        The data.
 
     Returns
     -------
@@ -406,7 +411,11 @@ def image_sizes(dataset: Dataset) -> pd.DataFrame:
     Raises
     ------
     UnreadableImages
-        Names every image whose header cannot be read, with its reason.
+
+    Examples
+    --------
+    >>> image_sizes(open_dataset("covid_xray.zip", as_found=True)).columns.tolist()
+    ['width', 'height', 'mode', 'bytes']
     """
 
     def measure(image: Image.Image, content: bytes, path: str) -> tuple[int, int, str, int]:
@@ -421,7 +430,6 @@ def each_header(dataset: Dataset, work: Callable[[Image.Image, bytes, str], obje
     Parameters
     ----------
     dataset : Dataset
-        The data.
     work : callable
         Called in threads with the image that Pillow opened, all bytes of its file, and its path.
 
@@ -433,26 +441,13 @@ def each_header(dataset: Dataset, work: Callable[[Image.Image, bytes, str], obje
     Raises
     ------
     UnreadableImages
-        Names every image whose header cannot be read, with its reason.
     """
 
     def opened(path: str):
-        content = _read(dataset.root, path)
+        content = read_bytes(dataset.root, path)
         return work(open_image(content, path), content, path)
 
     return _for_each(dataset.table["path"], opened)
-
-
-def _read(root: Root, name: str) -> bytes:
-    if not root.joinpath(name).is_file():  # reading a device or a pipe might never end
-        raise UnreadableImage(name, "not a regular file (a broken link or a device)")
-    return read_bytes(root, name)
-
-
-def _unreadable(name: str, error: DataError) -> UnreadableImage:
-    if isinstance(error, UnreadableImage):
-        return error
-    return UnreadableImage(name, str(error).removeprefix(f"{name}: "))
 
 
 def _for_each(
@@ -482,7 +477,7 @@ def _attempt_each(
         try:
             return work(name)
         except DataError as error:
-            return _unreadable(name, error)
+            return UnreadableImage(name, str(error).removeprefix(f"{name}: "))
 
     names = list(names)
     unreadable = []

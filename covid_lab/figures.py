@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from covid_lab.explain.quality_terms import (
     BASELINES,
@@ -14,8 +13,7 @@ from covid_lab.explain.quality_terms import (
     SANITY,
     is_lower_better,
 )
-from covid_project.evaluation import confusion
-from covid_project.figures import COLOURS, COLUMN, DASHES, MARKERS, PAGE, image_grid, styled
+from covid_project.figures import COLOURS, COLUMN, MARKERS, PAGE, image_grid, styled
 
 
 @styled
@@ -32,6 +30,10 @@ def feature_maps(maps: np.ndarray, titles: Sequence[str], columns: int = 8) -> p
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> figure = feature_maps(np.zeros((4, 8, 8)), ["1", "2", "3", "4"])
     """
     low = maps.min(axis=(1, 2), keepdims=True)
     spread = np.maximum(np.ptp(maps, axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
@@ -50,6 +52,12 @@ def reliability(tables: Mapping[str, pd.DataFrame]) -> plt.Figure:
     Returns
     -------
     matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> from covid_lab.calibration import reliability as bins_of
+    >>> labels, scores = np.repeat([0, 1], 20), np.linspace(-3, 3, 40)
+    >>> figure = reliability({"baseline": bins_of(labels, scores)})
     """
     figure, axes = plt.subplots(
         1,
@@ -154,122 +162,3 @@ def _quality_panels(table: pd.DataFrame) -> list[tuple[str, str, str]]:
     keys = list(dict.fromkeys(shown[["test", "measure", "setting"]].itertuples(index=False)))
     cascade = [key for key in keys if key.test == SANITY and key.setting.startswith("cascading")]
     return [tuple(key) for key in keys if key.test != SANITY or key == cascade[-1]]
-
-
-@styled
-def class_shares(table: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
-    """Draw the fractions of the classes in each split, one pie per split.
-
-    Parameters
-    ----------
-    table : pd.DataFrame
-        One row per image, with the columns split and label (0 to K − 1).
-    classes : sequence of str, (K,)
-        Names of the labels.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    counts = pd.crosstab(table["split"], table["label"]).loc[table["split"].unique()]
-    figure, axes = plt.subplots(1, len(counts), figsize=(COLUMN, 1.5), layout="constrained")
-    for axis, (split, row) in zip(np.atleast_1d(axes), counts.iterrows(), strict=True):
-        wedges, *_ = axis.pie(row, colors=COLOURS[: len(row)], autopct="%.0f%%", startangle=90)
-        axis.set_title(f"{split}: {row.sum()}")
-    figure.legend(wedges, classes, loc="outside lower center", ncols=len(classes))
-    return figure
-
-
-@styled
-def stored_sizes(sizes: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
-    """Draw width and height of the image files: a box plot of each, and one against the other.
-
-    Parameters
-    ----------
-    sizes : pd.DataFrame
-        One row per image, with the columns width, height (pixels) and label (0 to K − 1).
-    classes : sequence of str, (K,)
-        Names of the labels.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.0), layout="constrained")
-    groups = [sizes[sizes["label"] == label] for label in range(len(classes))]
-    for axis, side in zip(axes, ("width", "height"), strict=False):
-        axis.boxplot([group[side] for group in groups], tick_labels=classes)
-        axis.set(ylabel=f"{side} (pixels)")
-    for number, (group, name) in enumerate(zip(groups, classes, strict=True)):
-        style = {"color": COLOURS[number], "marker": MARKERS[number], "label": name}
-        axes[2].scatter(group["width"], group["height"], s=12, alpha=0.5, **style)
-    axes[2].set(xlabel="width (pixels)", ylabel="height (pixels)")
-    axes[2].legend()
-    return figure
-
-
-@styled
-def ranking_curves(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> plt.Figure:
-    """Draw ROC and precision-recall curves of several models, with their thresholds marked.
-
-    Parameters
-    ----------
-    labels : np.ndarray, (N,)
-        0 or 1.
-    scores : mapping of str to np.ndarray, (N,)
-        Name of a model → its logits, whose threshold is 0.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), layout="constrained")
-    for number, (name, values) in enumerate(scores.items()):
-        style = {"color": COLOURS[number], "linestyle": DASHES[number]}
-        counts = confusion(labels, values)
-        found = counts[1, 1] / counts[1].sum()
-        false_alarms, sensitivity, _ = roc_curve(labels, values)
-        axes[0].plot(false_alarms, sensitivity, label=name, **style)
-        precision, recall, _ = precision_recall_curve(labels, values)
-        axes[1].plot(recall, precision, label=name, **style)
-        marker = {"marker": MARKERS[number], "color": COLOURS[number], "markersize": 5}
-        axes[0].plot(counts[0, 1] / counts[0].sum(), found, **marker)
-        if counts[:, 1].any():
-            axes[1].plot(found, counts[1, 1] / counts[:, 1].sum(), **marker)
-    axes[0].set(xlabel="1 − specificity", ylabel="sensitivity", title="ROC")
-    axes[1].set(xlabel="recall", ylabel="precision", title="precision and recall")
-    axes[1].axhline(np.mean(labels), color="0.5", linewidth=0.8)
-    axes[0].plot([0, 1], [0, 1], color="0.5", linewidth=0.8)
-    axes[0].legend(loc="lower right")
-    return figure
-
-
-@styled
-def model_bars(table: pd.DataFrame) -> plt.Figure:
-    """Draw accuracy and AUC with 95 % intervals, and training time, beside the published values.
-
-    Parameters
-    ----------
-    table : pd.DataFrame
-        One row per model: stage, seconds, published_seconds, and for accuracy and AUC the value,
-        ``<metric>_low``, ``<metric>_high`` and ``published_<metric>``.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    figure, axes = plt.subplots(1, 3, figsize=(PAGE, 2.2), layout="constrained")
-    places = np.arange(len(table))
-    for axis, name in zip(axes, ("accuracy", "AUC", "seconds"), strict=True):
-        bars = {"edgecolor": "black", "linewidth": 0.5}
-        axis.bar(
-            places - 0.2, table[f"published_{name}"], 0.4, color="0.8", label="published", **bars
-        )
-        axis.bar(places + 0.2, table[name], 0.4, color=COLOURS[0], label="here", **bars)
-        if f"{name}_low" in table:
-            axis.vlines(places + 0.2, table[f"{name}_low"], table[f"{name}_high"], color="black")
-            axis.set_ylim(0, 1)
-        axis.set(xticks=places, xticklabels=table["stage"], ylabel=name)
-    axes[2].set_ylabel("seconds of training")
-    axes[2].legend()
-    return figure

@@ -15,8 +15,7 @@ import nbformat
 import yaml
 
 from covid_lab.notebooks import code_cells, is_kept, is_parameters, sources, without_chatter
-from covid_lab.report import build
-from covid_lab.report.evidence import collect
+from covid_lab.report.build import SOURCE, Report
 from covid_lab.runs.runner import EXECUTED
 from covid_lab.runs.settings import NOTEBOOKS
 from covid_project.files import read_csv, whole_file
@@ -63,7 +62,7 @@ class Refused(RuntimeError):
 
 
 def submit(
-    results: Path, group: int, folder: Path, *, draft: bool = False, source: Path = build.SOURCE
+    results: Path, group: int, folder: Path, *, draft: bool = False, source: Path = SOURCE
 ) -> list[Path]:
     """Check everything, then write ``Report_group<n>.pdf`` and ``covid_project_group<n>.zip``.
 
@@ -90,8 +89,9 @@ def submit(
     Refused
         With every reason. Nothing is written then.
     """
-    places = [*unfilled_places(results), *build.unfilled_places(results, source)]
-    reasons = [*code_faults(results), *report_faults(results, source)]
+    report = Report(results, source)
+    places = [*unfilled_places(results), *report.unfilled_places()]
+    reasons = [*code_faults(results), *report.faults()]
     if reasons or (places and not draft):
         raise Refused([*reasons, *([] if draft else places)])
     for place in places:
@@ -99,10 +99,10 @@ def submit(
     archive = folder / f"{PACKAGE}_group{group}.zip"
     with whole_file(archive) as part:
         write_archive(part, results, group)
-    report = folder / f"Report_group{group}.pdf"
-    with whole_file(report) as part:
-        shutil.copyfile(results / "report" / "Report.pdf", part)
-    return [report, archive]
+    pdf = folder / f"Report_group{group}.pdf"
+    with whole_file(pdf) as part:
+        shutil.copyfile(report.folder / "Report.pdf", part)
+    return [pdf, archive]
 
 
 def code_faults(results: Path) -> list[str]:
@@ -125,47 +125,13 @@ def code_faults(results: Path) -> list[str]:
     synthetic = "the run used drawn images; the sheet does not allow synthetic data"
     return [
         *([synthetic] if drawn else []),
-        *further_test_evaluations(results),
+        *_further_test_evaluations(results),
         *notebook_faults(results),
     ]
 
 
-def report_faults(results: Path, source: Path) -> list[str]:
-    """Return the faults of the report, except the places that the team must fill.
-
-    Parameters
-    ----------
-    results : Path
-        Folder of the run.
-    source : Path
-        The report's LaTeX source.
-
-    Returns
-    -------
-    list of str
-        One line for each.
-    """
-    evidence = collect(results)
-    return [
-        *build.source_faults(results, source, evidence),
-        *build.missing_figures(results, source, evidence),
-        *build.pdf_faults(results, source),
-    ]
-
-
-def further_test_evaluations(results: Path) -> list[str]:
-    """Return the stages whose test figures do not come from a single evaluation.
-
-    Parameters
-    ----------
-    results : Path
-        Folder of the run.
-
-    Returns
-    -------
-    list of str
-        One line for each.
-    """
+def _further_test_evaluations(results: Path) -> list[str]:
+    """Name the stages whose test figures do not come from a single evaluation."""
     ledger = read_csv(results / "test_ledger.csv")
     if ledger.empty:
         return ["test_ledger.csv is missing: no model was tested"]
@@ -193,7 +159,7 @@ def notebook_faults(results: Path) -> list[str]:
     """
     faults = []
     for name in NOTEBOOKS:
-        path, ours = executed_path(results, name), PROJECT / f"{name}.ipynb"
+        path, ours = _executed_path(results, name), PROJECT / f"{name}.ipynb"
         if path is None:
             faults.append(f"{name}.ipynb was not executed: run it from top to bottom and save it")
             continue
@@ -211,21 +177,8 @@ def notebook_faults(results: Path) -> list[str]:
     return faults
 
 
-def executed_path(results: Path, name: str) -> Path | None:
-    """Find an executed notebook: among the results, or saved in its own place.
-
-    Parameters
-    ----------
-    results : Path
-        Folder of the run.
-    name : str
-        Without suffix.
-
-    Returns
-    -------
-    Path or None
-        None where the notebook was not executed.
-    """
+def _executed_path(results: Path, name: str) -> Path | None:
+    """Find an executed notebook: among the results, or saved in its own place."""
     by_command = results / EXECUTED / f"{name}.ipynb"
     if by_command.is_file():
         return by_command
@@ -248,7 +201,7 @@ def unfilled_places(results: Path) -> list[str]:
     """
     places = []
     for name in NOTEBOOKS:
-        path = executed_path(results, name)
+        path = _executed_path(results, name)
         cells = nbformat.read(path, as_version=4).cells if path else []
         texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
         for text in texts:
@@ -277,7 +230,7 @@ def write_archive(path: Path, results: Path, group: int) -> None:
         # The settings of this run become those of the package, so that "Run all" repeats it.
         archive.writestr(f"{PACKAGE}/{COURSE.name}", yaml.safe_dump(ours, sort_keys=False))
         for name in NOTEBOOKS:
-            archive.writestr(f"{name}.ipynb", _as_handed_in(executed_path(results, name), name))
+            archive.writestr(f"{name}.ipynb", _as_handed_in(_executed_path(results, name), name))
         for table in sorted(results.glob("*.csv")):
             archive.write(table, f"results/{table.name}")
         archive.write(PROJECT / "requirements.txt", "requirements.txt")

@@ -13,7 +13,6 @@ from keras import layers
 from covid_project.models import (
     WeightsUnavailable,
     build_backbone,
-    classification_head,
     convolution,
     settle_batch_norm,
 )
@@ -52,6 +51,12 @@ def slice_cnn(
     -------
     keras.Model
         Images (N, image_size, image_size, 1) → logits (N, 1).
+
+    Examples
+    --------
+    >>> options = {"filters": (4, 8), "kernel": 3, "dense": 8, "dropout": 0.5}
+    >>> slice_cnn(32, keras.layers.Rescaling(1 / 255), **options).output_shape
+    (None, 1)
     """
     images = keras.Input((image_size, image_size, 1), name="images")
     x = normalization(images)
@@ -108,6 +113,11 @@ def resnet18(
     ------
     ValueError
         A number out of range.
+
+    Examples
+    --------
+    >>> resnet18(32, keras.layers.Rescaling(1 / 255), classes=2, channels=1).output_shape
+    (None, 2)
     """
     if classes < 2 or channels not in (1, 3):
         raise ValueError(
@@ -148,7 +158,9 @@ def _residual_block(x, filters: int, *, strides: int, name: str):
     return layers.ReLU(name=name)(layers.Add(name=f"{name}_add")([x, change]))
 
 
-def mlp(image_size: int, normalization: layers.Layer, *, units: int, dropout: float) -> keras.Model:
+def mlp(
+    image_size: int, normalization: layers.Layer, *, units: Sequence[int], dropout: float
+) -> keras.Model:
     """Build a multilayer perceptron: every pixel is an input, without any notion of neighbourhood.
 
     Parameters
@@ -157,23 +169,31 @@ def mlp(image_size: int, normalization: layers.Layer, *, units: int, dropout: fl
         Pixels along each side.
     normalization : keras.layers.Layer
         From ``normalization.normalization_layer``; becomes part of the model.
-    units : int, from 1
-        Units of the hidden layer before the classification head.
+    units : sequence of int, from 1
+        Units of each hidden layer, from the pixels on.
     dropout : float, 0–1
-        Fraction of the units that are left out in training, in both hidden layers.
+        Fraction of the units that are left out in training, in every hidden layer.
 
     Returns
     -------
     keras.Model
         Images (N, image_size, image_size, 1) → logits (N, 1).
+
+    Examples
+    --------
+    >>> mlp(32, keras.layers.Rescaling(1 / 255), units=[8, 4], dropout=0.5).output_shape
+    (None, 1)
     """
     images = keras.Input((image_size, image_size, 1), name="images")
     x = layers.Flatten(name="pixels")(normalization(images))
-    x = layers.Dense(units, use_bias=False, kernel_initializer="he_normal", name="hidden")(x)
-    x = layers.BatchNormalization(momentum=0.95, name="hidden_norm")(x)
-    x = layers.ReLU(name="hidden_relu")(x)
-    x = layers.Dropout(dropout, name="hidden_dropout")(x)
-    return keras.Model(images, classification_head(x, dropout=dropout), name="mlp")
+    for number, width in enumerate(units, 1):
+        name = f"hidden_{number}"
+        x = layers.Dense(width, use_bias=False, kernel_initializer="he_normal", name=name)(x)
+        x = layers.BatchNormalization(momentum=0.95, name=f"{name}_norm")(x)
+        x = layers.ReLU(name=f"{name}_relu")(x)
+        x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
+    logit = layers.Dense(1, name="logit")(x)
+    return keras.Model(images, logit, name="mlp")
 
 
 def shift_threshold(model: keras.Model, threshold: float) -> None:

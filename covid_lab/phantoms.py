@@ -89,6 +89,12 @@ def draw_radiograph(
     ------
     ValueError
         Size below 32 or unknown severity.
+
+    Examples
+    --------
+    >>> drawn = draw_radiograph(np.random.default_rng(0), size=64, severity="mild")
+    >>> drawn.image.shape, bool(drawn.lesions.any())
+    ((64, 64), True)
     """
     _check_size(size)
     if severity is not None and severity not in SEVERITIES:
@@ -183,6 +189,11 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
         An argument out of range.
     DataError
         The folder holds something else.
+
+    Examples
+    --------
+    >>> write_dataset(Path("drawn"), {"train": 2, "val": 1, "test": 1}, size=32, seed=0).name
+    'drawn'
     """
     _check_size(size)
     if set(counts) != set(SPLITS) or not all(_is_natural(counts[split]) for split in counts):

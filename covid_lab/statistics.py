@@ -1,11 +1,52 @@
-"""Metrics that only the lab needs: per class, and thresholds chosen on validation data."""
+"""Statistics that only the lab needs: means, metrics per class, thresholds of validation data."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from covid_project.evaluation import checked, metrics_table
+from covid_project.evaluation import LEVEL, RESAMPLES, checked, metrics_table
+
+
+def mean_interval(
+    values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float, float, int]:
+    """Compute the mean of the defined values, its 95 % interval, and their number.
+
+    The interval is the percentile interval of a bootstrap (Efron & Tibshirani 1993, ch. 13).
+
+    Parameters
+    ----------
+    values : np.ndarray, float (N,)
+        One value per image, NaN where undefined.
+    seed : int, from 0
+        Seed of the bootstrap.
+    resamples : int, from 1
+        Number of resamples.
+
+    Returns
+    -------
+    mean : float
+        NaN without values.
+    low, high : float
+        NaN for fewer than two values.
+    n : int
+
+    Examples
+    --------
+    >>> mean, low, high, n = mean_interval(np.array([0.0, 1.0, np.nan]))
+    >>> mean, n
+    (0.5, 2)
+    """
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return (float(values[0]) if len(values) else np.nan), np.nan, np.nan, len(values)
+    drawn = stats.bootstrap(
+        (values,), np.mean, n_resamples=resamples, confidence_level=LEVEL, method="percentile",
+        rng=seed,
+    )  # fmt: skip
+    return float(values.mean()), *map(float, drawn.confidence_interval), len(values)
 
 
 def class_metrics(
@@ -34,6 +75,15 @@ def class_metrics(
     ------
     ValueError
         Labels and scores do not fit each other (see `covid_project.evaluation.checked`).
+
+    Examples
+    --------
+    >>> table = class_metrics(np.repeat([0, 1], 20), np.arange(40.0) - 22, ("NORMAL", "COVID"))
+    >>> table[["class", "metric", "value"]].round(2).head(3)
+        class     metric  value
+    0  NORMAL     recall   1.00
+    1  NORMAL  precision   0.87
+    2  NORMAL         F1   0.93
     """
     labels, scores = checked(labels, scores)
     predicted = np.where(scores > 0, 1.0, -1.0)

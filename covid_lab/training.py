@@ -1,6 +1,6 @@
 """Training of the studies' networks: compile, fit, and class weights."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -18,6 +18,7 @@ def compile_classifier(
     learning_rate,
     optimizer: Callable[..., keras.optimizers.Optimizer] = keras.optimizers.Adam,
     loss: Callable[..., keras.losses.Loss] = keras.losses.BinaryCrossentropy,
+    metrics: Sequence[keras.metrics.Metric] = (),
 ) -> None:
     """Compile a classifier with one logit, by default with Adam and binary cross-entropy.
 
@@ -30,11 +31,20 @@ def compile_classifier(
         Given the learning rate, returns an optimizer.
     loss : callable
         Given ``from_logits=True``, returns a loss.
+    metrics : sequence of keras.metrics.Metric
+        Further metrics than accuracy and AUC.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> compile_classifier(model, 0.01)
+    >>> type(model.optimizer).__name__
+    'Adam'
     """
     model.compile(
         optimizer=optimizer(learning_rate),
         loss=loss(from_logits=True),
-        metrics=classification_metrics(),
+        metrics=[*classification_metrics(), *metrics],
     )
 
 
@@ -105,8 +115,9 @@ def fit(
         Weight of each label in the training loss, as from `class_weights`.
     progress : str, optional
         Name of the training in its lines of progress; None is silent.
-    **compilation : callable
-        ``optimizer`` and ``loss`` of `compile_classifier`, where they differ from the default.
+    **compilation : object
+        ``optimizer``, ``loss`` and ``metrics`` of `compile_classifier`, where they differ from its
+        defaults.
 
     Returns
     -------
@@ -117,6 +128,13 @@ def fit(
     ------
     FloatingPointError
         The loss, the validation loss in every epoch, or a weight is not finite.
+
+    Examples
+    --------
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> batches = tf.data.Dataset.from_tensors((np.eye(4), np.array([[0], [1], [0], [1]])))
+    >>> fit(model, batches, learning_rate=0.01, epochs=2)["epoch"].tolist()
+    [1, 2]
     """
     steps = len(batches) * (schedule_epochs or epochs)
     rate = learning_rate if plateau else cosine_schedule(learning_rate, steps)

@@ -50,6 +50,17 @@ def measure_each(
     -------
     pd.DataFrame
         Columns case, those of ``run_case``, seconds and the identity, in the order of the cases.
+
+    Examples
+    --------
+    >>> cases = {"half": 0.5, "double": 2.0}
+    >>> options = {"path": Path("cases.csv"), "identity": {"seed": 0}, "title": "factors"}
+    >>> table = measure_each(cases, lambda factor: {"result": 10 * factor}, **options)
+    factors: cases: 2 of 2 in ...
+    >>> table[["case", "result"]]
+         case  result
+    0    half     5.0
+    1  double    20.0
     """
     rows = resumed_trials(path, identity)
     waiting = [name for name in cases if rows.empty or name not in set(rows["case"])]
@@ -100,6 +111,12 @@ def validation_columns(
     -------
     dict of str to float
         best_epoch, val_loss and ``val_<metric>`` for each metric.
+
+    Examples
+    --------
+    >>> found = validation_columns(3, 0.4, np.array([0, 1]), np.array([-1.0, 1.0]))
+    >>> found["best_epoch"], found["val_accuracy"]
+    (3, 1.0)
     """
     metrics = {f"val_{name}": value for name, value in point_metrics(labels, scores).items()}
     return {"best_epoch": best_epoch, OBJECTIVE: val_loss, **metrics}

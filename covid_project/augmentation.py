@@ -15,27 +15,47 @@ NONE = Augmentation(flip=False, rotation=0, zoom=0, shift=0, brightness=0, contr
 
 
 def only(amounts: Augmentation, *names: str) -> Augmentation:
-    """Return the same amounts with every transformation switched off except the named ones."""
+    """Switch every transformation off except the named ones.
+
+    Parameters
+    ----------
+    amounts : Augmentation
+    *names : str
+        Fields of `Augmentation` that keep their ranges.
+
+    Returns
+    -------
+    Augmentation
+
+    Examples
+    --------
+    >>> only(settings.augmentation, "zoom")
+    Augmentation(flip=False, rotation=0, zoom=0.12, shift=0, brightness=0, contrast=0)
+    """
     return dataclasses.replace(NONE, **{name: getattr(amounts, name) for name in names})
 
 
 def augment(images: tf.Tensor, amounts: Augmentation, seed: tf.Tensor) -> tf.Tensor:
-    """Transform each image at random, by at most the given amounts.
+    """Transform each image at random, within the given ranges.
 
     Parameters
     ----------
-    images : tf.Tensor, uint8 or float32 (N, H, W, 1)
-        Grey values 0–255.
+    images : tf.Tensor, uint8 or float32 (N, H, W, 1), grey values 0–255
     amounts : Augmentation
-        Largest amount of each transformation.
+        Range of each transformation.
     seed : tf.Tensor, int32 or int64 (2,)
         The same seed gives the same images.
 
     Returns
     -------
-    tf.Tensor, float32 (N, H, W, 1)
-        Grey values 0–255. What comes in from outside the frame mirrors what is inside: black
-        corners would be a pattern that no radiograph has.
+    tf.Tensor, float32 (N, H, W, 1), grey values 0–255
+        What comes in from outside the frame mirrors what is inside: black corners would be a
+        pattern that no radiograph has.
+
+    Examples
+    --------
+    >>> augment(tf.fill([1, 8, 8, 1], 100.0), NONE, [0, 1])[0, 0, 0].numpy()
+    array([100.], dtype=float32)
     """
     images = tf.cast(images, tf.float32)
     seeds = iter(tf.unstack(tf.random.experimental.stateless_split(seed, 7)))
@@ -63,25 +83,34 @@ def augment(images: tf.Tensor, amounts: Augmentation, seed: tf.Tensor) -> tf.Ten
 
 
 def transformed(images: tf.Tensor, matrices: tf.Tensor) -> tf.Tensor:
-    """Apply matrices (N, 8) such as `affine` returns to images float32 (N, H, W, C).
+    """Move the pixels of images, with bilinear interpolation and mirrored borders.
 
-    Interpolated bilinearly; what comes in from outside the frame mirrors what is inside.
+    Parameters
+    ----------
+    images : tf.Tensor, float32 (N, H, W, C)
+    matrices : tf.Tensor, float32 (N, 8), from `affine`
+
+    Returns
+    -------
+    tf.Tensor, float32 (N, H, W, C)
     """
+    options = {"fill_value": 0.0, "fill_mode": "REFLECT", "interpolation": "BILINEAR"}
     return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=matrices,
-        output_shape=tf.shape(images)[1:3],
-        fill_value=0.0,
-        fill_mode="REFLECT",
-        interpolation="BILINEAR",
+        images=images, transforms=matrices, output_shape=tf.shape(images)[1:3], **options
     )
 
 
 def affine(*, angle, scale, mirrored, shift_x, shift_y, height, width) -> tf.Tensor:
     """Return matrices that map a pixel (x, y) of the result to its place in the source image.
 
-    Rotation by ``angle`` (radians), magnification by ``scale`` and mirroring (−1 or 1) about the
-    image's centre, then a shift in pixels; each float32 (N,). ``height`` and ``width`` in pixels.
+    Parameters
+    ----------
+    angle, scale, mirrored : tf.Tensor, float32 (N,)
+        Rotation in radians, magnification, and −1 or 1, all about the image's centre.
+    shift_x, shift_y : tf.Tensor, float32 (N,)
+        Shift in pixels, after these.
+    height, width : float
+        Size of the image in pixels.
 
     Returns
     -------
@@ -99,9 +128,19 @@ def affine(*, angle, scale, mirrored, shift_x, shift_y, height, width) -> tf.Ten
 
 
 def recolour(images: tf.Tensor, contrast: tf.Tensor, brightness: tf.Tensor) -> tf.Tensor:
-    """Spread grey values about the middle grey by ``contrast`` and add ``brightness``.
+    """Change the contrast about the middle grey, then the brightness; clip to 0–255.
 
-    Both float32 (N,), one value per image, brightness in grey levels; clipped to 0–255.
+    Parameters
+    ----------
+    images : tf.Tensor, float32 (N, H, W, 1), grey values 0–255
+    contrast : tf.Tensor, float32 (N,)
+        Factor of each image; 1 changes nothing.
+    brightness : tf.Tensor, float32 (N,)
+        Grey levels added to each image.
+
+    Returns
+    -------
+    tf.Tensor, float32 (N, H, W, 1), grey values 0–255
     """
     contrast, brightness = contrast[:, None, None, None], brightness[:, None, None, None]
     return tf.clip_by_value((images - 127.5) * contrast + 127.5 + brightness, 0.0, 255.0)

@@ -19,13 +19,7 @@ import numpy as np
 import pandas as pd
 
 from covid_project.files import fingerprint, write_csv
-from covid_project.images import (
-    IMAGE_SUFFIXES,
-    DataError,
-    decode,
-    open_image,
-    resize,
-)
+from covid_project.images import IMAGE_SUFFIXES, DataError, decode, open_image, resize
 
 CLASSES = ("NORMAL", "COVID")  # a label is the index here: COVID = 1 is the positive class
 SPLITS = ("train", "val", "test")
@@ -71,11 +65,32 @@ class Dataset:
 
     @property
     def is_phantom(self) -> bool:
-        """Whether the images are drawn, not of patients."""
+        """Whether the images are drawn, not of patients.
+
+        Returns
+        -------
+        bool
+        """
         return self.root.joinpath(PHANTOM_MARK).is_file()
 
     def rows(self, *splits: str) -> np.ndarray:
-        """Return the row numbers of some splits in the table, int64 (N,), rising."""
+        """Find the rows of some splits in the table.
+
+        Parameters
+        ----------
+        *splits : str
+            Any of `SPLITS`.
+
+        Returns
+        -------
+        np.ndarray, int64 (N,)
+            Row numbers, rising.
+
+        Raises
+        ------
+        DataError
+            Another name than those of `SPLITS`.
+        """
         unknown = [split for split in splits if split not in SPLITS]
         if unknown:
             raise DataError(f"no split {', '.join(unknown)}: there are {', '.join(SPLITS)}")
@@ -95,15 +110,15 @@ def open_dataset(
     Parameters
     ----------
     path : str or Path
-        ``covid_xray.zip``, its unpacked folder, or Kaggle's ``COVID-19_Radiography_Dataset``;
-        inside any number of outer folders, names in any letter case.
+        ``covid_xray.zip``, its unpacked folder, or Kaggle's ``COVID-19_Radiography_Dataset``,
+        inside any number of outer folders. The case of letters does not matter.
     classes : sequence of str
         Names of the class folders, in the order of their labels.
     splits_file : str or Path, optional
-        CSV (path, label, split, fingerprint) for data that come without a split: written where it
-        is missing and used where it exists, so that data are split only once.
+        CSV file (path, label, split, fingerprint) for data that come without a split. It is written
+        where it is missing and used where it exists, so that data are split only once.
     seed : int
-        Of the split, 80 : 10 : 10 in each class, of data that come without one.
+        Seed of this split, 80 : 10 : 10 in each class.
     allow_shared_files : bool
         Accept the same file in two splits.
 
@@ -116,6 +131,11 @@ def open_dataset(
     DataError
         No such path or archive; a class, a split, or a class in a split without images; the same
         file in two splits; a splits file of other data.
+
+    Examples
+    --------
+    >>> open_dataset("covid_xray.zip").table.columns.tolist()
+    ['path', 'label', 'split']
     """
     path = Path(path).expanduser()
     root, names = open_root(path)
@@ -140,21 +160,21 @@ def open_dataset(
 # A further layout is one more function here.
 
 
-def split_folders(folders: list[str]) -> tuple[list[str], str, str] | None:
+def _split_folders(folders: list[str]) -> tuple[list[str], str, str] | None:
     """The course's layout: ``train|val|test / COVID|NORMAL / image``."""
     if len(folders) < 2 or folders[-2].casefold() not in SPLIT_FOLDERS:
         return None
     return folders[:-2], folders[-1], SPLIT_FOLDERS[folders[-2].casefold()]
 
 
-def class_folders(folders: list[str]) -> tuple[list[str], str, str] | None:
+def _class_folders(folders: list[str]) -> tuple[list[str], str, str] | None:
     """Kaggle's layout: ``COVID|Normal / images / image``, or without the folder ``images``."""
     folders = folders[:-1] if folders and folders[-1].casefold() == "images" else folders
     return (folders[:-1], folders[-1], "") if folders else None
 
 
 LAYOUTS: list[Callable[[list[str]], tuple[list[str], str, str] | None]]
-LAYOUTS = [split_folders, class_folders]
+LAYOUTS = [_split_folders, _class_folders]
 
 
 def _find_layout(
@@ -214,10 +234,19 @@ def _refuse_gaps(table: pd.DataFrame, classes: tuple[str, ...], explained: str) 
 
 
 def open_root(path: Path, *, hidden: bool = False) -> tuple[Root, list[str]]:
-    """Return the root of a folder or a zip archive, and the paths of all files under it.
+    """Open a folder or a zip archive, and list all files under it.
 
-    The paths are relative, sorted, and, unless asked for, without hidden ones (also those that
-    macOS adds).
+    Parameters
+    ----------
+    path : Path
+    hidden : bool
+        List hidden files too, also those that macOS adds.
+
+    Returns
+    -------
+    root : Path or zipfile.Path
+    names : list of str
+        Relative to the root, with "/", sorted.
 
     Raises
     ------
@@ -244,7 +273,17 @@ def open_root(path: Path, *, hidden: bool = False) -> tuple[Root, list[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path, or a folder in it, is hidden."""
+    """Tell whether a path, or a folder in it, is hidden.
+
+    Parameters
+    ----------
+    name : str
+        Relative, with "/".
+
+    Returns
+    -------
+    bool
+    """
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
@@ -264,7 +303,17 @@ def _leads_back(folder: str, here: str) -> bool:
 
 
 def read_bytes(root: Root, name: str) -> bytes:
-    """Return the content of a file under the root.
+    """Read a file under the root.
+
+    Parameters
+    ----------
+    root : Path or zipfile.Path
+    name : str
+        Relative to the root.
+
+    Returns
+    -------
+    bytes
 
     Raises
     ------
@@ -285,9 +334,18 @@ def read_bytes(root: Root, name: str) -> bytes:
 
 
 def file_hashes(root: Root, paths: Iterable[str]) -> pd.Series:
-    """Return the SHA-256 of each file; of an empty or unreadable one its path.
+    """Compute the SHA-256 of each file.
 
-    Such files are not refused here: loading the images names all of them at once.
+    Parameters
+    ----------
+    root : Path or zipfile.Path
+    paths : iterable of str
+        Relative to the root.
+
+    Returns
+    -------
+    pd.Series, (N,) of str
+        For an empty or unreadable file its path: loading the images names all of them at once.
     """
 
     def digest(path: str) -> str:
@@ -301,7 +359,20 @@ def file_hashes(root: Root, paths: Iterable[str]) -> pd.Series:
 
 
 def table_fingerprint(table: pd.DataFrame, hashes: pd.Series) -> str:
-    """Return the fingerprint of path, label, split and content; rows in the order of the paths."""
+    """Compute the fingerprint of a data set.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        Columns path, label and split, sorted by path.
+    hashes : pd.Series, (N,) of str
+        Content of each file, from `file_hashes`.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+    """
     rows = zip(table["path"], table["label"], table["split"], hashes, strict=True)
     return fingerprint(*(str(value) for row in rows for value in row))
 
@@ -326,7 +397,7 @@ def _split_once(
 ) -> pd.Series:
     """Return the split of each image, from the splits file where there is one."""
     if splits_file is None or not Path(splits_file).is_file():
-        table = table.assign(split=stratified_split(table["label"], hashes, seed))
+        table = table.assign(split=_stratified_split(table["label"], hashes, seed))
         if splits_file is not None:
             identity = table_fingerprint(table, hashes)
             write_csv(splits_file, table.assign(fingerprint=identity))
@@ -346,28 +417,8 @@ def _split_once(
     return splits
 
 
-def stratified_split(labels: pd.Series, contents: pd.Series, seed: int) -> np.ndarray:
-    """Split images 80 : 10 : 10 within each class; copies of a file stay together.
-
-    Parameters
-    ----------
-    labels : pd.Series, (N,)
-        Label of each image.
-    contents : pd.Series, (N,)
-        Images with the same value are copies of each other.
-    seed : int
-        Of the split.
-
-    Returns
-    -------
-    np.ndarray, (N,) of str
-        "train", "val" or "test".
-
-    Raises
-    ------
-    DataError
-        A class has fewer than `FEWEST` different images.
-    """
+def _stratified_split(labels: pd.Series, contents: pd.Series, seed: int) -> np.ndarray:
+    """Split images 80 : 10 : 10 within each class; copies (equal contents) stay together."""
     from sklearn.model_selection import train_test_split  # slow to import, and seldom needed
 
     unique = labels.groupby(contents).max()  # one label for each different file
@@ -391,10 +442,18 @@ def stratified_split(labels: pd.Series, contents: pd.Series, seed: int) -> np.nd
 class ImageFiles:
     """Image files as an array uint8 (N, size, size, 1) whose rows are decoded when asked for.
 
+    Parameters
+    ----------
+    dataset : Dataset
+    rows : np.ndarray, int64 (N,)
+        Row numbers in the data set's table.
+    size : int
+        Pixels along each side.
+
     Examples
     --------
-    >>> files = ImageFiles(dataset, dataset.rows("train"), 128)  # doctest: +SKIP
-    >>> files[[0, 5]].shape                                      # doctest: +SKIP
+    >>> files = ImageFiles(run.dataset, run.dataset.rows("train"), 128)
+    >>> files[[0, 5]].shape
     (2, 128, 128, 1)
     """
 
@@ -430,9 +489,21 @@ class ImageFiles:
 
 
 def image_sizes(dataset: Dataset) -> pd.DataFrame:
-    """Return width and height (pixels) and mode (Pillow's) of each image as it is stored.
+    """Read the size of each image as it is stored, from the files' headers.
 
-    In the order of the data set's table, from the files' headers.
+    Parameters
+    ----------
+    dataset : Dataset
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns width and height (pixels) and mode (Pillow's), in the order of the data set's table.
+
+    Examples
+    --------
+    >>> image_sizes(run.dataset)["mode"].unique().tolist()
+    ['L']
     """
     rows = []
     for path in dataset.table["path"]:
@@ -442,12 +513,33 @@ def image_sizes(dataset: Dataset) -> pd.DataFrame:
 
 
 def same_name(name: str) -> str:
-    """Return a name in the form in which names are compared: no letter case, one Unicode form."""
+    """Bring a name into the form in which names are compared: one case, one Unicode form.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    str
+    """
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def listed(items: Iterable[object], separator: str = ", ", limit: int = LISTED) -> str:
-    """Return items for a message: the first ones by name, the others counted."""
+    """Join items for a message: the first ones by name, the others counted.
+
+    Parameters
+    ----------
+    items : iterable
+    separator : str
+    limit : int
+        Largest number of items that are named.
+
+    Returns
+    -------
+    str
+    """
     items = [str(item) for item in items]
     more = [f"… and {len(items) - limit:,} more"] if len(items) > limit else []
     return separator.join([*items[:limit], *more])

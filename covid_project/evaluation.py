@@ -15,7 +15,7 @@ from scipy.stats import binomtest, norm, rankdata
 LEVEL = 0.95
 RESAMPLES = 2000
 SIGNIFICANCE = 0.05
-FEWEST = 5  # images of a class that resamples can say something about
+FEWEST = 5  # images of a class without which nothing is resampled
 HELD = 2**21  # rows of all resamples that are in memory at once
 
 
@@ -28,11 +28,11 @@ class Metric:
 
     Attributes
     ----------
-    proportion : callable
+    proportion : callable, optional
         (tn, fp, fn, tp) → (successes, trials); the metric is their ratio.
-    from_counts : callable
+    from_counts : callable, optional
         (tn, fp, fn, tp) → value, for counts of any shape.
-    from_scores : callable
+    from_scores : callable, optional
         (labels bool (N,), scores (N,)) → value.
     """
 
@@ -41,13 +41,24 @@ class Metric:
     from_scores: Callable | None = None
 
     def __call__(self, labels: np.ndarray, scores: np.ndarray) -> float:
-        """Value for labels (N,) and scores (N,); NaN where it is undefined."""
+        """Compute the value for labels (N,) and scores (N,); NaN where it is undefined."""
         if self.from_scores:
             return float(self.from_scores(labels, scores))
         return float(self.of_counts(*confusion(labels, scores).reshape(4)))
 
     def of_counts(self, *counts):
-        """Value for true negatives, false positives, false negatives and true positives."""
+        """Compute the value of a metric that depends on the counts only.
+
+        Parameters
+        ----------
+        *counts : int or np.ndarray of one shape
+            True negatives, false positives, false negatives and true positives.
+
+        Returns
+        -------
+        float or np.ndarray
+            NaN where the metric is undefined.
+        """
         with np.errstate(invalid="ignore", divide="ignore"):
             if self.proportion:
                 successes, trials = self.proportion(*counts)
@@ -56,9 +67,20 @@ class Metric:
 
 
 def area_under_roc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Fraction of pairs in which the positive image has the higher score; ties count one half.
+    """Compute the area under the ROC curve (AUC) from ranks.
 
-    The Mann–Whitney statistic (Hanley & McNeil 1982, eq. 1), from ranks; NaN for a single class.
+    It is the fraction of pairs of a positive and a negative image in which the positive one has the
+    higher score; ties count one half (the Mann–Whitney statistic; Hanley & McNeil 1982, eq. 1).
+
+    Parameters
+    ----------
+    labels : np.ndarray, (N,), 0 or 1
+    scores : np.ndarray, (N,)
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN for a single class.
     """
     labels = np.asarray(labels, bool)
     positives, negatives = labels.sum(), (~labels).sum()
@@ -69,7 +91,7 @@ def area_under_roc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 
 def _matthews(tn, fp, fn, tp):
-    """Matthews 1975: the correlation of label and prediction."""
+    """Compute the correlation of label and prediction (Matthews 1975)."""
     return (tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
 
 
@@ -86,22 +108,41 @@ METRICS: dict[str, Metric] = {
 
 
 def confusion(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Count [[true negatives, false positives], [false negatives, true positives]], int64."""
+    """Count the images by label and prediction.
+
+    Parameters
+    ----------
+    labels : np.ndarray, (N,), 0 or 1
+    scores : np.ndarray, (N,), logits
+
+    Returns
+    -------
+    np.ndarray, int64 (2, 2)
+        [[true negatives, false positives], [false negatives, true positives]].
+
+    Examples
+    --------
+    >>> confusion([0, 0, 1, 1], [-2.0, 0.5, 1.0, 3.0])
+    array([[1, 1],
+           [0, 2]])
+    """
     labels, scores = checked(labels, scores)
-    predicted = scores > 0
-    return np.array(
-        [
-            [np.sum(~labels & ~predicted), np.sum(~labels & predicted)],
-            [np.sum(labels & ~predicted), np.sum(labels & predicted)],
-        ]
-    )
+    return np.bincount(2 * labels + (scores > 0), minlength=4).reshape(2, 2)
 
 
 def point_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Compute all `METRICS` of labels (N,), 0 or 1, and scores (N,), logits.
+    """Compute all `METRICS`.
 
-    A metric whose denominator is zero (precision without a positive prediction, AUC or MCC of one
-    class) is NaN: undefined, not zero.
+    Parameters
+    ----------
+    labels : np.ndarray, (N,), 0 or 1
+    scores : np.ndarray, (N,), logits
+
+    Returns
+    -------
+    dict of str to float
+        A metric whose denominator is zero (precision without a positive prediction, AUC or MCC of
+        one class) is undefined: NaN, not zero.
     """
     labels, scores = checked(labels, scores)
     return {name: metric(labels, scores) for name, metric in METRICS.items()}
@@ -112,18 +153,16 @@ def metrics_table(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.D
 
     Parameters
     ----------
-    labels : np.ndarray, (N,)
-        0 or 1.
-    scores : np.ndarray, (N,)
-        Logits.
+    labels : np.ndarray, (N,), 0 or 1
+    scores : np.ndarray, (N,), logits
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
     pd.DataFrame
         One row per metric: metric, value, low, high, n (images that count), method. Proportions
-        have Wilson's interval (1927); the others the percentile interval of a `bootstrap`.
+        have Wilson's interval (1927); the others have the percentile interval of a `bootstrap`.
     """
     labels, scores = checked(labels, scores)
     counts = confusion(labels, scores).reshape(4)
@@ -142,7 +181,19 @@ def metrics_table(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.D
 
 
 def wilson_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return Wilson's interval of a proportion (1927); NaN for n = 0."""
+    """Compute Wilson's interval of a proportion (1927).
+
+    Parameters
+    ----------
+    successes, n : int
+        Numerator and denominator.
+    level : float, in (0, 1)
+
+    Returns
+    -------
+    low, high : float
+        NaN for n = 0.
+    """
     if n == 0:
         return math.nan, math.nan
     interval = binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
@@ -152,11 +203,21 @@ def wilson_interval(successes: int, n: int, level: float = LEVEL) -> tuple[float
 def bootstrap(
     labels: np.ndarray, scores: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Compute all `METRICS` of resampled test sets, each (resamples,).
+    """Compute all `METRICS` of resampled test sets.
 
     Images are drawn with replacement within each class, so that the sizes of the classes stay as
-    they were designed (Efron & Tibshirani 1993, ch. 8, two-sample problem). All NaN where a class
-    has fewer than `FEWEST` images, whose resamples would all be alike.
+    they were designed (Efron & Tibshirani 1993, ch. 8, two-sample problem).
+
+    Parameters
+    ----------
+    labels : np.ndarray, (N,), 0 or 1
+    scores : np.ndarray, (N,), logits
+    resamples, seed : int
+
+    Returns
+    -------
+    dict of str to np.ndarray, (resamples,)
+        All NaN where a class has fewer than `FEWEST` images, whose resamples hardly differ.
     """
     labels, scores = checked(labels, scores)
     negatives, positives = scores[~labels], scores[labels]
@@ -168,11 +229,9 @@ def bootstrap(
     block = max(1, HELD // len(labels))
     for first in range(0, resamples, block):
         count = min(block, resamples - first)
-        drawn = np.concatenate(
-            [group[rng.integers(0, max(len(group), 1), (count, len(group)))]
-             for group in (negatives, positives)],
-            axis=1,
-        )  # fmt: skip
+        groups = (negatives, positives)
+        drawn = [group[rng.integers(0, len(group), (count, len(group)))] for group in groups]
+        drawn = np.concatenate(drawn, axis=1)
         missed, found = np.split(drawn > 0, [len(negatives)], axis=1)
         counts = (~missed).sum(1), missed.sum(1), (~found).sum(1), found.sum(1)
         for name, metric in METRICS.items():
@@ -184,7 +243,19 @@ def bootstrap(
 
 
 def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Return the bounds of the middle 95 % of the values; NaN where any value is undefined."""
+    """Compute the bounds of the middle part of resampled values.
+
+    Parameters
+    ----------
+    values : np.ndarray, (resamples,)
+    level : float, in (0, 1)
+        Fraction of the values between the bounds.
+
+    Returns
+    -------
+    low, high : float
+        NaN where any value is undefined.
+    """
     low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)
 
@@ -192,20 +263,64 @@ def percentile_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float
 def bootstrap_auc(
     labels: np.ndarray, scores: np.ndarray, *, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Return the AUC of any score, not only of logits, with its 95 % bootstrap interval."""
+    """Compute the AUC of any score, not only of logits, with its 95 % bootstrap interval.
+
+    Parameters
+    ----------
+    labels : np.ndarray, (N,), 0 or 1
+    scores : np.ndarray, (N,)
+    seed : int
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    auc, low, high : float
+
+    Examples
+    --------
+    >>> bootstrap_auc(np.repeat([0, 1], 20), np.arange(40.0))
+    (1.0, 1.0, 1.0)
+    """
     low, high = percentile_interval(bootstrap(labels, scores, seed=seed)["AUC"])
     return float(area_under_roc(labels, scores)), low, high
 
 
 def cross_entropy(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the mean binary cross-entropy of labels (N,) and logits (N,), in nats."""
+    """Compute the mean binary cross-entropy.
+
+    Parameters
+    ----------
+    labels : np.ndarray, (N,), 0 or 1
+    scores : np.ndarray, (N,), logits
+
+    Returns
+    -------
+    float
+        In nats.
+    """
     labels, scores = checked(labels, scores)
     # log(1 + exp(z)) − y z, without overflow.
     return float(np.mean(np.logaddexp(0, scores.astype(np.float64)) - labels * scores))
 
 
 def checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels as bool and scores, both (N,); ``ValueError`` where they do not fit."""
+    """Check that labels and scores fit together.
+
+    Parameters
+    ----------
+    labels : array-like, (N,), 0 or 1
+    scores : array-like, (N,), finite
+
+    Returns
+    -------
+    labels : np.ndarray, bool (N,)
+    scores : np.ndarray, (N,)
+
+    Raises
+    ------
+    ValueError
+        Different shapes, no images, other labels than 0 and 1, scores that are not finite.
+    """
     labels, scores = np.asarray(labels), np.asarray(scores)
     if labels.shape != scores.shape or labels.ndim != 1 or len(labels) == 0:
         raise ValueError(
@@ -223,7 +338,7 @@ def checked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @dataclass(frozen=True)
 class Difference:
-    """Second model minus first: difference, 95 % interval, and p-value of no difference."""
+    """Second model minus first, its 95 % interval, and the p-value of no difference."""
 
     difference: float
     low: float
@@ -238,16 +353,18 @@ def accuracy_difference(
 
     The p-value is McNemar's (1947), exact: of the images that only one model classifies correctly,
     either model is as likely to be the correct one. The interval is the percentile interval of a
-    bootstrap over images within each class, both models' predictions kept together.
+    bootstrap over images within each class; the two predictions for an image stay together.
 
     Parameters
     ----------
-    labels : np.ndarray, (N,)
-        0 or 1.
-    first, second : np.ndarray, (N,)
-        Logits of the two models.
+    labels : np.ndarray, (N,), 0 or 1
+    first, second : np.ndarray, (N,), logits
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    Difference
     """
     labels, first = checked(labels, first)
     labels, second = checked(labels, second)
@@ -267,7 +384,20 @@ def accuracy_difference(
 def drawn_rows(
     rng: np.random.Generator, size: int, resamples: int = RESAMPLES
 ) -> Iterator[np.ndarray]:
-    """Draw resamples of ``size`` rows with replacement, block after block: int64 (B, size)."""
+    """Draw resamples of rows with replacement, in blocks that fit into memory.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+    size : int
+        Number of rows.
+    resamples : int
+
+    Yields
+    ------
+    np.ndarray, int64 (B, size)
+        Row numbers of B resamples.
+    """
     block = max(1, HELD // max(size, 1))
     for first in range(0, resamples, block):
         yield rng.integers(0, max(size, 1), (min(block, resamples - first), size))
@@ -276,9 +406,19 @@ def drawn_rows(
 def auc_difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Difference:
     """Compare the AUCs of two models on the same images (DeLong et al. 1988).
 
-    The AUC is a mean over pairs; each image's own part in it (their eq. 4 and 5, from ranks) gives
-    the covariance of the two AUCs (eq. 6), from which interval and p-value follow with the normal
-    distribution. All NaN where a class has fewer than two images.
+    The AUC is a mean over pairs. Each image's own part in it (their eq. 4 and 5, from ranks) gives
+    the covariance of the two AUCs (eq. 6). Interval and p-value follow with the normal
+    distribution.
+
+    Parameters
+    ----------
+    labels : np.ndarray, (N,), 0 or 1
+    first, second : np.ndarray, (N,), logits
+
+    Returns
+    -------
+    Difference
+        All NaN where a class has fewer than two images.
     """
     labels, first = checked(labels, first)
     labels, second = checked(labels, second)
@@ -294,9 +434,7 @@ def auc_difference(labels: np.ndarray, first: np.ndarray, second: np.ndarray) ->
         return Difference(float(difference), float(difference), float(difference), p_value)
     half = norm.ppf(0.5 + LEVEL / 2) * error
     p_value = 2 * norm.sf(abs(difference) / error)
-    return Difference(
-        float(difference), float(difference - half), float(difference + half), float(p_value)
-    )
+    return Difference(*map(float, (difference, difference - half, difference + half, p_value)))
 
 
 def _pair_fractions(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -313,10 +451,19 @@ def _pair_fractions(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Adjust p-values for their number (Holm 1979); NaN stays NaN and does not count.
+    """Adjust p-values for their number (Holm 1979).
 
     The smallest of m is multiplied by m, the next by m − 1 and so on; none may be smaller than the
     one before it, and none exceeds 1.
+
+    Parameters
+    ----------
+    p_values : np.ndarray, (m,)
+
+    Returns
+    -------
+    np.ndarray, float64 (m,)
+        NaN stays NaN and does not count.
     """
     p_values = np.asarray(p_values, float)
     adjusted = np.full(p_values.shape, np.nan)
@@ -332,17 +479,31 @@ def compare_models(
 ) -> pd.DataFrame:
     """Compare two models on the same images, by accuracy and by AUC.
 
+    Parameters
+    ----------
+    labels : np.ndarray, (N,), 0 or 1
+    first, second : np.ndarray, (N,), logits
+    seed : int
+        Seed of the bootstrap.
+
     Returns
     -------
     pd.DataFrame
         One row per metric: metric, test, difference (second minus first), low, high, p_value,
         p_adjusted (Holm, over the two metrics), n.
+
+    Examples
+    --------
+    >>> labels, first = np.repeat([0, 1], 20), np.arange(40.0) - 22
+    >>> compare_models(labels, first, first + 2)[["metric", "difference", "p_value"]]
+         metric  difference  p_value
+    0  accuracy        0.05      0.5
+    1       AUC        0.00      1.0
     """
-    differences = {
-        ("accuracy", "McNemar, exact"): accuracy_difference(labels, first, second, seed),
-        ("AUC", "DeLong"): auc_difference(labels, first, second),
-    }
-    table = pd.DataFrame(list(differences), columns=["metric", "test"])
-    for column in ("difference", "low", "high", "p_value"):
-        table[column] = [getattr(one, column) for one in differences.values()]
+    accuracy = accuracy_difference(labels, first, second, seed)
+    rows = [
+        {"metric": "accuracy", "test": "McNemar, exact", **vars(accuracy)},
+        {"metric": "AUC", "test": "DeLong", **vars(auc_difference(labels, first, second))},
+    ]
+    table = pd.DataFrame(rows)
     return table.assign(p_adjusted=holm(table["p_value"].to_numpy()), n=len(labels))

@@ -39,7 +39,16 @@ STYLE = {
 
 
 def styled(draw: Callable) -> Callable:
-    """Draw with `STYLE`, without changing Matplotlib's settings for anybody else."""
+    """Decorate a function that draws: it uses `STYLE` and leaves Matplotlib's settings unchanged.
+
+    Parameters
+    ----------
+    draw : callable
+
+    Returns
+    -------
+    callable
+    """
 
     @wraps(draw)
     def drawn(*arguments, **options):
@@ -51,7 +60,23 @@ def styled(draw: Callable) -> Callable:
 
 @styled
 def class_distribution(table: pd.DataFrame, classes: Sequence[str]) -> plt.Figure:
-    """Draw the images per class in each split; ``table`` has the columns split and label."""
+    """Draw the number of images per class in each split.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        One row per image, columns split and label.
+    classes : sequence of str
+        Two names, in the order of the labels.
+
+    Returns
+    -------
+    plt.Figure
+
+    Examples
+    --------
+    >>> figure = class_distribution(run.dataset.table, ("NORMAL", "COVID"))
+    """
     counts = pd.crosstab(table["split"], table["label"]).loc[table["split"].unique()]
     figure, axis = plt.subplots(figsize=(COLUMN, 2.0), layout="constrained")
     width = 0.38
@@ -88,9 +113,17 @@ def image_grid(
     scale : tuple of float
         Values of the darkest and the brightest colour; for (N, H, W, 3) only of the colour bar.
     colour_map : str
-        Of Matplotlib.
+        Name of a Matplotlib colour map.
     bar : str
         Label of a colour bar; "" for none.
+
+    Returns
+    -------
+    plt.Figure
+
+    Examples
+    --------
+    >>> figure = image_grid(images[:4], ["first", "second", "third", "fourth"])
     """
     rows, side = -(-len(images) // columns), PAGE / columns
     columns = min(columns, max(len(images), 1))
@@ -114,7 +147,17 @@ def image_grid(
 def grey_histograms(images: Mapping[tuple[str, str], np.ndarray]) -> plt.Figure:
     """Draw the percentage of pixels per grey value: a panel per split, a line per class.
 
-    ``images`` maps (split, class name) to uint8 arrays.
+    Parameters
+    ----------
+    images : mapping of (split, class name) to np.ndarray, uint8
+
+    Returns
+    -------
+    plt.Figure
+
+    Examples
+    --------
+    >>> figure = grey_histograms({("train", "NORMAL"): images[labels == 0]})
     """
     splits = list(dict.fromkeys(split for split, _ in images))
     size = {"figsize": (PAGE, 1.9), "sharey": True, "layout": "constrained", "squeeze": False}
@@ -133,7 +176,21 @@ def grey_histograms(images: Mapping[tuple[str, str], np.ndarray]) -> plt.Figure:
 
 @styled
 def value_histograms(values: Mapping[str, np.ndarray]) -> plt.Figure:
-    """Draw the distribution of the values of each array, one panel each."""
+    """Draw the distribution of values, one panel per array.
+
+    Parameters
+    ----------
+    values : mapping of str to np.ndarray
+        The keys are the titles.
+
+    Returns
+    -------
+    plt.Figure
+
+    Examples
+    --------
+    >>> figure = value_histograms({"grey values": images})
+    """
     figure, axes = plt.subplots(1, len(values), figsize=(PAGE, 1.7), layout="constrained")
     for axis, (name, array) in zip(np.atleast_1d(axes), values.items(), strict=True):
         axis.hist(np.ravel(array), bins=50, color=COLOURS[0])
@@ -144,7 +201,23 @@ def value_histograms(values: Mapping[str, np.ndarray]) -> plt.Figure:
 
 @styled
 def history(table: pd.DataFrame, best_epoch: int | None = None) -> plt.Figure:
-    """Draw loss and accuracy by epoch, with validation where the table has it."""
+    """Draw loss and accuracy by epoch, with validation where the table has it.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        From `training.TrainingLog`.
+    best_epoch : int, optional
+        Epoch (from 1) to mark.
+
+    Returns
+    -------
+    plt.Figure
+
+    Examples
+    --------
+    >>> figure = history(pd.DataFrame({"epoch": [1, 2], "loss": [0.7, 0.5], "accuracy": [0.5, 1]}))
+    """
     figure, axes = plt.subplots(1, 2, figsize=(COLUMN, 2.0), layout="constrained")
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         for k, (column, label) in enumerate([(name, "training"), (f"val_{name}", "validation")]):
@@ -162,7 +235,25 @@ def history(table: pd.DataFrame, best_epoch: int | None = None) -> plt.Figure:
 
 @styled
 def tuning(trials: pd.DataFrame, axes: Mapping[str, Axis]) -> plt.Figure:
-    """Draw the validation loss of every trial against each hyperparameter; the best marked."""
+    """Draw the validation loss of every trial against each hyperparameter, and mark the best.
+
+    Parameters
+    ----------
+    trials : pd.DataFrame
+        From `tuning.search`.
+    axes : mapping of str to Axis
+        Range of each hyperparameter.
+
+    Returns
+    -------
+    plt.Figure
+
+    Examples
+    --------
+    >>> rates = Axis(values=(1e-4, 1e-3), low=1e-5, high=1e-2, times=10)
+    >>> trials = pd.DataFrame({"rate": [1e-4, 1e-3], "val_loss": [0.6, 0.5], "extension": False})
+    >>> figure = tuning(trials, {"rate": rates})
+    """
     size = {"figsize": (PAGE, 2.2), "sharey": True, "layout": "constrained", "squeeze": False}
     figure, panels = plt.subplots(1, len(axes), **size)
     best = trials.loc[trials[OBJECTIVE].idxmin()]
@@ -189,31 +280,34 @@ def tuning(trials: pd.DataFrame, axes: Mapping[str, Axis]) -> plt.Figure:
 
 @styled
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> plt.Figure:
-    """Draw counts (classes, classes), rows the label, columns the prediction."""
-    side = 0.5 * len(classes)  # inches
-    names = 0.09 * max(len(name) for name in classes)
-    figure, axis = plt.subplots(
-        figsize=(side + names + 0.5, side + 0.7 * names + 0.5), layout="constrained"
-    )
-    sns.heatmap(
-        counts,
-        annot=True,
-        fmt="d",
-        cmap="Greys",
-        vmin=0,
-        vmax=1.4 * counts.max(),
-        cbar=False,
-        square=True,
-        linewidths=0.5,
-        linecolor="0.5",
-        xticklabels=classes,
-        yticklabels=classes,
-        ax=axis,
-        annot_kws={"size": 10},
-    )
+    """Draw a confusion matrix.
+
+    Parameters
+    ----------
+    counts : np.ndarray, int (classes, classes)
+        Rows are labels, columns predictions.
+    classes : sequence of str
+
+    Returns
+    -------
+    plt.Figure
+
+    Examples
+    --------
+    >>> figure = confusion_matrix(np.array([[9, 1], [2, 8]]), ("NORMAL", "COVID"))
+    """
+    side, longest = 0.5 * len(classes), max(len(name) for name in classes)
+    names = 0.09 * longest
+    size = (side + names + 0.5, side + 0.7 * names + 0.5)  # inches
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    text = {"annot": True, "fmt": "d", "annot_kws": {"size": 10}}
+    ticks = {"xticklabels": classes, "yticklabels": classes}
+    cells = {"cmap": "Greys", "vmin": 0, "vmax": 1.4 * counts.max(), "square": True, "cbar": False}
+    lines = {"linewidths": 0.5, "linecolor": "0.5"}
+    sns.heatmap(counts, ax=axis, **text, **ticks, **cells, **lines)
     axis.grid(False)
     axis.tick_params(axis="y", rotation=0)
-    if max(len(name) for name in classes) > 6:
+    if longest > 6:
         plt.setp(axis.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor")
     axis.set(xlabel="prediction", ylabel="label")
     return figure
@@ -221,7 +315,22 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> plt.Figure:
 
 @styled
 def intervals(metrics: pd.DataFrame) -> plt.Figure:
-    """Draw metrics with their 95 % intervals, a row per metric, a marker per stage."""
+    """Draw metrics with their 95 % intervals, a row per metric, a marker per stage.
+
+    Parameters
+    ----------
+    metrics : pd.DataFrame
+        Columns stage, metric, value, low and high.
+
+    Returns
+    -------
+    plt.Figure
+
+    Examples
+    --------
+    >>> row = {"stage": "baseline", "metric": "AUC", "value": 0.95, "low": 0.91, "high": 0.97}
+    >>> figure = intervals(pd.DataFrame([row]))
+    """
     stages, names = list(metrics["stage"].unique()), list(metrics["metric"].unique())
     size = (COLUMN, 0.3 * len(names) + 0.9)
     figure, axis = plt.subplots(figsize=size, layout="constrained")
@@ -239,9 +348,24 @@ def intervals(metrics: pd.DataFrame) -> plt.Figure:
 
 
 def verdict(label: int, score: float, classes: Sequence[str]) -> str:
-    """Return the title of a tested image: label, prediction, and probability of the second class.
+    """Write the title of a tested image: label, prediction, and probability of the second class.
 
-    ``score`` is the logit of the second class, which is the positive one.
+    Parameters
+    ----------
+    label : int, 0 or 1
+    score : float
+        Logit of the second class, which is the positive one.
+    classes : sequence of str
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> print(verdict(1, 2.0, ("NORMAL", "COVID")))
+    COVID; predicted COVID
+    p(COVID) = 0.88: correct
     """
     predicted = int(score > 0)
     mark = "correct" if predicted == label else "WRONG"
@@ -254,12 +378,29 @@ def verdict(label: int, score: float, classes: Sequence[str]) -> str:
 def heatmap_panel(
     images: np.ndarray, overlays: np.ndarray, titles: Sequence[str], columns: int = 4
 ) -> plt.Figure:
-    """Draw images (N, H, W, 1) above their Grad-CAM overlays (N, H, W, 3), with a colour bar."""
+    """Draw images above their Grad-CAM overlays, with a colour bar.
+
+    Parameters
+    ----------
+    images : np.ndarray, uint8 (N, H, W, 1)
+    overlays : np.ndarray, uint8 (N, H, W, 3)
+        From `gradcam.overlay`.
+    titles : sequence of str
+    columns : int
+        Images side by side, over the width of a page.
+
+    Returns
+    -------
+    plt.Figure
+
+    Examples
+    --------
+    >>> figure = heatmap_panel(images[:1], np.repeat(images[:1], 3, axis=-1), ["an image"])
+    """
     blocks = max(-(-len(images) // columns), 1)
     size = (PAGE, blocks * (2 * PAGE / columns + 0.35))
-    figure, axes = plt.subplots(
-        2 * blocks, columns, figsize=size, layout="constrained", squeeze=False
-    )
+    style = {"figsize": size, "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(2 * blocks, columns, **style)
     for axis in axes.flat:
         axis.axis("off")
     for k in range(len(images)):

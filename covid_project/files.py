@@ -26,13 +26,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     Parameters
     ----------
     path : str or Path
-        File to write. Its folder is made where it is missing. After an error the temporary file is
-        removed and an earlier file of this name is unchanged.
+        File to write; its folder is made. After an error an earlier file is unchanged.
+
+    Yields
+    ------
+    Path
 
     Examples
     --------
-    >>> with whole_file("results/note.txt") as part:  # doctest: +SKIP
-    ...     part.write_text("written whole or not at all")
+    >>> with whole_file("results/note.txt") as part:
+    ...     _ = part.write_text("written whole or not at all")
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,13 +52,25 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8."""
+    """Write a text file in UTF-8.
+
+    Parameters
+    ----------
+    path : str or Path
+    text : str
+    """
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8", newline="")
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a table without its index."""
+    """Write a table without its index.
+
+    Parameters
+    ----------
+    path : str or Path
+    table : pd.DataFrame
+    """
     text = table.to_csv(index=False, lineterminator="\n")
     if "\r" in text:  # a file name may hold a carriage return, which unquoted would end the row
         text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
@@ -63,7 +78,16 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def read_csv(path: str | Path) -> pd.DataFrame:
-    """Read a table; an empty one where there is no such file.
+    """Read a table.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    pd.DataFrame
+        Empty where there is no such file.
 
     Raises
     ------
@@ -81,13 +105,30 @@ def read_csv(path: str | Path) -> pd.DataFrame:
 
 
 def append_rows(path: str | Path, rows: pd.DataFrame) -> pd.DataFrame:
-    """Add rows to a CSV, which is made where it is missing; return the whole table."""
+    """Add rows to a CSV file, which is made where it is missing.
+
+    Parameters
+    ----------
+    path : str or Path
+    rows : pd.DataFrame
+
+    Returns
+    -------
+    pd.DataFrame
+        The whole table.
+    """
     write_csv(path, pd.concat([read_csv(path), rows], ignore_index=True))
     return read_csv(path)
 
 
 def cached_array(path: str | Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return the array of a ``.npy`` file, computed and written where the file is missing.
+    """Read an array from a ``.npy`` file, which is computed and written where it is missing.
+
+    Parameters
+    ----------
+    path : str or Path
+    compute : callable
+        Takes nothing and returns the array.
 
     Returns
     -------
@@ -110,9 +151,17 @@ def cached_array(path: str | Path, compute: Callable[[], np.ndarray]) -> np.ndar
 
 
 def fingerprint(*parts: str | bytes | np.ndarray | Mapping) -> str:
-    """Return 16 hexadecimal digits that change with any of the parts (SHA-256).
+    """Compute a short hash (SHA-256) that changes with any of the parts.
 
-    Arrays count with type and shape, mappings as JSON with sorted keys.
+    Parameters
+    ----------
+    *parts : str, bytes, np.ndarray or mapping
+        Arrays count with type and shape, mappings as JSON with sorted keys.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
 
     Examples
     --------
@@ -132,13 +181,34 @@ def fingerprint(*parts: str | bytes | np.ndarray | Mapping) -> str:
 
 
 def figure_stamp(folder: Path, data: str, tables: Iterable[str]) -> str:
-    """Return what a figure's file says of its origin: fingerprints of the data and the tables."""
+    """Describe where a figure comes from, for its file's metadata.
+
+    Parameters
+    ----------
+    folder : Path
+        The results folder.
+    data : str
+        Fingerprint of the data.
+    tables : iterable of str
+        File names of the tables that the figure shows.
+
+    Returns
+    -------
+    str
+        ``data=…; <table>=…``, with the fingerprint of each table.
+    """
     parts = [f"{name}={fingerprint((Path(folder) / name).read_bytes())}" for name in tables]
     return "; ".join([f"data={data}", *parts])
 
 
 def versions() -> str:
-    """Return the versions of Python and of the packages that the numbers depend on."""
+    """List the versions of Python and of the packages that the numbers depend on.
+
+    Returns
+    -------
+    str
+        Such as "python 3.12.3; tensorflow 2.21.0; …".
+    """
     found = [f"python {platform.python_version()}"]
     for name in ("tensorflow", "keras", "numpy", "scikit-learn"):
         try:

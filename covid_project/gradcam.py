@@ -1,9 +1,8 @@
 """Grad-CAM from scratch: where in an image a classifier finds evidence for a class.
 
 The functions follow the steps of the task sheet (4.8.1). `grad_cam` does for many images what the
-notebook does step by step for one. With A the feature maps of the last convolutional layer
-(h, w, K) and z the logit, the score of COVID is z. A single logit has no output for NORMAL: its
-score is −z, because p(NORMAL) = 1 − sigmoid(z) = sigmoid(−z).
+notebook does step by step for one. With z the logit, the score of COVID is z. A single logit has no
+output for NORMAL: its score is −z, because p(NORMAL) = 1 − sigmoid(z) = sigmoid(−z).
 
 References
 ----------
@@ -17,21 +16,15 @@ import keras
 import matplotlib
 import numpy as np
 import tensorflow as tf
+from keras.layers import ELU, Activation, LeakyReLU, PReLU, ReLU, Softmax
 
 OVERLAY_WEIGHT = 0.4  # of the coloured heatmap, from the task sheet
-_ACTIVATIONS = (
-    keras.layers.Activation,
-    keras.layers.ELU,
-    keras.layers.LeakyReLU,
-    keras.layers.PReLU,
-    keras.layers.ReLU,
-    keras.layers.Softmax,
-)
+_ACTIVATIONS = (Activation, ReLU, LeakyReLU, PReLU, ELU, Softmax)
 
 
 @dataclass(frozen=True, eq=False)
 class Heatmaps:
-    """The heatmaps of N images at one layer.
+    """Heatmaps of N images at one layer.
 
     Attributes
     ----------
@@ -40,14 +33,15 @@ class Heatmaps:
     maps : np.ndarray, float32 (N, h, w)
         In [0, 1]; every map that is not blank has 1 as its maximum.
     raw : np.ndarray, float32 (N, h, w)
-        The signed map; `maps` shows its positive part. Negative values speak against the class.
+        The signed maps; `maps` shows their positive part. Negative values are evidence against the
+        class.
     scores : np.ndarray, float32 (N,)
         Score of the class explained: z for COVID, −z for NORMAL.
     target : np.ndarray, int64 (N,)
         The class explained, 0 or 1.
     status : np.ndarray, (N,) of str
-        "ok", or why the map is blank: "zero features" (the layer is silent), "zero gradient" (the
-        score does not react) or "all negative" (no place speaks for the class).
+        "ok", or why the map is blank: "zero features" (the layer's output is 0), "zero gradient"
+        (the score does not depend on the layer) or "all negative" (no evidence for the class).
     """
 
     layer: str
@@ -59,15 +53,32 @@ class Heatmaps:
 
 
 def remove_final_activation(model: keras.Model) -> keras.Model:
-    """Return a flat one-output classifier that ends in its logit; the given one if it does already.
+    """Make a flat one-output classifier end in its logit.
 
-    A saturated sigmoid has no gradient, the logit has. The layers are shared, except a last layer
-    with an activation of its own, which becomes a linear one with a copy of the weights.
+    The gradient of a saturated sigmoid is zero, that of the logit is not. The layers are shared,
+    except a last layer with an activation of its own, which becomes a linear one with a copy of the
+    weights.
+
+    Parameters
+    ----------
+    model : keras.Model
+
+    Returns
+    -------
+    keras.Model
+        The given model where it ends in a logit.
 
     Raises
     ------
     ValueError
         The model has another output than (N, 1).
+
+    Examples
+    --------
+    >>> inputs = keras.Input((4,))
+    >>> dense = keras.layers.Dense(1, activation="sigmoid")
+    >>> remove_final_activation(keras.Model(inputs, dense(inputs))).layers[-1].activation.__name__
+    'linear'
     """
     if len(model.outputs) != 1 or tuple(model.outputs[0].shape[1:]) != (1,):
         shapes = [tuple(output.shape) for output in model.outputs]
@@ -84,20 +95,31 @@ def remove_final_activation(model: keras.Model) -> keras.Model:
 
 
 def last_convolutional_layer(model: keras.Model) -> str:
-    """Return the name of the last layer with feature maps (N, h, w, K) after their activation.
+    """Find the last layer with feature maps (N, h, w, K) after their activation.
+
+    Parameters
+    ----------
+    model : keras.Model
+
+    Returns
+    -------
+    str
+        Name of the layer.
 
     Raises
     ------
     ValueError
         No such layer: for example, a model inside the model hides its layers.
+
+    Examples
+    --------
+    >>> last_convolutional_layer(model)
+    'stage3_2_relu'
     """
+    plain = (None, keras.activations.linear)
     for layer in reversed(model.layers):
         shape = getattr(layer, "output", np.empty(0)).shape
-        activation = getattr(layer, "activation", None)
-        active = isinstance(layer, _ACTIVATIONS) or activation not in (
-            None,
-            keras.activations.linear,
-        )
+        active = isinstance(layer, _ACTIVATIONS) or getattr(layer, "activation", None) not in plain
         if active and len(shape) == 4 and tuple(shape[1:3]) != (1, 1):
             return layer.name
     raise ValueError(
@@ -119,12 +141,12 @@ def grad_cam(
     ----------
     model : keras.Model
         Flat, with one output (N, 1); a final activation is removed first.
-    images : np.ndarray, (N, H, W, 1)
-        Grey values 0–255; normalisation is a layer of the model.
+    images : np.ndarray, (N, H, W, 1), grey values 0–255
+        Normalisation is a layer of the model.
     target : int or np.ndarray (N,), optional
-        The class to explain, 0 or 1; None: the predicted class of each image.
+        The class to explain, 0 or 1; by default the predicted class of each image.
     layer : str, optional
-        None: `last_convolutional_layer`.
+        By default the `last_convolutional_layer`.
     batch_size : int
         Images computed at once.
 
@@ -136,6 +158,11 @@ def grad_cam(
     ------
     ValueError
         A class other than 0 and 1, a layer that a connection bypasses, values that are not finite.
+
+    Examples
+    --------
+    >>> grad_cam(model, images[:2], target=1).maps.shape
+    (2, 2, 2)
     """
     model = remove_final_activation(model)
     layer = layer or last_convolutional_layer(model)
@@ -180,10 +207,18 @@ def grad_cam(
 
 
 def normalize_heatmaps(raw: np.ndarray) -> np.ndarray:
-    """Keep the positive part of signed maps (N, h, w) and scale each one into [0, 1].
+    """Keep the positive part of signed maps and divide each map by its own maximum.
 
-    Each map is divided by its own maximum, which shows where an image's evidence is, but not how
-    strong it is. A map without a positive value stays zero.
+    The result shows where an image's evidence is, but not how strong it is.
+
+    Parameters
+    ----------
+    raw : np.ndarray, (N, h, w)
+
+    Returns
+    -------
+    np.ndarray, (N, h, w)
+        In [0, 1]; a map without a positive value is zero.
     """
     positive = np.maximum(raw, 0)
     largest = positive.max(axis=(1, 2), keepdims=True, initial=0)
@@ -191,7 +226,23 @@ def normalize_heatmaps(raw: np.ndarray) -> np.ndarray:
 
 
 def resize_heatmaps(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize maps (N, h, w) to float32 (N, H, W) for ``size`` (H, W), bilinearly."""
+    """Resize maps with bilinear interpolation.
+
+    Parameters
+    ----------
+    maps : np.ndarray, (N, h, w)
+    size : tuple of int
+        Height and width to make, in pixels.
+
+    Returns
+    -------
+    np.ndarray, float32 (N, height, width)
+
+    Examples
+    --------
+    >>> resize_heatmaps(np.ones((1, 3, 3)), (12, 12)).shape
+    (1, 12, 12)
+    """
     return tf.image.resize(maps[..., None], size).numpy()[..., 0]
 
 
@@ -206,10 +257,9 @@ def overlay(
 
     Parameters
     ----------
-    images : np.ndarray, (N, H, W, 1) or (N, H, W, 3)
-        0–255.
-    maps : np.ndarray, (N, h, w)
-        In [0, 1]; resized to (H, W).
+    images : np.ndarray, (N, H, W, 1) or (N, H, W, 3), 0–255
+    maps : np.ndarray, (N, h, w), in [0, 1]
+        Resized to the images.
     alpha : float
         Weight of the heatmap.
     colour_map : str or matplotlib.colors.Colormap
@@ -222,6 +272,11 @@ def overlay(
     ------
     ValueError
         Images and maps do not fit, or image values are outside 0–255.
+
+    Examples
+    --------
+    >>> overlay(np.full((1, 8, 8, 1), 140, np.uint8), np.zeros((1, 2, 2)))[0, 0, 0]
+    array([100, 100, 136], dtype=uint8)
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) != len(maps):
         raise ValueError(

@@ -30,7 +30,7 @@ def open_image(content: bytes, name: str) -> Image.Image:
     Parameters
     ----------
     content : bytes
-        The whole file; its content decides, not its suffix.
+        The whole file. Its kind is found from the content, not from its suffix.
     name : str
         For messages.
 
@@ -65,7 +65,7 @@ def open_image(content: bytes, name: str) -> Image.Image:
 
 
 def _frames(image: Image.Image) -> int:
-    """Number of frames, without thumbnails."""
+    """Return the number of frames, without thumbnails."""
     frames = getattr(image, "n_frames", 1)
     if frames == 1 or image.format == "MPO":
         return 1
@@ -97,17 +97,16 @@ def _without_comments(content: bytes) -> bytes:
 def decode(content: bytes, name: str) -> np.ndarray:
     """Decode an image file to grey values.
 
-    8-bit grey is unchanged; colours become luminance (ITU-R 601-2), of LAB the lightness;
-    transparency becomes black, unless all is transparent; an EXIF orientation is applied. 16-bit
-    grey is scaled from the range of the fewest bits of `BITS` that hold its largest value, so that
-    12-bit values in a 16-bit file use the whole range.
+    8-bit grey is unchanged. Colours become luminance (ITU-R 601-2); of LAB, the lightness is taken.
+    Transparent pixels become black, unless all are transparent. An EXIF orientation is applied.
+    16-bit grey is scaled from the range of the fewest bits in `BITS` that hold its largest value,
+    so that 12-bit values in a 16-bit file use the whole range.
 
     Parameters
     ----------
     content : bytes
-        The whole file; its content decides, not its suffix.
     name : str
-        For messages.
+        As for `open_image`.
 
     Returns
     -------
@@ -165,10 +164,25 @@ def _grey_of_16_bits(values: np.ndarray, image: Image.Image) -> np.ndarray:
 
 
 def resize(grey: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize a grey image uint8 (h, w) to (height, width).
+    """Resize a grey image with Pillow's bilinear filter.
 
-    Pillow's bilinear filter is a triangle that widens with the reduction: every pixel counts, so
-    that nothing aliases, and no value leaves the range of its neighbours.
+    The filter is a triangle that widens with the reduction: every pixel counts, so that nothing
+    aliases, and no value leaves the range of its neighbours.
+
+    Parameters
+    ----------
+    grey : np.ndarray, uint8 (h, w)
+    shape : tuple of int
+        Height and width to make, in pixels.
+
+    Returns
+    -------
+    np.ndarray, uint8 (height, width)
+
+    Examples
+    --------
+    >>> resize(np.array([[0, 0, 200, 200]], np.uint8), (1, 2))
+    array([[ 29, 171]], dtype=uint8)
     """
     height, width = shape
     return np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR))

@@ -51,6 +51,15 @@ def baseline_cnn(
         Fraction of the fully connected layer's units that are left out in training.
     dense_units : int
         Units of the fully connected layer.
+
+    Returns
+    -------
+    keras.Model
+
+    Examples
+    --------
+    >>> baseline_cnn(32, layers.Rescaling(1 / 255), filters=4, dropout=0.4).count_params()
+    20885
     """
     images = keras.Input((image_size, image_size, 1), name="images")
     x = convolution(normalization(images), filters, kernel=5, strides=2, name="stem")
@@ -73,27 +82,47 @@ def convolution(
     activation: bool = True,
     momentum: float = 0.8,
 ):
-    """Apply a convolution, batch normalisation and ReLU to feature maps (N, H, W, C).
+    """Apply a convolution, batch normalisation and ReLU.
 
-    The convolution has no bias: the offset of the batch normalisation takes its place. Its moving
-    statistics follow within a few steps (``momentum``): where they lag behind the weights, the
-    validation loss jumps between epochs.
+    The convolution has no bias: the offset of the batch normalisation takes its place.
+
+    Parameters
+    ----------
+    x : keras.KerasTensor, (N, H, W, C)
+    filters : int
+    name : str
+        Beginning of the layers' names.
+    kernel, strides : int
+    activation : bool
+        Whether ReLU is applied.
+    momentum : float, in [0, 1)
+        Of the moving statistics. Small, so that they follow the weights within a few steps: where
+        they lag behind, the validation loss jumps between epochs.
+
+    Returns
+    -------
+    keras.KerasTensor, (N, H / strides, W / strides, filters)
     """
-    x = layers.Conv2D(
-        filters,
-        kernel,
-        strides=strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-        name=f"{name}_convolution",
-    )(x)
+    options = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
+    x = layers.Conv2D(filters, kernel, strides, name=f"{name}_convolution", **options)(x)
     x = layers.BatchNormalization(momentum=momentum, name=f"{name}_norm")(x)
     return layers.ReLU(name=f"{name}_relu")(x) if activation else x
 
 
 def classification_head(features, *, dropout: float, dense_units: int = 64):
-    """Apply the fully connected part to features (N, D); returns the logit (N, 1)."""
+    """Apply the fully connected part.
+
+    Parameters
+    ----------
+    features : keras.KerasTensor, (N, D)
+    dropout : float, in [0, 1)
+    dense_units : int
+
+    Returns
+    -------
+    keras.KerasTensor, (N, 1)
+        The logit.
+    """
     x = layers.Dense(dense_units, activation="relu", name="dense")(features)
     x = layers.Dropout(dropout, name="dropout")(x)
     return layers.Dense(1, dtype="float32", name="logit")(x)
@@ -104,14 +133,14 @@ def classification_head(features, *, dropout: float, dense_units: int = 64):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained network, and the input that its weights were trained on.
+    """A pretrained network, and the scale of the input that its weights were trained on.
 
     Attributes
     ----------
     build : callable
-        Of ``keras.applications``.
+        A function of ``keras.applications``.
     frozen_up_to : str
-        End of a block; the layers after it are fine-tuned by default.
+        Layer at the end of a block; the layers after it are fine-tuned by default.
     scale, offset : float; float or three floats
         Grey values 0–255 become ``scale * value + offset``; three offsets are for three channels.
     has_width : bool
@@ -160,10 +189,21 @@ def build_backbone(
         "imagenet" (the Keras cache, else a download), "random", or the path of a weights file,
         as it is or from the folder of the notebooks.
 
+    Returns
+    -------
+    keras.Model
+
     Raises
     ------
     WeightsUnavailable
-        The message says the two ways out.
+        The message says what to do.
+    ValueError
+        A width other than 1 for a network that has none.
+
+    Examples
+    --------
+    >>> build_backbone("MobileNet", 32, width=0.25, weights="random").output_shape
+    (None, 256)
     """
     backbone = BACKBONES[name]
     if width != 1 and not backbone.has_width:
@@ -198,9 +238,19 @@ def build_backbone(
 
 
 def settle_batch_norm(model: keras.Model, images: np.ndarray) -> None:
-    """Set the statistics of every BatchNormalization layer to those of some images (N, H, W, 1).
+    """Set the statistics of every BatchNormalization layer to those of some images.
 
-    Needed for random weights only: without it, the features would fade to a constant.
+    Random weights need this: without it, the features would fade to a constant.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Changed in place.
+    images : np.ndarray, (N, H, W, 1), grey values 0–255
+
+    Examples
+    --------
+    >>> settle_batch_norm(model, images)
     """
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     before = [(layer.trainable, layer.momentum) for layer in norms]
@@ -212,24 +262,73 @@ def settle_batch_norm(model: keras.Model, images: np.ndarray) -> None:
 
 
 def transfer_model(backbone: keras.Model, *, dropout: float) -> keras.Model:
-    """Build one flat model of the backbone's layers, which are shared, and new ones on top."""
+    """Build one flat model of the backbone's layers, which are shared, and new ones on top.
+
+    Parameters
+    ----------
+    backbone : keras.Model
+        From `build_backbone`.
+    dropout : float, in [0, 1)
+
+    Returns
+    -------
+    keras.Model
+
+    Examples
+    --------
+    >>> transfer_model(split_at(model, "features")[0], dropout=0.4).output_shape
+    (None, 1)
+    """
     logit = classification_head(backbone.output, dropout=dropout)
     return keras.Model(backbone.input, logit, name=f"transfer_{backbone.name}")
 
 
 def transfer_head(features: int, *, dropout: float) -> keras.Model:
-    """Build the new layers of `transfer_model` on their own, for cached features (N, features)."""
+    """Build the new layers of `transfer_model` on their own, for cached features.
+
+    Parameters
+    ----------
+    features : int
+        Features of an image.
+    dropout : float, in [0, 1)
+
+    Returns
+    -------
+    keras.Model
+        From (N, features) to (N, 1).
+
+    Examples
+    --------
+    >>> transfer_head(256, dropout=0.4).count_params()
+    16513
+    """
     pooled = keras.Input((features,), name="pooled_features")
     return keras.Model(pooled, classification_head(pooled, dropout=dropout), name="transfer_head")
 
 
 def split_at(model: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
-    """Return two models that share the layers of a flat one: input → layer → output.
+    """Split a flat model after a layer into two models that share its layers.
+
+    Parameters
+    ----------
+    model : keras.Model
+    layer : str
+
+    Returns
+    -------
+    lower, upper : keras.Model
+        From the input to the layer's output, and from there to the output.
 
     Raises
     ------
     ValueError
         No such layer, or what follows it needs more than its output (a skip connection).
+
+    Examples
+    --------
+    >>> lower, upper = split_at(model, "features")
+    >>> lower.output_shape, upper.input_shape
+    ((None, 32), (None, 32))
     """
     names = [item.name for item in model.layers]
     if layer not in names:
@@ -248,10 +347,26 @@ def split_at(model: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
 
 
 def unfreeze_above(model: keras.Model, layer: str) -> int:
-    """Make the layers above ``layer`` trainable, the others not; return how many weights.
+    """Make the layers above a layer trainable, and the others not.
 
-    BatchNormalization layers stay frozen: their ImageNet statistics would be lost to a few small
-    batches, and ``training=False`` alone does not keep them.
+    BatchNormalization layers stay frozen: a few small batches would replace their ImageNet
+    statistics, and ``training=False`` is not enough to prevent it.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Changed in place.
+    layer : str
+
+    Returns
+    -------
+    int
+        Number of trainable weights.
+
+    Examples
+    --------
+    >>> unfreeze_above(model, "features")
+    2177
     """
     above = split_at(model, layer)[1].layers
     model.trainable = True
@@ -273,15 +388,20 @@ def outputs(model: keras.Model, inputs: np.ndarray, *, amounts=None, seed: int =
     inputs : np.ndarray, (N, ...)
         Images or features of any number type.
     amounts : Augmentation, optional
-        Augment the images first, by at most these amounts.
+        Augment the images first, within these ranges.
     seed : int
-        Of the augmentation.
+        Seed of the augmentation.
     title : str, optional
-        Shows the progress under this title.
+        Show the progress under this title.
 
     Returns
     -------
     np.ndarray, float32 (N, ...)
+
+    Examples
+    --------
+    >>> outputs(split_at(model, "features")[0], images).shape
+    (24, 32)
     """
     parts, start, shown = [], time.perf_counter(), time.perf_counter()
     for first in range(0, len(inputs), BATCH):
@@ -297,7 +417,23 @@ def outputs(model: keras.Model, inputs: np.ndarray, *, amounts=None, seed: int =
 
 
 def logits(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    """Return the scores float32 (N,) of a one-logit model for images or features (N, ...)."""
+    """Compute the scores of a model that ends in one logit.
+
+    Parameters
+    ----------
+    model : keras.Model
+    inputs : np.ndarray, (N, ...)
+        Images or features.
+
+    Returns
+    -------
+    np.ndarray, float32 (N,)
+
+    Examples
+    --------
+    >>> logits(model, images[:5]).shape
+    (5,)
+    """
     return outputs(model, inputs)[:, 0]
 
 
@@ -315,23 +451,28 @@ def feature_copies(
     Parameters
     ----------
     folder : Path
-        Where the arrays are kept, one file per copy, so that an interrupted run continues with the
-        next. Its name must tell apart the data, the size and the weights of ``lower``.
+        Where the arrays are stored, one file per copy, so that an interrupted run continues with
+        the next. Its name must distinguish the data, the size and the weights of ``lower``.
     lower : keras.Model
         The frozen layers.
-    images : np.ndarray, uint8 (N, H, W, 1)
-        Grey values 0–255.
+    images : np.ndarray, uint8 (N, H, W, 1), grey values 0–255
     copies : int
-        Augmented copies beside the images themselves.
+        Augmented copies in addition to the images themselves.
     amounts : Augmentation
-        Largest amount of each transformation.
+        Range of each transformation.
     seed : int
-        Of the augmentation.
+        Seed of the augmentation.
 
     Returns
     -------
     list of np.ndarray
         1 + ``copies`` arrays (N, ...), float16, mapped from disk.
+
+    Examples
+    --------
+    >>> lower, amounts = split_at(model, "features")[0], settings.augmentation
+    >>> len(feature_copies(run.cache, lower, images, copies=2, amounts=amounts, seed=0))
+    3
     """
 
     def compute(number: int) -> np.ndarray:
@@ -349,7 +490,20 @@ def feature_copies(
 def layer_table(model: keras.Model) -> pd.DataFrame:
     """Describe a model, one row per layer from input to output.
 
-    Columns: layer, kind, output (shape for one image), kernel (side, of convolutions), parameters.
+    Parameters
+    ----------
+    model : keras.Model
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns layer, kind, output (shape for one image), kernel (side, of convolutions) and
+        parameters.
+
+    Examples
+    --------
+    >>> layer_table(model)["layer"].iloc[-1]
+    'logit'
     """
     rows = []
     for layer in model.layers:
@@ -361,5 +515,20 @@ def layer_table(model: keras.Model) -> pd.DataFrame:
 
 
 def model_fingerprint(model: keras.Model) -> str:
-    """Return 16 hexadecimal digits of the architecture and every weight."""
+    """Compute a hash of a model's architecture and weights.
+
+    Parameters
+    ----------
+    model : keras.Model
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+
+    Examples
+    --------
+    >>> model_fingerprint(model) == model_fingerprint(keras.models.clone_model(model))
+    False
+    """
     return fingerprint(model.get_config(), *model.get_weights())

@@ -21,18 +21,16 @@ def training_batches(
     amounts: Augmentation,
     seed: int,
 ) -> tf.data.Dataset:
-    """Return batches for training: a new order and new augmentations in each epoch.
+    """Form batches for training: a new order and new augmentations in each epoch.
 
     Parameters
     ----------
-    images : np.ndarray or ImageFiles, uint8 (N, H, W, 1)
-        Grey values 0–255.
-    labels : np.ndarray, (N,)
-        0 or 1.
+    images : np.ndarray or ImageFiles, uint8 (N, H, W, 1), grey values 0–255
+    labels : np.ndarray, (N,), 0 or 1
     batch_size : int
         The last batch of an epoch may be smaller.
     amounts : Augmentation
-        Largest amount of each random transformation.
+        Range of each random transformation.
     seed : int
         Determines orders and augmentations.
 
@@ -40,6 +38,12 @@ def training_batches(
     -------
     tf.data.Dataset
         Finite, of (float32 (B, H, W, 1) in 0–255, float32 (B, 1)).
+
+    Examples
+    --------
+    >>> batches = training_batches(images, labels, 8, settings.augmentation, seed=0)
+    >>> next(iter(batches))[0].shape
+    TensorShape([8, 32, 32, 1])
     """
     rows = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed=seed).batch(batch_size)
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
@@ -55,7 +59,26 @@ def training_batches(
 def evaluation_batches(
     images: np.ndarray | ImageFiles, labels: np.ndarray, batch_size: int = 64
 ) -> tf.data.Dataset:
-    """Return batches in the given order, nothing changed: (float32 (B, ...), float32 (B, 1))."""
+    """Form batches in the given order, without any change.
+
+    Parameters
+    ----------
+    images : np.ndarray or ImageFiles, (N, ...)
+        Images or features.
+    labels : np.ndarray, (N,), 0 or 1
+    batch_size : int
+        The last batch may be smaller.
+
+    Returns
+    -------
+    tf.data.Dataset
+        Finite, of (float32 (B, ...), float32 (B, 1)).
+
+    Examples
+    --------
+    >>> len(evaluation_batches(images[:20], labels[:20], batch_size=8))
+    3
+    """
     rows = tf.data.Dataset.range(len(labels)).batch(batch_size)
     read, labels = _reader(images), _column(labels)
 
@@ -68,14 +91,13 @@ def evaluation_batches(
 def feature_batches(
     copies: Sequence[np.ndarray], labels: np.ndarray, batch_size: int, seed: int
 ) -> tf.data.Dataset:
-    """Return batches of cached features for training: of each image one of its copies at random.
+    """Form batches of cached features for training: one copy of each image, drawn at random.
 
     Parameters
     ----------
     copies : sequence of np.ndarray, each (N, ...)
         Features of the images and of their augmented copies (`models.feature_copies`).
-    labels : np.ndarray, (N,)
-        0 or 1.
+    labels : np.ndarray, (N,), 0 or 1
     batch_size, seed : int
         As for `training_batches`.
 
@@ -83,6 +105,12 @@ def feature_batches(
     -------
     tf.data.Dataset
         Finite, of (float32 (B, ...), float32 (B, 1)); an epoch holds every image once.
+
+    Examples
+    --------
+    >>> copies = [np.zeros((4, 7)), np.ones((4, 7))]
+    >>> next(iter(feature_batches(copies, np.array([0, 1, 0, 1]), 2, seed=0)))[0].shape
+    TensorShape([2, 7])
     """
     rows = tf.data.Dataset.range(len(labels)).shuffle(len(labels), seed=seed)
     numbers = tf.data.Dataset.random(seed=seed + 1, rerandomize_each_iteration=True)
@@ -102,10 +130,18 @@ def feature_batches(
 
 
 def untuned(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Switch the automatic tuning of a dataset off; the batches stay the same.
+    """Switch off the automatic tuning of a dataset; the batches stay the same.
 
-    With it, a thread wakes up after 0.01, 0.02, 0.04, … seconds to choose buffer sizes. The end of
-    an epoch may have to wait until it wakes again: for nearly as long as the epoch took.
+    Its thread wakes up after 0.01, 0.02, 0.04, … seconds to choose buffer sizes, and an epoch may
+    have to wait at its end until it wakes again: for nearly as long as the epoch took.
+
+    Parameters
+    ----------
+    batches : tf.data.Dataset
+
+    Returns
+    -------
+    tf.data.Dataset
     """
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -46,10 +46,25 @@ def open_run(settings: Settings) -> "Run":
     Where the results folder holds the tables of a finished run without all its models, as a hand-in
     does, the run takes the folder of the same name with ``_rerun``: the tables stay as they are.
 
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    Run
+
     Raises
     ------
     DataError
         The data cannot be used, or the results folder belongs to other data.
+
+    Examples
+    --------
+    >>> from covid_project.settings import load_settings
+    >>> run = open_run(load_settings(data="covid_xray.zip", results="example"))
+    data: covid_xray.zip: train 24, val 12, test 12 images
+    results: example
     """
     if sys.version_info[:2] != SHEET_PYTHON:
         print(f"WARNING: this is Python {platform.python_version()}; the task sheet asks for 3.12.")
@@ -74,14 +89,29 @@ def _is_handed_in(folder: Path) -> bool:
 class Run:
     """Settings, data and results folder of one run.
 
-    Attributes
+    Parameters
     ----------
     settings : Settings
     dataset : Dataset
+
+    Attributes
+    ----------
     folder : Path
-        Of the results: tables, ``figures``, ``models``.
+        The results: tables, ``figures``, ``models``.
     cache : Path
-        Of arrays that can be computed again; may be deleted.
+        Arrays that can be computed again; may be deleted.
+
+    Examples
+    --------
+    >>> images, labels = run.arrays("train", image_size=32)
+    >>> recipe = run.identity(32, settings.normalization)
+    >>> run.save_model("baseline", model, pd.DataFrame({"epoch": [1], "loss": [0.7]}), recipe)
+    >>> run.has_model("baseline", recipe), len(run.load_history("baseline"))
+    (True, 1)
+    >>> model = run.load_model("baseline", "baseline.ipynb")
+    >>> images, labels = run.test_split("baseline", model, image_size=32)
+    >>> metrics = run.record_metrics("baseline", "test", model.predict(images, verbose=0)[:, 0])
+    >>> run.save_figure(plt.figure(), "nothing", "metrics.csv")
     """
 
     def __init__(self, settings: Settings, dataset: Dataset):
@@ -120,11 +150,32 @@ class Run:
     # ---- images -----------------------------------------------------------------------------
 
     def files(self, split: str, image_size: int) -> tuple[ImageFiles, np.ndarray]:
-        """Return image files, decoded when read, and labels int64 (N,) of "train" or "val"."""
+        """List the images of a split without reading them.
+
+        Parameters
+        ----------
+        split : str
+            "train" or "val".
+        image_size : int
+            Pixels along each side.
+
+        Returns
+        -------
+        files : ImageFiles, uint8 (N, image_size, image_size, 1)
+            Decoded when they are read.
+        labels : np.ndarray, int64 (N,)
+        """
         return self._files((split,), image_size)
 
     def arrays(self, *splits: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return images and labels of "train", "val" or both.
+        """Read the images of splits.
+
+        Parameters
+        ----------
+        *splits : str
+            "train", "val" or both.
+        image_size : int
+            Pixels along each side.
 
         Returns
         -------
@@ -147,10 +198,10 @@ class Run:
     def test_split(
         self, stage: str, model: keras.Model | None, image_size: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Enter a test evaluation into ``test_ledger.csv``, then return the test images.
+        """Enter a test evaluation into ``test_ledger.csv``, then read the test images.
 
         The same model on the same data is a repetition and adds no row. Another model of the same
-        stage is a further evaluation, which everybody can see in the ledger.
+        stage is a further evaluation, which the ledger shows to everybody.
 
         Parameters
         ----------
@@ -171,7 +222,19 @@ class Run:
         return files[:], labels
 
     def enter_test(self, stage: str, model: str) -> int:
-        """Enter a model's fingerprint into the ledger; return which entry of the stage it is."""
+        """Enter a model's fingerprint into the ledger.
+
+        Parameters
+        ----------
+        stage : str
+        model : str
+            From `models.model_fingerprint`.
+
+        Returns
+        -------
+        int
+            Number of the entry among those of its stage, from 1.
+        """
         path = self.folder / LEDGER
         ledger = read_csv(path)
         ours = ledger[ledger["stage"] == stage] if len(ledger) else ledger
@@ -191,12 +254,17 @@ class Run:
     # ---- tables -----------------------------------------------------------------------------
 
     def identity(self, *parts: object) -> dict[str, object]:
-        """Return what makes a result comparable: data, seed, settings, versions.
+        """Describe what a result depends on.
 
         Parameters
         ----------
-        *parts
+        *parts : object
             The settings that the result depends on, and no others.
+
+        Returns
+        -------
+        dict
+            Fingerprint of the data, seed, fingerprint of the settings, versions of the packages.
         """
         plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]
         return {
@@ -207,11 +275,35 @@ class Run:
         }
 
     def save_table(self, name: str, table: pd.DataFrame, *parts: object) -> None:
-        """Write ``<name>.csv`` with the run's `identity` in every row."""
+        """Write ``<name>.csv`` with the `identity` in every row.
+
+        Parameters
+        ----------
+        name : str
+        table : pd.DataFrame
+        *parts : object
+            As for `identity`.
+        """
         write_csv(self.folder / f"{name}.csv", table.assign(**self.identity(*parts)))
 
     def table(self, name: str, notebook: str) -> pd.DataFrame:
-        """Read ``<name>.csv``; ``MissingInput`` names the notebook that makes it."""
+        """Read ``<name>.csv``.
+
+        Parameters
+        ----------
+        name : str
+        notebook : str
+            The notebook that writes the table, for the message.
+
+        Returns
+        -------
+        pd.DataFrame
+
+        Raises
+        ------
+        MissingInput
+            No such table.
+        """
         path = self.folder / f"{name}.csv"
         if not path.is_file():
             raise MissingInput(f"{path} is missing: run {notebook} first, with the same settings")
@@ -222,15 +314,15 @@ class Run:
     ) -> pd.DataFrame:
         """Save the scores of a split and the metrics that follow from them.
 
-        Writes ``scores_<stage>_<split>.csv``, and into ``metrics.csv`` in the place of earlier rows
-        of this stage and split.
+        The scores are written to ``scores_<stage>_<split>.csv``. In ``metrics.csv``, the metrics
+        replace earlier rows of this stage and split.
 
         Parameters
         ----------
         stage, split : str
-        scores : np.ndarray, (N,)
-            Logits of the images in the order of the split.
-        **source
+        scores : np.ndarray, (N,), logits
+            In the order of the split's images.
+        **source : object
             Further columns, such as backbone and weights.
 
         Returns
@@ -258,7 +350,21 @@ class Run:
     def keep_metrics(
         self, stage: str, split: str, metrics: pd.DataFrame, **source: object
     ) -> pd.DataFrame:
-        """Write a table of metrics into ``metrics.csv``; return it with its identity."""
+        """Write a table of metrics into ``metrics.csv``, in place of earlier rows.
+
+        Parameters
+        ----------
+        stage, split : str
+        metrics : pd.DataFrame
+            From `evaluation.metrics_table`.
+        **source : object
+            Further columns.
+
+        Returns
+        -------
+        pd.DataFrame
+            With the columns that were added.
+        """
         metrics = metrics.assign(**self.identity(), **source)
         metrics.insert(0, "stage", stage)
         metrics.insert(1, "split", split)
@@ -270,7 +376,18 @@ class Run:
         return metrics
 
     def scores(self, stage: str, split: str, notebook: str) -> np.ndarray:
-        """Return the saved scores (N,) of a stage and split."""
+        """Read the scores of a stage and split.
+
+        Parameters
+        ----------
+        stage, split : str
+        notebook : str
+            As for `table`.
+
+        Returns
+        -------
+        np.ndarray, float64 (N,), logits
+        """
         return self.table(f"scores_{stage}_{split}", notebook)["score"].to_numpy()
 
     # ---- models -----------------------------------------------------------------------------
@@ -278,7 +395,7 @@ class Run:
     def save_model(
         self, stage: str, model: keras.Model, history: pd.DataFrame, recipe: Mapping
     ) -> None:
-        """Write ``models/<stage>.keras``, ``history_<stage>.csv`` and last the recipe.
+        """Write ``models/<stage>.keras``, ``history_<stage>.csv`` and, last, the recipe.
 
         Parameters
         ----------
@@ -288,7 +405,7 @@ class Run:
         history : pd.DataFrame
             From `training.TrainingLog`.
         recipe : mapping
-            What the model depends on: identity, hyperparameters, epochs.
+            What the model depends on: `identity`, hyperparameters, epochs.
         """
         path = self.model_path(stage)
         path.with_suffix(".json").unlink(missing_ok=True)  # until model and history are whole again
@@ -298,10 +415,18 @@ class Run:
         write_text(path.with_suffix(".json"), json.dumps(_plain(recipe), indent=2))
 
     def has_model(self, stage: str, recipe: Mapping | None = None) -> bool:
-        """Return whether a stage's model is finished and, with a recipe, of exactly this one.
+        """Tell whether a stage's model is finished and was made by this recipe.
 
-        The versions of the packages are recorded in the recipe but not compared: a run may continue
-        after an update.
+        Parameters
+        ----------
+        stage : str
+        recipe : mapping, optional
+            As for `save_model`; by default any. The versions of the packages are not compared: a
+            run may continue after an update.
+
+        Returns
+        -------
+        bool
         """
         path = self.model_path(stage)
         record = path.with_suffix(".json")
@@ -311,7 +436,23 @@ class Run:
         return recipe is None or found | {"versions": None} == _plain(recipe) | {"versions": None}
 
     def load_model(self, stage: str, notebook: str) -> keras.Model:
-        """Load a stage's finished model; ``MissingInput`` names the notebook that makes it."""
+        """Load a stage's finished model.
+
+        Parameters
+        ----------
+        stage : str
+        notebook : str
+            The notebook that trains the model, for the message.
+
+        Returns
+        -------
+        keras.Model
+
+        Raises
+        ------
+        MissingInput
+            No such model.
+        """
         if not self.has_model(stage):
             raise MissingInput(
                 f"{self.model_path(stage)} is missing: run {notebook} first, with the same settings"
@@ -319,30 +460,48 @@ class Run:
         return keras.saving.load_model(self.model_path(stage), compile=False)
 
     def load_history(self, stage: str) -> pd.DataFrame:
-        """Read the training history of a stage."""
+        """Read the training history of a stage.
+
+        Parameters
+        ----------
+        stage : str
+
+        Returns
+        -------
+        pd.DataFrame
+            From `training.TrainingLog`.
+        """
         return read_csv(self.folder / f"history_{stage}.csv")
 
     def model_path(self, stage: str) -> Path:
-        """Return the path of a stage's model."""
+        """Name the file of a stage's model.
+
+        Parameters
+        ----------
+        stage : str
+
+        Returns
+        -------
+        Path
+            ``models/<stage>.keras`` in the results folder.
+        """
         return self.folder / "models" / f"{stage}.keras"
 
     # ---- figures ----------------------------------------------------------------------------
 
     def save_figure(self, figure: plt.Figure, name: str, *tables: str, note: str = "") -> None:
-        """Write ``figures/<name>.pdf``.
-
-        Figures of drawn images say so. Names that begin with ``images_`` are for figures that show
-        images of the data set.
+        """Write ``figures/<name>.pdf``, with a note below the figure where images are drawn.
 
         Parameters
         ----------
         figure : plt.Figure
         name : str
+            Begins with ``images_`` if the figure shows images of the data set.
         *tables : str
             Tables of the results folder that the figure shows, such as "metrics.csv"; their
             fingerprints are stored in the file, so that an outdated figure can be detected.
         note : str
-            A warning that is printed below the figure, such as that weights are random.
+            A warning to print below the figure, such as that weights are random.
         """
         drawn = "drawn images (phantoms), a test of the software" if self.dataset.is_phantom else ""
         notes = [text for text in (drawn, note) if text]

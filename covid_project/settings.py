@@ -5,6 +5,7 @@ that a typing error cannot pass unnoticed.
 """
 
 import dataclasses
+import json
 import math
 import reprlib
 import sys
@@ -29,26 +30,57 @@ class SettingsError(ValueError):
 
 
 def within(low: float, high: float, **arguments) -> typing.Any:
-    """Declare a field whose number must be in [low, high]."""
+    """Declare a field whose number must be in [low, high].
+
+    Parameters
+    ----------
+    low, high : float
+    **arguments
+        For `dataclasses.field`.
+
+    Returns
+    -------
+    dataclasses.Field
+    """
     return field(metadata={"low": low, "high": high}, **arguments)
 
 
 def one_of(*choices: str, **arguments) -> typing.Any:
-    """Declare a field whose word must be one of the choices."""
+    """Declare a field whose word must be one of the choices.
+
+    Parameters
+    ----------
+    *choices : str
+    **arguments
+        For `dataclasses.field`.
+
+    Returns
+    -------
+    dataclasses.Field
+    """
     return field(metadata={"choices": choices}, **arguments)
 
 
 def one_of_registry(module: str, name: str, **arguments) -> typing.Any:
     """Declare a field whose word must be a key of a dictionary in a module of this package.
 
-    The module is imported when a value is checked: it may need TensorFlow.
+    Parameters
+    ----------
+    module, name : str
+        Module, imported when a value is checked (it may need TensorFlow), and its dictionary.
+    **arguments
+        For `dataclasses.field`.
+
+    Returns
+    -------
+    dataclasses.Field
     """
     return field(metadata={"registry": (module, name)}, **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Largest amount of each random transformation; 0 (or false) switches it off."""
+    """Range of each random transformation; 0 (or false) switches it off."""
 
     flip: bool  # left and right, with probability 0.5
     rotation: float = within(0, 45)  # degrees, either way
@@ -198,12 +230,12 @@ def load_settings(
     file : str or Path, optional
         YAML file with other values, such as ``{baseline: {patience: 5}}``.
     data : str or Path, optional
-        The images: ``covid_xray.zip``, its unpacked folder, or the Kaggle tree. None: the archive
-        or its folder beside the notebooks, in the working directory or, on Colab, in ``/content``
-        or Google Drive.
+        The images: ``covid_xray.zip``, its unpacked folder, or the Kaggle tree. By default the
+        archive or its folder beside the notebooks, in the working directory or, on Colab, in
+        ``/content`` or Google Drive.
     results : str or Path, optional
-        Folder to write. None: ``results`` beside the notebooks; on Colab with Google Drive mounted,
-        ``covid_project_results`` in the Drive, so that the next notebook finds it.
+        Folder to write. By default ``results`` beside the notebooks; on Colab with Google Drive
+        mounted, ``covid_project_results`` in the Drive, so that the next notebook finds it.
     changes : mapping, optional
         Other values by dotted key, such as ``{"transfer.backbone": "MobileNetV2"}``.
 
@@ -235,6 +267,15 @@ def load_settings(
 def find_data(places: typing.Iterable[Path] | None = None) -> Path:
     """Find ``covid_xray.zip``, or the folder ``covid_xray``, where users put it.
 
+    Parameters
+    ----------
+    places : iterable of Path, optional
+        Folders to search, the first one first.
+
+    Returns
+    -------
+    Path
+
     Raises
     ------
     SettingsError
@@ -253,7 +294,12 @@ def find_data(places: typing.Iterable[Path] | None = None) -> Path:
 
 
 def default_results() -> Path:
-    """Folder of the results where none is named."""
+    """Choose the folder of the results where none is named.
+
+    Returns
+    -------
+    Path
+    """
     drive = COLAB / "drive/MyDrive"
     on_drive = "google.colab" in sys.modules and drive.is_dir()
     return drive / "covid_project_results" if on_drive else PROJECT / "results"
@@ -284,7 +330,21 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(text: str) -> typing.Any:
-    """Return the plain values of a YAML text; ``SettingsError`` where it is not valid."""
+    """Read the plain values of a YAML text.
+
+    Parameters
+    ----------
+    text : str
+
+    Returns
+    -------
+    dict, list, str, int, float, bool or None
+
+    Raises
+    ------
+    SettingsError
+        Not valid YAML, or a key that is given twice.
+    """
     try:
         return yaml.load(text, _Loader)
     except RecursionError:
@@ -294,7 +354,21 @@ def read_yaml(text: str) -> typing.Any:
 
 
 def read_file(path: Path) -> dict:
-    """Return the keys and values of a YAML file; ``SettingsError`` names the file."""
+    """Read the keys and values of a YAML file.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    SettingsError
+        The file cannot be read, or holds something else; the message names it.
+    """
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
     except (SettingsError, OSError, UnicodeDecodeError) as error:
@@ -305,12 +379,34 @@ def read_file(path: Path) -> dict:
 
 
 def as_yaml(settings: typing.Any) -> str:
-    """Return a settings dataclass as YAML text that reads back to the same settings."""
-    return yaml.safe_dump(_without_tuples(dataclasses.asdict(settings)), sort_keys=False)
+    """Write settings as YAML text that reads back to the same settings.
+
+    Parameters
+    ----------
+    settings : Settings, or another dataclass
+
+    Returns
+    -------
+    str
+    """
+    plain = json.loads(json.dumps(dataclasses.asdict(settings)))  # with lists instead of tuples
+    return yaml.safe_dump(plain, sort_keys=False)
 
 
 def merged(values: dict, changes: Mapping) -> dict:
-    """Return nested values with those of ``changes`` in their place; an axis changes as a whole."""
+    """Change nested values; an axis changes as a whole.
+
+    Parameters
+    ----------
+    values : dict
+    changes : mapping
+        Nested in the same way, with other values or further keys.
+
+    Returns
+    -------
+    dict
+        A new one.
+    """
     result = dict(values)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -329,6 +425,10 @@ def read_settings(kind: type, values: typing.Any, where: str = ""):
         Plain values, as from a YAML file.
     where : str
         Dotted key of the group, for messages.
+
+    Returns
+    -------
+    kind
 
     Raises
     ------
@@ -383,7 +483,8 @@ def _value(hint, value, where: str, limits: Mapping = types.MappingProxyType({})
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list):
             raise SettingsError(f"{where} must be a list, found {reprlib.repr(value)}")
-        return tuple(_value(float, item, where) for item in value)
+        kind = typing.get_args(hint)[0]
+        return tuple(_value(kind, item, where) for item in value)
     value = _number(value) if hint is float else value
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # A whole number stays one where a float is allowed: batch sizes and filters are counted.
@@ -411,16 +512,24 @@ def _allowed(limits: Mapping) -> str:
 
 
 def change_value(values: dict, dotted: str, value) -> None:
-    """Change nested values at a dotted key; ``SettingsError`` where there is no such group."""
+    """Change nested values at a dotted key.
+
+    Parameters
+    ----------
+    values : dict
+        Changed in place.
+    dotted : str
+        Such as "transfer.backbone".
+    value : object
+
+    Raises
+    ------
+    SettingsError
+        No such group.
+    """
     *parents, last = dotted.split(".")
     for parent in parents:
         values = values.get(parent)
         if not isinstance(values, dict):
             raise SettingsError(f"unknown setting {dotted}: there is no group {parent}")
     values[last] = value  # an unknown last key is refused when the settings are read
-
-
-def _without_tuples(value):
-    if isinstance(value, dict):
-        return {key: _without_tuples(item) for key, item in value.items()}
-    return [_without_tuples(item) for item in value] if isinstance(value, tuple | list) else value

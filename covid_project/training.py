@@ -1,4 +1,4 @@
-"""What every training needs: the seed, the learning rate, the history and two watchers."""
+"""What every training needs: seed, metrics, learning rate, history, a stop at a sudden drop."""
 
 import time
 
@@ -17,13 +17,31 @@ def set_seed(seed: int) -> None:
 
     With deterministic operations Keras' ``fit`` would shuffle arrays into the same order in every
     epoch; the batches of `pipeline` have a new order in each.
+
+    Parameters
+    ----------
+    seed : int
+
+    Examples
+    --------
+    >>> set_seed(1)
     """
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
 
 
 def classification_metrics() -> list[keras.metrics.Metric]:
-    """Return accuracy and AUC for a model that ends in one logit."""
+    """Build the metrics accuracy and AUC for a model that ends in one logit.
+
+    Returns
+    -------
+    list of keras.metrics.Metric
+
+    Examples
+    --------
+    >>> [metric.name for metric in classification_metrics()]
+    ['accuracy', 'auc']
+    """
     return [
         keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0),  # logit 0: probability 0.5
         keras.metrics.AUC(name="auc", from_logits=True),
@@ -31,7 +49,7 @@ def classification_metrics() -> list[keras.metrics.Metric]:
 
 
 def cosine_schedule(learning_rate: float, steps: int) -> keras.optimizers.schedules.CosineDecay:
-    """Return a learning rate that rises in the first steps and then falls to 0 along a cosine.
+    """Build a learning rate that rises in the first steps and then falls to 0 along a cosine.
 
     Loshchilov & Hutter 2017 (SGDR), eq. 5, without restarts.
 
@@ -41,6 +59,16 @@ def cosine_schedule(learning_rate: float, steps: int) -> keras.optimizers.schedu
         Its largest value.
     steps : int
         Batches of the whole schedule.
+
+    Returns
+    -------
+    keras.optimizers.schedules.CosineDecay
+
+    Examples
+    --------
+    >>> schedule = cosine_schedule(0.01, steps=100)
+    >>> [round(float(schedule(step)), 4) for step in (0, 5, 100)]
+    [0.001, 0.01, 0.0]
     """
     warm_up = max(1, round(WARM_UP * steps))
     return keras.optimizers.schedules.CosineDecay(
@@ -52,7 +80,14 @@ def cosine_schedule(learning_rate: float, steps: int) -> keras.optimizers.schedu
 
 
 class TrainingLog(keras.callbacks.Callback):
-    """Collect the history of a training and print a line on its progress now and then.
+    """Collect the history of a training, and print a line on its progress now and then.
+
+    Parameters
+    ----------
+    title : str, optional
+        Beginning of the printed lines; by default nothing is printed.
+    every : float
+        Seconds between two lines.
 
     Attributes
     ----------
@@ -64,7 +99,15 @@ class TrainingLog(keras.callbacks.Callback):
     Raises
     ------
     FloatingPointError
-        At the end of an epoch whose loss, or of a training whose weights are no longer finite.
+        The loss is not finite at the end of an epoch, or a weight at the end of the training.
+
+    Examples
+    --------
+    >>> log = TrainingLog()
+    >>> model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
+    >>> _ = model.fit(images, labels, callbacks=[log], verbose=0)
+    >>> log.history.columns.tolist()
+    ['epoch', 'loss', 'learning_rate', 'seconds']
     """
 
     def __init__(self, title: str | None = None, every: float = 10.0):
@@ -74,7 +117,12 @@ class TrainingLog(keras.callbacks.Callback):
 
     @property
     def history(self) -> pd.DataFrame:
-        """The table of all epochs so far."""
+        """Table of all epochs so far.
+
+        Returns
+        -------
+        pd.DataFrame
+        """
         history = pd.DataFrame(self.rows)
         history.attrs["initial_model"] = self.initial_model
         return history
@@ -105,7 +153,7 @@ class TrainingLog(keras.callbacks.Callback):
             print(f"{self.title}: epoch {epoch + 1}, {', '.join(numbers)}", flush=True)
 
     def on_train_end(self, logs=None):
-        """Check the weights: the last step may have ruined them after the loss was computed."""
+        """Check that the weights are finite: the last step comes after the last loss."""
         if not all(np.isfinite(weights).all() for weights in self.model.get_weights()):
             raise FloatingPointError("a weight is not finite; try a smaller learning rate")
 
@@ -113,10 +161,20 @@ class TrainingLog(keras.callbacks.Callback):
 class SuddenDrop(keras.callbacks.Callback):
     """Stop a training whose training accuracy falls suddenly.
 
+    Parameters
+    ----------
+    least_accuracy : float
+        Smallest training accuracy allowed at the end of an epoch.
+
     Attributes
     ----------
     message : str
         What happened; "" while nothing did.
+
+    Examples
+    --------
+    >>> SuddenDrop(least_accuracy=0.7).message
+    ''
     """
 
     def __init__(self, least_accuracy: float):
@@ -134,7 +192,25 @@ class SuddenDrop(keras.callbacks.Callback):
 
 
 def training_accuracy(model: keras.Model, batches: tf.data.Dataset) -> float:
-    """Return the accuracy that an epoch would report if it learned nothing: dropout at work."""
+    """Compute the accuracy that an epoch would report if it learned nothing, with dropout active.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Ends in one logit; its weights are unchanged afterwards.
+    batches : tf.data.Dataset
+        Of inputs and labels.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> batches = tf.data.Dataset.from_tensors((images, labels[:, None]))
+    >>> 0 <= training_accuracy(model, batches) <= 1
+    True
+    """
     weights = model.get_weights()  # BatchNormalization may move its statistics
     metric = keras.metrics.BinaryAccuracy(threshold=0.0)
     for inputs, labels in batches:
@@ -144,5 +220,21 @@ def training_accuracy(model: keras.Model, batches: tf.data.Dataset) -> float:
 
 
 def best_epoch(history: pd.DataFrame) -> int:
-    """Return the epoch (from 1) with the lowest validation loss: how long the final fit trains."""
+    """Find the epoch with the lowest validation loss: how long the final fit trains.
+
+    Parameters
+    ----------
+    history : pd.DataFrame
+        From `TrainingLog`.
+
+    Returns
+    -------
+    int
+        From 1.
+
+    Examples
+    --------
+    >>> best_epoch(pd.DataFrame({"epoch": [1, 2, 3], "val_loss": [0.6, 0.4, 0.5]}))
+    2
+    """
     return int(history["epoch"][history["val_loss"].idxmin()])

@@ -1,7 +1,7 @@
-"""Hyperparameter search: a new model for every trial, every trial a row, the best model kept.
+"""Hyperparameter search: every trial trains a new model and is a row; the best model is stored.
 
 `propose` is the whole strategy, a function of the finished trials only. An interrupted search
-therefore needs nothing but its CSV to continue.
+therefore needs only its CSV file to continue.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from covid_project.results import Run
 from covid_project.settings import Axis
 from covid_project.training import best_epoch
 
-OBJECTIVE = "val_loss"  # minimised: finer than accuracy, and it punishes false confidence
+OBJECTIVE = "val_loss"  # minimised: finer than accuracy, and it penalises false confidence
 
 Hyperparameters = dict[str, float]
 
@@ -29,14 +29,14 @@ Hyperparameters = dict[str, float]
 def propose(
     axes: Mapping[str, Axis], start: Hyperparameters, trials: pd.DataFrame, strategy: str
 ) -> list[Hyperparameters]:
-    """Return the hyperparameters to try next; none when the search is over.
+    """Choose the hyperparameters to try next.
 
     Parameters
     ----------
     axes : mapping of str to Axis
-        Range of each hyperparameter, in the order of importance.
-    start : dict
-        Where a search that takes one hyperparameter at a time begins.
+        Range of each hyperparameter, the most important first.
+    start : dict of str to float
+        Where a search of one hyperparameter at a time begins.
     trials : pd.DataFrame
         Finished trials: one column per hyperparameter and the column `OBJECTIVE`; a value that
         is not finite marks a failed trial.
@@ -44,6 +44,16 @@ def propose(
         "grid": all combinations. "one at a time": each hyperparameter in turn, the others at the
         best values so far. With both, as long as the best value of a hyperparameter is on the
         edge of what was tried, the next value beyond is tried, up to the axis' limit.
+
+    Returns
+    -------
+    list of dict
+        Empty when the search is over.
+
+    Raises
+    ------
+    ValueError
+        Unknown strategy.
     """
     if strategy == "grid":
         combinations = itertools.product(*(axis.values for axis in axes.values()))
@@ -73,13 +83,13 @@ def propose(
     return []
 
 
-def in_turn(function: Callable, points: Sequence) -> Iterator[tuple[int, object]]:
+def _in_turn(function: Callable, points: Sequence) -> Iterator[tuple[int, object]]:
     """Yield the position and the result of each point, one after the other."""
     for position, point in enumerate(points):
         yield position, function(point)
 
 
-run_points = in_turn  # how trials are run; may be replaced to spread them over many processes
+run_points = _in_turn  # how trials are run; may be replaced to spread them over many processes
 
 
 def search(
@@ -101,21 +111,20 @@ def search(
         Its folder gets ``tuning_<name>.csv``, which grows by one row per finished trial, and the
         best trial's model and history under the stage ``<name>_tuned``.
     name : str
-        Of the search.
+        Name of the search.
     axes : mapping of str to Axis
-        Range of each hyperparameter.
-    start : dict
-        Where a search of one hyperparameter at a time begins.
+    start : dict of str to float
+        As for `propose`.
     run_trial : callable
         Builds a new model for the given hyperparameters, trains it and returns it with its history
         (`training.TrainingLog`). ``FloatingPointError`` marks the trial as failed.
     validation : tuple of np.ndarray
         Inputs (N, ...) and labels (N,) of the validation split, on which each model is scored.
     strategy : str
-        See `propose`.
+        As for `propose`.
     identity : mapping
-        Data, seed, settings and versions, written into every row. Trials of other data or settings
-        are set aside under another name.
+        Data, seed, settings and versions (`Run.identity`), written into every row. Trials of other
+        data or settings are set aside under another name.
 
     Returns
     -------
@@ -123,6 +132,20 @@ def search(
         Columns: trial, the hyperparameters, best_epoch, val_loss, one column for each validation
         metric, initial_model (fingerprint of the first weights), seconds, extension (beyond the
         planned range), and the identity.
+
+    Examples
+    --------
+    >>> def run_trial(point):
+    ...     history = pd.DataFrame({"loss": [0.7]})
+    ...     history.attrs["initial_model"] = "first weights"
+    ...     return model, history
+    >>> rates = {"rate": Axis(values=(0.001,), low=0.001, high=0.001, times=10)}
+    >>> options = {"strategy": "grid", "identity": run.identity()}
+    >>> trials = search(run, "example", rates, {}, run_trial, (images, labels), **options)
+    example, trial 1: rate 0.001: loss ... in ... s; 0 more planned, 0 min left
+    >>> trials[["trial", "rate", "best_epoch"]]
+       trial   rate  best_epoch
+    0      1  0.001           1
     """
     path, stage = run.folder / f"tuning_{name}.csv", f"{name}_tuned"
     trials = resumed_trials(path, identity)
@@ -190,7 +213,20 @@ def _is_best(row: Mapping, trials: pd.DataFrame) -> bool:
 
 
 def resumed_trials(path, identity: Mapping[str, object]) -> pd.DataFrame:
-    """Return the finished trials of this very search; those of another one are set aside."""
+    """Read the finished trials of this search; the file of another search is renamed.
+
+    Parameters
+    ----------
+    path : Path
+        The CSV file of the search.
+    identity : mapping
+        Columns that must have these values in every row, except "versions".
+
+    Returns
+    -------
+    pd.DataFrame
+        Empty where there are none.
+    """
     trials = read_csv(path)
     others = {
         f"{name} {found}"
@@ -220,19 +256,52 @@ def _report(
 
 
 def best_hyperparameters(trials: pd.DataFrame, names) -> Hyperparameters:
-    """Return the hyperparameters of the trial with the lowest objective; counts stay integers.
+    """Return the hyperparameters of the `best_trial`.
 
-    Raises
-    ------
-    ValueError
-        No trial has a finite objective.
+    Parameters
+    ----------
+    trials : pd.DataFrame
+        From `search`.
+    names : iterable of str
+
+    Returns
+    -------
+    dict of str to float
+        Counts are integers.
+
+    Examples
+    --------
+    >>> trials = pd.DataFrame({"units": [32.0, 64.0], "val_loss": [0.5, 0.4]})
+    >>> best_hyperparameters(trials, ["units"])
+    {'units': 64}
     """
     row = best_trial(trials)
     return {name: _plain(row[name]) for name in names}
 
 
 def best_trial(trials: pd.DataFrame) -> pd.Series:
-    """Return the row with the lowest finite objective; the earliest where several are equal."""
+    """Find the trial with the lowest finite objective; the first where several are equal.
+
+    Parameters
+    ----------
+    trials : pd.DataFrame
+        From `search`.
+
+    Returns
+    -------
+    pd.Series
+        The trial's row.
+
+    Raises
+    ------
+    ValueError
+        No trial has a finite objective.
+
+    Examples
+    --------
+    >>> int(best_trial(pd.DataFrame({"trial": [1, 2], "val_loss": [0.5, 0.4]}))["trial"])
+    2
+    """
     finite = trials[np.isfinite(trials[OBJECTIVE].astype(float))]
     if finite.empty:
         raise ValueError(

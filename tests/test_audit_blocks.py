@@ -1,17 +1,15 @@
-"""What is computed in blocks is what is computed at once, and takes memory for one block."""
-
-import tracemalloc
+"""What is computed in blocks is what is computed at once; `benchmarks.growth` measures memory."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covid_lab.audit import alignment, duplicates, lung_regions, near_copies, shortcuts
+from covid_lab.audit import alignment, duplicates, lung_regions, shortcuts
 from covid_lab.audit.blocks import blocks
 from covid_lab.audit.controls import draw_phantoms, write_phantoms
 from covid_lab.audit.data_checks import audit_data
-from covid_lab.audit.predictability import RESAMPLES, macro_auc, prepare, resample, ridge_scores
+from covid_lab.audit.predictability import RESAMPLES, macro_auc, resample
 from covid_lab.audit.views import views_of
 from covid_lab.datasets import UnreadableImages, load_images
 
@@ -137,62 +135,6 @@ def test_pairs_compared_in_blocks_are_as_similar_as_compared_at_once(drawn, monk
     assert seen[-1] == count
 
 
-# ---- memory -------------------------------------------------------------------------------------
-
-
-def peak(work, *arguments):
-    """Bytes that the work took at most."""
-    tracemalloc.start()
-    try:
-        work(*arguments)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-def bytes_per_image(work, few):
-    """How much more memory four times as many images take, for each image more."""
-    return (peak(*work(4 * few)) - peak(*work(few))) / (3 * few)
-
-
-def test_an_interval_takes_memory_for_one_block():
-    def work(n):
-        labels = np.arange(n) % 2
-        scores = np.random.default_rng(0).random((n, 1))
-        return macro_auc, labels, scores, np.ones((RESAMPLES, n), np.uint8)
-
-    assert bytes_per_image(work, 500) < 1000  # at once, four numbers of 8 bytes per resample
-
-
-def test_resamples_take_one_byte_for_each_image():
-    def work(n):
-        return resample, np.arange(n) % 2, np.arange(n), np.random.default_rng(0)
-
-    assert bytes_per_image(work, 500) < 3 * RESAMPLES  # each of groups and images, and a block
-
-
-def test_the_ridge_holds_its_features_twice():
-    features = 400
-
-    def work(n):
-        x = np.random.default_rng(0).random((n, features), np.float32)
-        return ridge_scores, x, np.ones((n, 3), np.float32), np.arange(n) % 5 == 0
-
-    # What is given, which is not counted here, and a copy that is standardised, then rotated.
-    assert bytes_per_image(work, 2000) < 2 * 4 * features
-
-
-def test_the_search_for_copies_holds_no_copy_of_the_images():
-    side = 64
-
-    def work(n):
-        images = np.random.default_rng(0).integers(0, 256, (n, side, side), np.uint8)
-        views = views_of(images, np.arange(n))
-        return near_copies.find_candidates, views, np.random.default_rng(0)
-
-    assert bytes_per_image(work, 500) < side**2
-
-
 def test_the_audits_images_stay_on_disk(drawn, monkeypatch):
     seen = []
 
@@ -204,10 +146,3 @@ def test_the_audits_images_stay_on_disk(drawn, monkeypatch):
     monkeypatch.setattr("covid_lab.audit.data_checks.duplicate_pairs", no_pairs)
     audit_data(drawn[1])
     assert seen == [(True, (40, 128, 128))]
-
-
-def test_trials_are_small():
-    def work(n):
-        return prepare, np.arange(n) % 2, np.arange(n)
-
-    assert bytes_per_image(work, 500) < 4 * RESAMPLES

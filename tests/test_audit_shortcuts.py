@@ -18,13 +18,13 @@ from covid_lab.audit.shortcuts import (
     SIDE,
     Pictures,
     audit_shortcuts,
-    border,
     corners,
     image_views,
     judge,
     known_sources,
 )
 from covid_lab.datasets import group_of, load_images, open_dataset
+from covid_lab.masks import border
 from covid_project.data import DataError
 
 
@@ -195,9 +195,9 @@ def test_children_share_their_group_in_kermanys_set():
 
 
 def test_border_and_corners_are_where_they_should_be():
-    assert border().mean() == pytest.approx(1 - 0.8**2)  # a tenth from each side
+    assert border(SIDE).mean() == pytest.approx(1 - 0.8**2)  # a tenth from each side
     assert corners().mean() == pytest.approx(4 * 0.125**2)
-    assert not border()[SIDE // 2, SIDE // 2]
+    assert not border(SIDE)[SIDE // 2, SIDE // 2]
     np.testing.assert_array_equal(corners(), np.rot90(corners()))
 
 

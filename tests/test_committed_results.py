@@ -11,7 +11,6 @@ import pytest
 from covid_lab.audit.protocol import audit_protocol
 from covid_lab.notebooks import NOT_SHOWN, code_cells
 from covid_lab.report import build
-from covid_lab.report.evidence import collect
 from covid_lab.runs.settings import NOTEBOOKS
 from covid_lab.verify import verify
 from covid_project.evaluation import accuracy_difference, auc_difference, metrics_table
@@ -120,7 +119,7 @@ def test_the_notebooks_hold_the_outputs_of_the_run_in_order():
 
 
 def test_the_reports_values_tables_and_figures_are_those_of_the_run():
-    assert build.source_faults(RESULTS, build.SOURCE, collect(RESULTS)) == []
+    assert build.Report(RESULTS).source_faults() == []
 
 
 def test_the_best_hyperparameters_are_inside_what_was_tried_or_at_a_stated_limit():

@@ -30,7 +30,6 @@ from covid_lab.external.use import (
     heat_on_lesions,
     marked_by_boxes,
     marked_by_masks,
-    mean_interval,
     read_boxes,
 )
 from covid_lab.phantoms import draw_radiograph
@@ -176,15 +175,6 @@ def test_boxes_and_masks_are_read_from_archives(tmp_path):
     assert list(read_boxes(folder)) == ["a"]
     with pytest.raises(DataError, match="masks_opacity"):
         marked_by_masks(folder / "images", 32)
-
-
-def test_mean_interval_against_the_normal_one(rng):
-    values = rng.normal(3, 2, 400)
-    value, low, high = mean_interval(values)
-    assert value == pytest.approx(values.mean())
-    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
-    assert mean_interval(np.array([1.0]))[0] == 1.0
-    assert np.isnan(mean_interval(np.array([])))[0]
 
 
 # ---- the command --------------------------------------------------------------------------------

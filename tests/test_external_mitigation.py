@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,8 +11,9 @@ from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_auc_score
 
 from covid_lab.external import methods, mitigation, two_exits
+from covid_lab.external.bench import Bench, Images, Settings
 from covid_lab.external.inputs import INPUTS
-from covid_lab.external.methods import Bench, Images, Settings, intercept, linear_exit
+from covid_lab.external.methods import intercept, linear_exit
 from covid_lab.external.styles import Styles, compress, match_histogram, mix_spectra, restyle
 from covid_lab.phantoms import draw_radiograph
 from covid_project.data import DataError
@@ -263,9 +263,8 @@ def table(tmp_path_factory):
     few = {name: INPUTS[name] for name in ("as it is", "lung mask")}
     monkey.setattr(methods, "INPUTS", few)
     monkey.setattr(mitigation, "TRAINING", {"adversary": mitigation.TRAINING["adversary"]})
-    monkey.setattr(mitigation, "open_bench", lambda *args, **options: bench)
-    first = mitigation.compare(Path(), Path(), folder, seeds=(0,), settings=settings)
-    again = mitigation.compare(Path(), Path(), folder, seeds=(0,), settings=settings)
+    monkey.setattr(mitigation, "SEEDS", (0,))
+    first, again = (mitigation.compare(bench, folder) for _ in range(2))
     monkey.undo()
     return first, again, bench, folder
 
@@ -328,9 +327,7 @@ def test_recentring_is_best_where_its_guess_is_right():
 
 def test_a_test_split_is_refused(tmp_path):
     with pytest.raises(DataError, match="test split"):
-        mitigation.open_bench(
-            tmp_path, tmp_path, tmp_path, target_split="test", settings=Settings()
-        )
+        mitigation.mitigate(tmp_path, tmp_path, tmp_path, "test")
 
 
 def test_looking_at_the_lungs_escapes_the_frame():

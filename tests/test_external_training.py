@@ -1,7 +1,6 @@
 """Ways to fine-tune for another collection: what each shows the network, or asks of it."""
 
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -12,16 +11,14 @@ import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
 from covid_lab.external import mitigation, training_methods
+from covid_lab.external.bench import Bench, Images, Settings
 from covid_lab.external.controls import border_scores
 from covid_lab.external.methods import (
     LABELLED,
     NONE,
     REFERENCE,
     UNLABELLED,
-    Bench,
-    Images,
     Outcome,
-    Settings,
     fit_network,
 )
 from covid_lab.external.styles import mix_boxes
@@ -221,15 +218,18 @@ def outcome(method: str, signal: float, bench, seed: int):
 def test_only_methods_close_to_the_best_get_all_seeds(tmp_path, monkeypatch):
     images = SimpleNamespace(labels=np.arange(200) % 2, fingerprint="images")
     bench = SimpleNamespace(
-        train=images, val=images, target=images, parts=SimpleNamespace(frozen="weights")
-    )
+        train=images, val=images, target=images, parts=SimpleNamespace(frozen="weights"),
+        settings=Settings(),
+    )  # fmt: skip
     methods = {"close": partial(outcome, "close", 2.1), "far": partial(outcome, "far", 0.5)}
-    monkeypatch.setattr(mitigation, "open_bench", lambda *_, **__: bench)
+    for name in ("input_outcomes", "template_outcomes"):
+        monkeypatch.setattr(mitigation, name, lambda bench: outcome("frozen", 0.1, bench, 0))
     monkeypatch.setattr(mitigation, "exit_outcomes", partial(outcome, REFERENCE, 2.0))
     monkeypatch.setattr(mitigation, "TRAINING", methods)
     for _ in range(2):  # nothing is done twice
-        table = mitigation.compare(Path(), Path(), tmp_path, seeds=(0, 1, 2), inputs=False)
-        assert table.groupby("method").size().to_dict() == {REFERENCE: 3, "close": 3, "far": 1}
+        table = mitigation.compare(bench, tmp_path)
+        counts = table.groupby("method").size().to_dict()
+        assert counts == {"frozen": 2, REFERENCE: 3, "close": 3, "far": 1}
 
 
 def test_what_is_close_depends_on_the_use_of_images(monkeypatch):

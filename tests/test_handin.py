@@ -13,6 +13,7 @@ import yaml
 from covid_lab import handin
 from covid_lab.__main__ import main
 from covid_lab.handin import Refused, code_faults, submit, unfilled_places, write_archive
+from covid_lab.report.build import Report
 from covid_lab.runs.settings import NOTEBOOKS
 from covid_project.settings import PROJECT
 
@@ -196,7 +197,7 @@ def test_places_that_the_team_must_fill_are_found(results):
 
 
 def test_every_reason_is_named_at_once_and_nothing_is_written(results, tmp_path, monkeypatch):
-    monkeypatch.setattr(handin, "report_faults", lambda *_: ["the report has 16 pages"])
+    monkeypatch.setattr(Report, "faults", lambda report: ["the report has 16 pages"])
     (results / "notebooks" / "gradcam.ipynb").unlink()
     with pytest.raises(Refused) as refused:
         submit(results, 21, tmp_path / "out")
@@ -207,7 +208,7 @@ def test_every_reason_is_named_at_once_and_nothing_is_written(results, tmp_path,
 
 
 def test_a_draft_is_written_with_the_sheets_names(results, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(handin, "report_faults", lambda *_: [])
+    monkeypatch.setattr(Report, "faults", lambda report: [])
     (results / "report").mkdir(exist_ok=True)
     (results / "report" / "Report.pdf").write_bytes(b"%PDF")
     arguments = ["--results", str(results), "--group", "21", "--to", str(tmp_path / "out")]

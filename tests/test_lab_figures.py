@@ -1,7 +1,6 @@
 """Figures of the lab: only what can be told without an eye."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -62,32 +61,3 @@ def test_quality_has_a_panel_per_measure_and_fills_the_marks_of_those_that_win(q
         white = (marks.get_facecolors()[:, :3] == 1).all(axis=1)
         assert white.tolist() == [False, True, True, True, True]
         assert marks.get_offsets()[:, 0].tolist() == [0.8, 0.3, 0.3, 0.3, 0.3]
-
-
-def test_the_figures_of_a_study_name_classes_and_models():
-    table = pd.DataFrame({"split": ["train"] * 4 + ["test"] * 2, "label": [0, 1, 1, 1, 0, 1]})
-    assert "75%" in words(figures.class_shares(table, CLASSES))
-    sizes = pd.DataFrame({"label": [0, 1, 1], "width": [3, 4, 5], "height": [6, 7, 8]})
-    assert set(CLASSES) <= set(words(figures.stored_sizes(sizes, CLASSES)).split())
-
-
-def test_ranking_curves_mark_the_threshold_that_the_confusion_matrix_has(rng):
-    labels = np.repeat([0, 1], 20)
-    scores = {"one": rng.normal(labels, 1), "two": rng.normal(labels, 1)}
-    roc = figures.ranking_curves(labels, scores).axes[0]
-    points = [line.get_data() for line in roc.lines if len(line.get_xdata()) == 1]
-    for (x, y), values in zip(points, scores.values(), strict=True):
-        assert x[0] == (values[labels == 0] > 0).mean()
-        assert y[0] == (values[labels == 1] > 0).mean()
-
-
-def test_model_bars_stand_beside_the_published_ones():
-    table = pd.DataFrame({"stage": ["cnn"], "seconds": [5], "published_seconds": [50]})
-    for name in ("accuracy", "AUC"):
-        table = table.assign(
-            **{name: 0.9, f"{name}_low": 0.8, f"{name}_high": 0.95, f"published_{name}": 0.85}
-        )
-    heights = [
-        [bar.get_height() for bar in axis.patches] for axis in figures.model_bars(table).axes
-    ]
-    assert heights == [[0.85, 0.9], [0.85, 0.9], [50, 5]]

@@ -22,13 +22,15 @@ def baseline():
 
 def test_the_perceptron_is_its_matrices(rng):
     set_seed(0)
-    model = mlp(8, normalization_layer("fixed", np.zeros((1, 1, 1, 1))), units=5, dropout=0.5)
+    normalization = normalization_layer("fixed", np.zeros((1, 1, 1, 1)))
+    model = mlp(8, normalization, units=(5, 4), dropout=0.5)
     images = rng.uniform(0, 255, (3, 8, 8, 1)).astype(np.float32)
     weights = {layer.name: layer.get_weights() for layer in model.layers}
-    x = (images / 127.5 - 1).reshape(3, -1) @ weights["hidden"][0]
-    scale, offset, mean, variance = weights["hidden_norm"]
-    x = np.maximum((x - mean) / np.sqrt(variance + 1e-3) * scale + offset, 0)
-    x = np.maximum(x @ weights["dense"][0] + weights["dense"][1], 0)
+    x = (images / 127.5 - 1).reshape(3, -1)
+    for layer in ("hidden_1", "hidden_2"):
+        scale, offset, mean, variance = weights[f"{layer}_norm"]
+        x = (x @ weights[layer][0] - mean) / np.sqrt(variance + 1e-3) * scale + offset
+        x = np.maximum(x, 0)
     expected = x @ weights["logit"][0] + weights["logit"][1]
     np.testing.assert_allclose(model(images).numpy(), expected, rtol=1e-4, atol=1e-5)
 

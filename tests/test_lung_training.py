@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covid_lab import lung_data as data
-from covid_lab import lung_training as training
-from covid_lab import lungs
-from covid_lab.lung_augmentation import add_opacities, distort
-from covid_lab.lung_network import (
+from covid_lab.lungs import data, segmentation, training
+from covid_lab.lungs.augmentation import add_opacities, distort
+from covid_lab.lungs.network import (
     FIELD,
     HEART,
     OUTSIDE,
@@ -149,7 +147,7 @@ def test_a_step_of_training_moves_the_network(chest):
 
 
 def test_the_record_states_the_settings_of_this_script():
-    record = json.loads(lungs.RECORD.read_text("utf-8"))
+    record = json.loads(segmentation.RECORD.read_text("utf-8"))
     assert record["side"] == SIDE
     assert record["widths"] == list(WIDTHS)
     assert record["seed"] == training.SEED
@@ -160,7 +158,7 @@ def test_the_record_states_the_settings_of_this_script():
     assert record["weight_decay"] == training.WEIGHT_DECAY
     assert set(record["data"]) == set(data.ARCHIVES)
     assert record["images"]["phantoms"] == data.PHANTOMS
-    assert record["parameters"] == load_network(lungs.WEIGHTS).count_params()
+    assert record["parameters"] == load_network(segmentation.WEIGHTS).count_params()
 
 
 def test_no_patient_is_in_training_and_validation():

@@ -13,9 +13,8 @@ from PIL import Image
 
 from benchmarks import lungs as benchmark
 from benchmarks.runner import measure
-from covid_lab import lungs
-from covid_lab.lungs import implausible, segment_lungs
-from covid_lab.lungs_classical import segment_lungs_classically
+from covid_lab.lungs import implausible, segment_lungs, segmentation
+from covid_lab.lungs.classical import segment_lungs_classically
 from covid_lab.phantoms import draw_radiograph
 
 DATA = SHARED / "data"
@@ -24,7 +23,7 @@ METHODS = {"network": segment_lungs, "classical": segment_lungs_classically}
 
 @pytest.fixture(scope="module")
 def record():
-    return json.loads(lungs.RECORD.read_text("utf-8"))
+    return json.loads(segmentation.RECORD.read_text("utf-8"))
 
 
 def overlap(found, true):
@@ -51,7 +50,7 @@ def test_drawn_lungs_are_found_with_their_opaque_parts(severity):
 
 
 def test_the_shipped_weights_are_small_and_half_precision_costs_nothing(record):
-    assert record["bytes"] == lungs.WEIGHTS.stat().st_size < 2 * 10**6
+    assert record["bytes"] == segmentation.WEIGHTS.stat().st_size < 2 * 10**6
     assert record["half_precision"]["dice"] < 0.005
 
 
@@ -121,13 +120,13 @@ def test_no_image_gives_no_mask():
 
 
 def test_missing_weights_are_named_with_the_two_ways_out(monkeypatch, tmp_path):
-    monkeypatch.setattr(lungs, "WEIGHTS", tmp_path / "none.h5")
-    lungs.network_probabilities.cache_clear()
+    monkeypatch.setattr(segmentation, "WEIGHTS", tmp_path / "none.h5")
+    segmentation.network_probabilities.cache_clear()
     try:
         with pytest.raises(FileNotFoundError, match="segment_lungs_classically"):
             segment_lungs(np.zeros((1, 32, 32), np.uint8))
     finally:
-        lungs.network_probabilities.cache_clear()
+        segmentation.network_probabilities.cache_clear()
 
 
 def test_tensorflow_is_imported_by_the_first_call_only_and_may_be_deterministic():

@@ -16,7 +16,6 @@ from covid_lab.explain.quality import (
     baseline_maps,
     energy_inside,
     explanation_quality,
-    mean_interval,
 )
 from covid_lab.explain.quality.table import COLUMNS
 from covid_lab.phantoms import draw_radiograph
@@ -196,15 +195,6 @@ def test_the_interval_of_the_pointing_game_counts_every_hit():
     )
     game = mean_of(table, "29", "pointing game")
     assert (game["low"], game["high"]) == pytest.approx(wilson_interval(29, 50))
-
-
-def test_mean_interval_of_normal_values_is_that_of_the_normal_law(rng):
-    values = rng.normal(3, 2, 400)
-    mean, low, high, n = mean_interval(np.append(values, [np.nan, np.nan]))
-    assert n == 400
-    assert mean == pytest.approx(values.mean())
-    half = 1.96 * values.std() / 20
-    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.03)
 
 
 @pytest.mark.parametrize(

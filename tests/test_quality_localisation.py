@@ -6,17 +6,15 @@ import pytest
 from conftest import SHARED
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from skimage.filters import threshold_otsu
 
 from covid_lab.explain.quality import (
     baseline_maps,
     box_masks,
     energy_inside,
     iou_at_otsu,
-    mean_interval,
     pointing_game,
 )
-from covid_lab.explain.quality.localisation import _otsu_threshold
+from covid_lab.statistics import mean_interval
 
 MEASURES = (energy_inside, pointing_game, iou_at_otsu)
 
@@ -96,11 +94,6 @@ def test_iou_counts_pixels_above_the_threshold_that_parts_them_best(rng):
     maps = 0.1 * rng.random((1, 10, 10), np.float32)
     maps[0, :, 3:6] += 0.9  # 30 hot pixels, of which 20 lie inside the 50
     np.testing.assert_allclose(iou_at_otsu(maps, masks), 20 / 60)
-
-
-def test_otsus_threshold_is_that_of_another_library(rng):
-    for values in (rng.random((9, 30)), rng.normal(size=(20, 20)) ** 2, np.arange(12.0)):
-        assert _otsu_threshold(values) == pytest.approx(threshold_otsu(values))
 
 
 def test_small_maps_are_enlarged_to_the_masks():

@@ -76,6 +76,15 @@ def test_spreadsheets_are_read(tmp_path):
     check(opened(data, table=tmp_path / "labels.xlsx"))
 
 
+def test_the_images_may_be_in_no_folder(tmp_path):
+    data = write(tmp_path / "set", ["1.png", "2.png"], labels__csv="path,label\n1,a\n2,b\n")
+    found = opened(data, table=data / "labels.csv").table
+    assert found[["path", "source", "mask"]].to_numpy().tolist() == [
+        ["1.png", "", ""],
+        ["2.png", "", ""],
+    ]
+
+
 def test_columns_may_have_any_name(tmp_path):
     data = write(tmp_path / "set", NAMES, labels__csv=table(header="wo,was,wer,teil"))
     with pytest.raises(DataError, match=r"which column is the path and the label\? .* wo, was"):

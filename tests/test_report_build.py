@@ -9,7 +9,6 @@ from report_runs import complete_run
 
 from covid_lab.__main__ import main
 from covid_lab.report import build
-from covid_lab.report.evidence import collect
 
 needs_latex = pytest.mark.skipif(build.engine() is None, reason="neither latexmk nor tectonic here")
 
@@ -24,6 +23,11 @@ def source(tmp_path):
     return shutil.copy(build.SOURCE, tmp_path / "Report.tex")
 
 
+def written(results, source=build.SOURCE):
+    build.write_evidence(results)
+    return build.Report(results, source)
+
+
 def plant(source, old, new):
     text = source.read_text(encoding="utf-8")
     assert old in text
@@ -31,10 +35,8 @@ def plant(source, old, new):
 
 
 def test_the_committed_text_has_no_fault_on_a_fresh_run(results):
-    evidence = build.write_evidence(results)
-    assert build.source_faults(results, build.SOURCE, evidence) == []
-    assert build.missing_figures(results, build.SOURCE, evidence) == []
-    assert build.source_warnings(results, build.SOURCE, evidence) == []
+    report = written(results)
+    assert report.source_faults() == report.missing_figures() == report.warnings() == []
 
 
 PARAGRAPH = """\\section{Conclusions}
@@ -45,23 +47,23 @@ Figure~\\ref{fig:ours} is ours."""
 
 
 def test_a_team_writes_deletes_and_adds_without_a_fault(results, source):
-    evidence = build.write_evidence(results)
+    report = written(results, source)
     plant(source, "\\section{Conclusions}", PARAGRAPH)
     plant(source, "Table~\\ref{tab:exploration} the statistics of their grey values", "no table")
-    assert build.source_faults(results, source, evidence) == []
-    assert build.source_warnings(results, source, evidence) == [
+    assert report.source_faults() == []
+    assert report.warnings() == [
         "tab:exploration is never referred to"
     ]
 
 
 def test_a_typed_result_is_a_warning_and_a_lost_reference_a_fault(results, source):
-    evidence = build.write_evidence(results)
-    accuracy = evidence.values["test.baseline.accuracy.value"]
+    report = written(results, source)
+    accuracy = report.evidence.values["test.baseline.accuracy.value"]
     more = f"\\section{{Conclusions}}\nThe accuracy is {accuracy}. See \\ref{{fig:nowhere}}."
     plant(source, "\\section{Conclusions}", more)
-    (warning,) = build.source_warnings(results, source, evidence)
+    (warning,) = report.warnings()
     assert f"{accuracy} is typed; it is a value of the run" in warning
-    faults = build.source_faults(results, source, evidence)
+    faults = report.source_faults()
     assert faults == ["\\ref to fig:nowhere, which is nowhere"]
 
 
@@ -70,12 +72,12 @@ def test_a_table_that_changed_makes_figures_and_values_stale(results):
     table = pd.read_csv(results / "history_baseline.csv")
     table.loc[0, "loss"] += 0.1
     table.to_csv(results / "history_baseline.csv", index=False)
-    faults = build.source_faults(results, build.SOURCE, collect(results))
+    faults = build.Report(results).source_faults()
     assert any("values.tex is stale: history_baseline.csv changed" in fault for fault in faults)
     figure = "history_baseline.pdf is stale: made from another history_baseline.csv"
     assert any(figure in fault for fault in faults)
     # The command writes the values again; the figure is for its notebook to draw.
-    (fault,) = build.source_faults(results, build.SOURCE, build.write_evidence(results))
+    (fault,) = written(results).source_faults()
     assert figure in fault
 
 
@@ -83,7 +85,7 @@ def test_a_value_edited_by_hand_is_found(results):
     build.write_evidence(results)
     path = results / "report" / "values.tex"
     path.write_text(path.read_text().replace("{n.train}{48}", "{n.train}{480}"))
-    (fault,) = build.source_faults(results, build.SOURCE, collect(results))
+    (fault,) = build.Report(results).source_faults()
     assert "values.tex is stale: it was edited by hand" in fault
 
 
@@ -108,9 +110,8 @@ def test_of_an_empty_folder_a_pdf_is_set_that_says_what_is_missing(tmp_path, cap
 @needs_latex
 def test_a_run_without_its_extras_has_a_report_without_them(small_run, tmp_path, capsys):
     results = shutil.copytree(small_run[0] / "made", tmp_path / "results")
-    evidence = build.write_evidence(results)
-    assert build.source_faults(results, build.SOURCE, evidence) == []
-    assert build.missing_figures(results, build.SOURCE, evidence) == []
+    report = written(results)
+    assert report.source_faults() == report.missing_figures() == []
     assert main(["report", "--results", str(results)]) == 0
     output = capsys.readouterr().out
     assert "run studies/course_extras.ipynb after the four notebooks" in output
@@ -121,26 +122,26 @@ def test_a_run_without_its_extras_has_a_report_without_them(small_run, tmp_path,
 
 
 def test_observations_fill_their_places_until_the_models_change(results, source):
-    evidence = build.write_evidence(results)
+    report = written(results)
     ledger = pd.read_csv(results / "test_ledger.csv").query("model != 'none'")
     about = ", ".join(f"{row.stage} {row.model}" for row in ledger.itertuples())
     path = results / "report" / "observations.tex"
     text = "\\observation{q8}{It falls from \\val{initial.loss.first} to {\\em very} little.}\n"
     path.write_text(f"% about {about}\n{text}")
-    places = build.unfilled_places(results, build.SOURCE)
+    places = report.unfilled_places()
     assert not [
         place for place in places if "history_baseline_initial}" in place and "noisy" in place
     ]
     assert any("Fig.~\\ref{fig:history_fine_tuned}" in place for place in places)
-    assert build.source_faults(results, build.SOURCE, evidence) == []
-    assert "{\\em very} little." in build.report_text(results, build.SOURCE, evidence)
+    assert report.source_faults() == []
+    assert "{\\em very} little." in report.text
 
     path.write_text(f"% about {about}\n{text}\\observation{{q9}}{{\\val{{lost}}}}\n")
-    (fault,) = build.source_faults(results, build.SOURCE, evidence)
+    (fault,) = report.source_faults()
     assert "a value that this run has not made: lost" in fault
 
     path.write_text(f"% about baseline 12, fine_tuned 34\n{text}")
-    (fault,) = build.source_faults(results, build.SOURCE, evidence)
+    (fault,) = report.source_faults()
     assert "not about the models of this run" in fault
 
 
@@ -148,39 +149,40 @@ def test_observations_fill_their_places_until_the_models_change(results, source)
 def test_the_report_is_set_whole_and_marked_as_a_machinery_test(results, capsys):
     assert main(["report", "--results", str(results)]) == 0
     assert (results / "report" / "Report.pdf").read_bytes().startswith(b"%PDF")
-    assert build.pdf_faults(results) == []
+    report = build.Report(results)
+    assert report.pdf_faults() == []
     assert "\\definevalue{run.phantoms}{1}" in (results / "report" / "values.tex").read_text()
     output = capsys.readouterr().out
     assert "before you hand in: to be written by the team: names" in output
     first = (results / "report" / "Report.pdf").read_bytes()
-    build.build(results)
+    report.typeset()
     assert (results / "report" / "Report.pdf").read_bytes() == first
 
 
 @needs_latex
 def test_a_report_too_short_and_unresolved_is_said_to_be(results, source):
-    build.write_evidence(results)
+    report = written(results, source)
     plant(source, "\\section{Introduction}", "See \\ref{no:where}.\\end{document}")
-    build.build(results, source)
-    faults = build.pdf_faults(results, source)
+    report.typeset()
+    faults = report.pdf_faults()
     assert "LaTeX: no:where is undefined" in faults
     assert any("allowed: 10 to 15" in fault for fault in faults)
 
 
 @needs_latex
 def test_a_pdf_older_than_its_text_is_stale(results, source):
-    build.write_evidence(results)
-    build.build(results, source)
+    report = written(results, source)
+    report.typeset()
     plant(source, "\\section{Introduction}", "\\section{Introduction} More.")
-    assert "Report.pdf is stale: Report.tex changed since" in build.pdf_faults(results, source)[0]
+    assert "Report.pdf is stale: Report.tex changed since" in report.pdf_faults()[0]
 
 
 @needs_latex
 def test_an_error_of_latex_is_named_and_the_pdf_is_set_all_the_same(results, source):
-    build.write_evidence(results)
+    report = written(results, source)
     plant(source, "\\section{Introduction}", "\\nosuchcommand")
-    build.build(results, source)
-    (fault,) = build.pdf_faults(results, source)
+    report.typeset()
+    (fault,) = report.pdf_faults()
     assert "LaTeX: Undefined control sequence" in fault
     assert "nosuchcommand" in fault
 
@@ -193,7 +195,7 @@ def test_names_of_any_script_are_set(results):
     settings.write_text(text.replace(name, "data: 胸部X線_1%.zip"), encoding="utf-8")
     record = results / "run.json"
     record.write_text(record.read_text().replace('"phantoms": true', '"phantoms": false'))
-    evidence = build.write_evidence(results)
-    assert evidence.values["run.source"] == "\\texttt{[U+80F8][U+90E8]X[U+7DDA]\\_1\\%.zip}"
-    build.build(results)
-    assert build.pdf_faults(results) == []
+    report = written(results)
+    assert report.evidence.values["run.source"] == "\\texttt{[U+80F8][U+90E8]X[U+7DDA]\\_1\\%.zip}"
+    report.typeset()
+    assert report.pdf_faults() == []

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from covid_lab.statistics import class_metrics, equal_error_threshold
+from covid_lab.statistics import class_metrics, equal_error_threshold, mean_interval
 
 
 @pytest.fixture
@@ -52,3 +52,18 @@ def test_the_threshold_of_separate_classes_lies_midway():
     assert equal_error_threshold([0, 0, 1, 1], [-3.0, -1.0, 2.0, 5.0]) == 0.5
     with pytest.raises(ValueError, match="both classes"):
         equal_error_threshold([1, 1], [0.0, 1.0])
+
+
+def test_mean_interval_of_normal_values_is_that_of_the_normal_law(rng):
+    values = rng.normal(3, 2, 400)
+    mean, low, high, n = mean_interval(np.append(values, [np.nan, np.nan]))
+    assert n == 400
+    assert mean == pytest.approx(values.mean())
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.03)
+
+
+@pytest.mark.parametrize(("values", "mean", "n"), [([], np.nan, 0), ([1, np.nan], 1, 1)])
+def test_fewer_than_two_values_have_no_interval(values, mean, n):
+    found = mean_interval(np.array(values, float))
+    np.testing.assert_equal(found, (mean, np.nan, np.nan, n))

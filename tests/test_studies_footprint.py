@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from covid_lab.studies.footprint import compiled, seconds_per_image, weight_bytes
+from covid_lab.studies.footprint import compiled, packed_bytes, seconds_per_image, weight_bytes
 
 
 def dense():
@@ -32,6 +32,13 @@ def test_packed_size_is_gzip_of_the_file(tmp_path):
     plain, packed = weight_bytes(model)
     assert plain == len(content)
     assert packed == pytest.approx(len(gzip.compress(content)), rel=0.01)
+
+
+def test_packed_bytes_can_be_unpacked_and_do_not_change(rng):
+    content = rng.integers(0, 4, 5000).astype(np.uint8).tobytes()
+    packed = gzip.compress(content, compresslevel=9, mtime=0)
+    assert gzip.decompress(packed) == content
+    assert packed_bytes(content) == len(packed) < 2500
 
 
 def test_warm_up_does_not_count():

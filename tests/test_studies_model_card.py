@@ -49,7 +49,19 @@ def test_the_numbers_are_those_of_the_tables():
                  "0.876 (0.800 to 0.900)", "123456", "0123456789abcdef", "0.701"):  # fmt: skip
         assert text in card, text
     # The finding names the strongest shortcut beside the chosen model's AUC.
-    assert re.search(r"strongest: file size .*AUC 0\.876, beside 0\.831", card)
+    assert re.search(r"strongest .*: file size, AUC 0\.876 .*model has 0\.831", card)
+
+
+def test_the_strongest_shortcut_is_one_of_these_labels():
+    """A view of other labels, or the whole image, may be stronger and does not count."""
+    others = pd.DataFrame(
+        {"labels": ["another source against CT_NonCOVID", "CT_COVID against CT_NonCOVID"],
+         "view": ["border", "whole image"], "auc": 0.9999, "low": 0.99, "high": 1.0, "n": 447}
+    )  # fmt: skip
+    shortcuts = pd.concat([evidence().shortcuts, others])
+    card = model_card(evidence(shortcuts=shortcuts))
+    assert re.search(r"strongest .*: file size, AUC 0\.876 \(0\.800 to 0\.900\)", card)
+    assert "No view of these labels" in model_card(evidence(shortcuts=others))
 
 
 def test_everything_that_a_card_must_say():

@@ -1,9 +1,18 @@
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from scipy.special import expit, logit
 from sklearn.metrics import accuracy_score, brier_score_loss, root_mean_squared_error
 
-from covid_lab.studies.unseen import label_of, labels_of, probability_errors
+from covid_lab.studies.unseen import (
+    label_of,
+    labels_of,
+    named_label,
+    prediction_titles,
+    probability_errors,
+    read_unseen,
+)
 from covid_project.data import DataError
 
 LESION = ("nolesion", "lesion")
@@ -98,3 +107,41 @@ def test_one_class_alone():
     assert table.loc["accuracy", "value"] == 0.75
     expected = (0.25 + 0.0625 + 0.01 + 0.81) / 4
     assert table.loc["Brier", "value"] == pytest.approx(expected)
+
+
+def test_titles_say_name_label_and_prediction():
+    rows = pd.DataFrame(
+        {
+            "path": ["a/3.png", "b/a_very_long_name_of_a_slice_17.png", "c/x.png"],
+            "label": [1, 0, None],
+            "score": [np.log(4), np.log(4), -np.log(9)],
+        }
+    )
+    first, second, third = prediction_titles(rows, LESION)
+    assert first == "3.png\nlabel: lesion\npredicted: lesion\np = 0.80: correct"
+    assert second == "a_very_long…lice_17.png\nlabel: nolesion\npredicted: lesion\np = 0.80: WRONG"
+    assert third == "x.png\nlabel: not in its path\npredicted: nolesion\np = 0.90"
+
+
+def test_a_users_folder_is_read_whether_or_not_it_names_the_classes(tmp_path):
+    for number, name in enumerate(("lesion/a.png", "nolesion/b.png", "nolesion/c_lesion.png")):
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (80, 70), 40 * number).save(path)
+    found, images = read_unseen(tmp_path / "mine", LESION, 64, equalize=False)
+    assert found["path"].tolist() == ["lesion/a.png", "nolesion/b.png", "nolesion/c_lesion.png"]
+    assert found["label"].tolist() == [1, 0, 0]
+    assert images.shape == (3, 64, 64, 1)
+    assert images[:, 0, 0, 0].tolist() == [0, 40, 80]
+
+
+def test_a_users_images_without_any_class_have_no_label(tmp_path):
+    Image.new("L", (80, 70), 9).save(tmp_path / "scan 1.png")
+    Image.new("L", (80, 70), 9).save(tmp_path / "scan 2 Lesion.png")
+    found, _ = read_unseen(tmp_path, LESION, 64, equalize=True)
+    assert found["label"].isna().tolist() == [True, False]
+    assert found["label"][1] == 1
+    (tmp_path / "empty").mkdir()
+    assert named_label("x/lesion_and_nolesion.png", LESION) is None
+    with pytest.raises(DataError, match="no images in"):
+        read_unseen(tmp_path / "empty", LESION, 64, equalize=True)

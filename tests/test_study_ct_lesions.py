@@ -27,7 +27,7 @@ def drawn_set(folder):
 
 
 def drawn_boxes(folder):
-    """Drawn images of another source, each with a box."""
+    """Drawn images of another source, each with a box; each is a patient."""
     drawn = phantoms.write_dataset(folder / "boxed", {"train": 6, "val": 1, "test": 6}, 80, 6)
     for first, split in ((0, "train"), (6, "test")):
         for number, file in enumerate(sorted((drawn / split / "NORMAL").glob("*.png")), first):
@@ -44,7 +44,12 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     values = small_profile("ct_lesions")
     values |= {"negative": "nolesion", "positive": "lesion", "boxes": str(drawn_boxes(folder))}
-    values |= {"epochs": 2, "kernel_sizes": [3], "batch_sizes": [24], "timed_calls": 2}
+    unseen = folder / "mine" / "scan_lesion.png"
+    unseen.parent.mkdir()
+    shutil.copy(next((folder / "boxes" / "test").glob("*.png")), unseen)
+    values |= {"unseen": str(unseen.parent)}
+    values |= {"epochs": 2, "kernel_sizes": [3, 5], "batch_sizes": [24], "timed_calls": 2}
+    values |= {"image_sizes": [64], "repeats": 2, "folds": 2, "source_epochs": 2}
     values |= {"neighbours": [3], "strengths": [0.001], "explained": 1, "lime_samples": 10}
     values["model_b"] |= {"filters": [4, 8]}
     values["model_c"] |= {"weights": "random", "image_size": 64, "augmented_copies": 0}
@@ -54,12 +59,14 @@ def finished(tmp_path_factory):
 
 def test_the_notebook_writes_every_table_and_page(finished):
     for name in ("exploration", "shortcuts", "investigations", "pruning", "classical", "costs",
-                 "comparisons", "unseen", "boxes", "claims", "metrics", "test_ledger",
-                 "history_model_d_80"):  # fmt: skip
+                 "comparisons", "unseen", "boxes", "metrics", "test_ledger", "claims",
+                 "investigation_histories", "investigation_summary", "source_control",
+                 "unseen_images", "gradcam_agreement", "history_model_d_80"):  # fmt: skip
         assert (finished / f"{name}.csv").is_file(), name
     for name in ("class_distribution", "investigations", "pruning", "confusion_model_d",
-                 "images_lime", "images_saliency", "images_gradcampp",
-                 "images_feature_maps"):  # fmt: skip
+                 "images_lime", "images_saliency", "images_gradcampp", "images_unseen",
+                 "images_feature_maps", "investigation_histories", "validation_curves",
+                 "history_model_d", "source_control", "gradcam_agreement"):  # fmt: skip
         assert (finished / "figures" / f"{name}.pdf").is_file(), name
     assert (finished / "model_card.md").is_file()
     assert (finished / "notebooks" / "ct_lesions.html").is_file()
@@ -92,6 +99,47 @@ def test_the_pruned_model_is_as_sparse_as_it_says_and_smaller_when_packed(finish
     assert pruned.loc["model_d_80", "sparsity"] == pytest.approx(0.8, abs=0.01)
     assert pruned.loc["model_b", "sparsity"] < 0.01
     assert pruned.loc["model_d_80", "packed_bytes"] < 0.5 * pruned.loc["model_b", "packed_bytes"]
+
+
+def test_every_variant_has_its_row_and_its_history_for_each_seed(finished):
+    trials = read_csv(finished / "investigations.csv")
+    histories = read_csv(finished / "investigation_histories.csv")
+    keys = ["variant", "training_seed"]
+    assert len(trials) == 6  # base, kernel 5 and not equalised, from two seeds each
+    lowest = histories.groupby(keys)["val_loss"].min()
+    np.testing.assert_allclose(
+        lowest.loc[list(trials[keys].itertuples(index=False))], trials["val_loss"]
+    )
+
+
+def test_the_users_image_has_name_label_and_prediction(finished):
+    mine = read_csv(finished / "unseen_images.csv")
+    assert mine["path"].tolist() == ["scan_lesion.png"]
+    assert mine["label"].tolist() == [1]
+    assert np.isfinite(mine["score"]).all()
+
+
+def test_costs_show_the_packed_size_of_the_pruned_model(finished):
+    costs = read_csv(finished / "costs.csv").set_index("stage")
+    pruned = read_csv(finished / "pruning.csv").set_index("stage")
+    assert costs.loc["model_d", "packed_bytes"] == pruned.loc["model_d_80", "packed_bytes"]
+    assert (costs["packed_bytes"] > 0).all()
+
+
+def test_the_source_control_measures_both_networks_from_each_seed(finished):
+    found = read_csv(finished / "source_control.csv")
+    assert set(found["network"]) == {"model B", "model C"}
+    called = found[found["metric"] == "others called positive"]
+    assert len(called) == 4
+    assert called["value"].between(0, 1).all()
+    assert (found.loc[found["metric"] == "AUC", "groups"] == 12 + 20).all()
+
+
+def test_tf_keras_vis_is_explained(finished):
+    found = read_csv(finished / "gradcam_agreement.csv")
+    assert set(found["network"]) == {"model A", "model C"}
+    assert found["formula"].dropna().min() > 0.99
+    assert found.loc[found["compared"] == "not divided", "correlation"].dropna().min() > 0.999
 
 
 def test_no_group_is_in_two_splits_and_no_path_of_this_machine_is_written(finished):

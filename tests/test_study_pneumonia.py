@@ -1,6 +1,7 @@
 """The pneumonia study: its splits, and its notebook on a few drawn images."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,15 +15,20 @@ from covid_lab.studies.pneumonia import (
     CLASSES,
     PUBLISHED,
     adapt_kept,
+    augmented_batches,
     begin,
-    equalized,
+    clean_cut,
     load_settings,
+    other_site,
     patients,
+    prepared,
     series,
+    training_copies,
 )
 from covid_project.data import DataError
 from covid_project.evaluation import metrics_table
-from covid_project.settings import PROJECT, SettingsError
+from covid_project.models import build_backbone, split_at
+from covid_project.settings import PROJECT, Augmentation, SettingsError
 
 SHARED = PROJECT.parent / "shared"
 
@@ -52,10 +58,13 @@ def finished(tmp_path_factory):
     values["mlp"] |= network
     values["cnn"] |= network
     values["cnn_filters"] = 4
-    values["transfer"] |= {"weights": "random", "tuned_epochs": 1, "augmented_copies": 0}
+    values["transfer"] |= {"weights": "random", "tuned_epochs": 1, "last_layers": 3}
     values["transfer"]["head"] |= network
     values["explained"] = 1
-    values["clip_limits"] = [0, 0.02]
+    values["mlp_units"] = [8, 4]
+    values["inputs"] = ["as it is", "rank inside the lungs"]
+    values["other_site"] = str(folder / "elsewhere")
+    phantoms.write_dataset(folder / "elsewhere", {"train": 2, "val": 6, "test": 2}, 48, 9)
     values["validation_share"] = 0.3  # both series of names are in both splits
     return run_study(folder, "pneumonia", values, drawn_set(folder))
 
@@ -65,8 +74,8 @@ def test_the_notebook_writes_every_table_and_page(finished):
                  "occlusion", "series", "history_mlp", "history_cnn", "history_transfer",
                  "metrics", "test_ledger"):  # fmt: skip
         assert (finished / f"{name}.csv").is_file(), name
-    for name in ("class_shares", "stored_sizes", "ranking_curves", "model_comparison",
-                 "confusion_transfer", "images_samples"):  # fmt: skip
+    for name in ("class_shares", "ranking_curves", "model_comparison", "class_metrics",
+                 "confusion_transfer", "images_samples", "images_augmented"):  # fmt: skip
         assert (finished / "figures" / f"{name}.pdf").is_file(), name
     assert (finished / "notebooks" / "pneumonia.html").is_file()
 
@@ -135,9 +144,11 @@ def test_patients_are_read_from_the_names():
     ]  # fmt: skip
 
 
-def test_each_series_of_normal_names_is_left_out_once_for_each_clip_limit(finished):
+def test_each_series_of_normal_names_is_left_out_once_for_each_input(finished):
     table = pd.read_csv(finished / "series.csv")
-    assert table["case"].tolist() == ["IM 0", "NORMAL2-IM 0", "IM 0.02", "NORMAL2-IM 0.02"]
+    names = ["as it is", "rank inside the lungs"]
+    assert table["case"].tolist() == [f"{n}, {s}" for n in names for s in ("IM", "NORMAL2-IM")]
+    assert table["elsewhere_balanced_accuracy"].between(0, 1).all()
     splits = pd.read_csv(finished / "splits.csv")
     learning = splits[splits["split"] != "test"]
     for row in table.itertuples():
@@ -146,7 +157,7 @@ def test_each_series_of_normal_names_is_left_out_once_for_each_clip_limit(finish
         assert row.unseen_specificity_low <= row.unseen_specificity <= row.unseen_specificity_high
 
 
-def test_local_equalisation_spreads_the_grey_values_and_is_kept(tmp_path):
+def test_images_are_changed_by_name_and_kept(tmp_path):
     class Run:
         cache = tmp_path
 
@@ -156,13 +167,71 @@ def test_local_equalisation_spreads_the_grey_values_and_is_kept(tmp_path):
             return np.stack([ramp, ramp[::-1]])[..., None].astype(np.uint8)
 
     images = Run.images(64)
-    np.testing.assert_array_equal(equalized(Run, 64, 0.0), images)
-    found = equalized(Run, 64, 0.02)
+    np.testing.assert_array_equal(prepared(Run, 64, "as it is"), images)
+    found = prepared(Run, 64, "CLAHE")
     assert found.dtype == np.uint8
     assert found.shape == images.shape
     assert np.ptp(found) > 5 * np.ptp(images)
     np.testing.assert_allclose(found[1, ::-1], found[0], atol=3)  # tiles know no up and down
-    assert [path.name for path in tmp_path.iterdir()] == ["images-64-clip-0.02.npy"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "images-64-as it is.npy", "images-64-CLAHE.npy",
+    }  # fmt: skip
+
+
+def test_styled_copies_are_of_the_training_images_and_differ(tmp_path, rng):
+    drawn = rng.integers(0, 256, (5, 32, 32, 1)).astype(np.uint8)
+
+    class Run:
+        cache, settings = tmp_path, SimpleNamespace(styled_copies=2)
+        dataset = SimpleNamespace(rows=lambda split: np.array([0, 2, 3]))
+        images = staticmethod(lambda size: drawn)
+
+    first, *copies = training_copies(Run, 32, "as it is", 1)
+    np.testing.assert_array_equal(first, drawn[[0, 2, 3]])
+    assert len(copies) == 2
+    assert all(copy.shape == first.shape and copy.dtype == np.uint8 for copy in copies)
+    assert not np.array_equal(copies[0], copies[1])
+    other = SimpleNamespace(**vars(Run) | {"cache": tmp_path / "other", "images": lambda _: drawn})
+    again = training_copies(other, 32, "as it is", 1)
+    np.testing.assert_array_equal(again[2], copies[1])
+
+
+def test_batches_hold_every_image_once_as_one_of_its_copies():
+    still = Augmentation(flip=False, rotation=0, zoom=0, shift=0, brightness=0, contrast=0)
+    base = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
+    batches = augmented_batches([base, base + 100], np.arange(10) % 2, 4, still, 3)
+    assert len(batches) == 3
+    for _ in range(2):
+        found = [(images.numpy(), labels.numpy()) for images, labels in batches]
+        values = np.concatenate([images[:, 0, 0, 0] for images, _ in found])
+        labels = np.concatenate([labels[:, 0] for _, labels in found])
+        assert sorted(values % 100) == list(range(10))
+        np.testing.assert_array_equal(labels, values % 100 % 2)
+        assert {value >= 100 for value in values} == {False, True}
+
+
+def test_the_cut_leaves_the_last_layers_above_it():
+    backbone = build_backbone("MobileNetV2", 32, width=0.35, weights="random")
+    names = [layer.name for layer in backbone.layers]
+    for count in (5, 30):
+        cut = clean_cut(backbone, count)
+        assert names.index(cut) < len(names) - count
+        lower, upper = split_at(backbone, cut)
+        image = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 1)).astype(np.float32)
+        np.testing.assert_allclose(upper(lower(image)), backbone(image), atol=1e-4)
+    with pytest.raises(ValueError, match="cannot be cut below the last 1000"):
+        clean_cut(backbone, 1000)
+
+
+def test_another_collection_needs_both_classes(tmp_path):
+    phantoms.write_dataset(tmp_path / "site", {"train": 2, "val": 3, "test": 2}, 48, 9)
+    settings = load_settings(changes={"other_site": str(tmp_path / "site")})
+    images, labels = other_site(settings, 32)
+    assert images.shape == (6, 32, 32, 1)
+    assert sorted(labels) == [0, 0, 0, 1, 1, 1]
+    shutil.rmtree(tmp_path / "site" / "val" / "COVID")
+    with pytest.raises(DataError, match="images of two classes"):
+        other_site(settings, 32)
 
 
 def test_the_series_is_read_from_the_name():

@@ -44,37 +44,7 @@ STAGES = ("baseline", "fine_tuned")  # tested models, whose own use of shortcuts
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to audit, and how; see also the command's help.
-
-    Attributes
-    ----------
-    data : Path
-        Folder or archive of images.
-    results : Path, optional
-        Results folder of a finished run on these data. Its protocol and models are audited, too.
-    out : Path, optional
-        Folder to write to. None: ``audit`` in the results, or ``results/audit/<name of the data>``.
-    masks : Path, optional
-        Lung masks, see `covid_lab.audit.shortcuts.audit_shortcuts`.
-    classes : tuple of str, optional
-        Names of the classes, in the order of their labels.
-    table : Path, optional
-        CSV, TSV or spreadsheet with the columns path and label, and if known patient and split.
-    columns : tuple of (str, str)
-        Pairs of a column that ``table`` should have and the name that it has there.
-    finding : str, optional
-        Of several findings of an image, the one to tell from the others.
-    pattern : str, optional
-        Regular expression that finds the patient in a path.
-    metadata : Path, optional
-        Table with the column image, and patient or second_label.
-    write_splits : Path, optional
-        File for a new split that keeps patients and copies together.
-    controls : bool
-        Whether to test the shortcut audit on phantoms with planted shortcuts.
-    seed : int, from 0
-        Of everything that is drawn at random.
-    """
+    """What to audit, and where to write: the options of the command, see its help."""
 
     data: Path
     results: Path | None = None
@@ -111,6 +81,13 @@ def run(request: Request) -> list[Finding]:
     ------
     DataError
         Data, pattern, metadata or masks that cannot be used.
+
+    Examples
+    --------
+    >>> findings = run(Request(data=Path("covid_xray"), out=Path("audit")))
+    data: covid_xray, 48 images...
+    >>> findings[0].check, findings[0].verdict
+    ('every image can be read', 'pass')
     """
     report = audit(request)
     print(as_text(report.findings))

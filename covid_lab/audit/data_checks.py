@@ -93,6 +93,13 @@ def audit_data(
     ------
     DataError
         A pattern or a metadata table that does not fit.
+
+    Examples
+    --------
+    >>> from covid_lab.datasets import open_dataset
+    >>> audit = audit_data(open_dataset("covid_xray.zip", as_found=True))
+    >>> audit.findings[0].check, audit.findings[0].verdict
+    ('every image can be read', 'pass')
     """
     everything = len(dataset.table)
     with tempfile.TemporaryDirectory() as folder:  # the images stay on disk

@@ -141,6 +141,15 @@ def near_pairs(
     ------
     DataError
         Images of another dtype or shape.
+
+    Examples
+    --------
+    >>> from covid_lab.phantoms import draw_radiograph
+    >>> rng = np.random.default_rng(0)
+    >>> images = np.stack([draw_radiograph(rng, 128).image for _ in range(4)])
+    >>> near_pairs(np.concatenate([images, images[:1, :, ::-1]]))
+       first  second      kind  similarity
+    0      0       4  mirrored         1.0
     """
     images = _checked(images)
     return _near_pairs(images, np.arange(len(images)), threshold, seed, progress)
@@ -186,10 +195,7 @@ def duplicate_pairs(
         equal.
     threshold : float, -1 to 1
         Least similarity of a near copy.
-    seed : int
-        See `near_pairs`.
-    progress : callable
-        See `near_pairs`.
+    seed, progress : see `near_pairs`
 
     Returns
     -------

@@ -39,8 +39,8 @@ from covid_lab.audit.network_features import image_features
 from covid_lab.audit.predictability import FOLDS, TooFewGroups, Trial, prepare, ridge_scores
 from covid_lab.audit.second_reader import TABLE_COLUMNS as READER_COLUMNS
 from covid_lab.audit.second_reader import compare_readers
-from covid_lab.audit.shortcuts import border
 from covid_lab.datasets import load_images
+from covid_lab.masks import border
 from covid_project.data import Dataset
 from covid_project.evaluation import percentile_interval, wilson_interval
 
@@ -57,7 +57,7 @@ TOLERATED = 0.01  # fraction of contradicted labels without a warning
 LOOKED_AT = (0.01, 0.02, 0.05, 0.1)  # fractions of the ranking, for the table of controls
 
 LANDMARKS = 2000  # images at which the radial basis functions are centred
-PIXELS = 40  # along a side, where pixels are the features; `shortcuts.border` has this side
+PIXELS = 40  # along a side, where pixels are the features
 
 TABLE_COLUMNS = (
     *("rank", "path", "split", "label", "label_probability", "suggested", "suggested_probability"),
@@ -145,6 +145,13 @@ def audit_labels(
     Verdict of `CHECK`: "not applicable" with too few images, or where the recall or the precision
     of planted flips is below `WEAKEST`; "warn" where the lower bound of the contradicted fraction
     exceeds `TOLERATED`; else "pass".
+
+    Examples
+    --------
+    >>> from covid_lab.datasets import open_dataset
+    >>> audit = audit_labels(open_dataset("covid_xray.zip", as_found=True))
+    >>> audit.findings[0].verdict  # fewer than 100 images
+    'not applicable'
     """
     audited = (dataset.table["split"] != "test").to_numpy()
     dataset = replace(dataset, table=dataset.table[audited].reset_index(drop=True))
@@ -179,7 +186,7 @@ def _suspects(
     progress("labels: search for planted flips", 0, 2)
     probabilities = out_of_fold(features, np.vstack([given, planted]), trial.folds, seed)
     progress("labels: search for planted flips", 1, 2)
-    at_border = out_of_fold(pixels[:, border()], planted, trial.folds, seed)
+    at_border = out_of_fold(pixels[:, border(PIXELS)], planted, trial.folds, seed)
     progress("labels: search for planted flips", 2, 2)
     controls = [
         controls_table(seen, probabilities[1:], given, planted),

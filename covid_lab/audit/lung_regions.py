@@ -10,6 +10,7 @@ from scipy import ndimage
 from covid_lab.audit.blocks import blocks
 from covid_lab.datasets import UnreadableImages, load_masks, open_root
 from covid_lab.lungs import implausible, segment_lungs
+from covid_lab.masks import match_masks
 from covid_lab.progress import Progress
 from covid_project.data import DataError, Dataset, listed
 from covid_project.images import IMAGE_SUFFIXES
@@ -165,29 +166,15 @@ def _with_masks(dataset: Dataset, masks: Path) -> Dataset:
     """The data set with masks from another place; every image must have one."""
     root, names = open_root(masks)
     names = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-    by_ending: dict[str, set[str]] = {}
-    for name in names:
-        parts = _bare(name).split("/")
-        for start in range(len(parts)):
-            by_ending.setdefault("/".join(parts[start:]), set()).add(name)
-    found, missing = [], []
-    for path in dataset.table["path"]:
-        parts = _bare(path).split("/")
-        # The longest ending that some mask has: COVID/1.png and NORMAL/1.png are two images.
-        endings = ("/".join(parts[start:]) for start in range(len(parts)))
-        fitting = next((by_ending[ending] for ending in endings if ending in by_ending), set())
-        if len(fitting) == 1:
-            found += fitting
-        else:
-            missing.append(f"{path} ({len(fitting)} masks)")
+    paths = dataset.table["path"]
+    found = match_masks(paths, names)
+    missing = [path for path in paths if path not in found]
     if missing:
         raise DataError(
             f"{masks} must hold exactly one mask for every image, under its path or its name; "
-            f"{len(missing)} of {len(dataset.table)} images have none or several: "
+            f"{len(missing)} of {len(paths)} images have none or several: "
             f"{listed(missing, limit=5)}. Correct it, or leave it out to have the lungs found"
         )
-    return dataclasses.replace(dataset, root=root, table=dataset.table.assign(mask=found))
-
-
-def _bare(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix("")).casefold().removesuffix("_mask")
+    return dataclasses.replace(
+        dataset, root=root, table=dataset.table.assign(mask=paths.map(found))
+    )

@@ -47,6 +47,12 @@ def file_metadata(dataset: Dataset) -> pd.DataFrame:
       that its stream declares; of a TIFF, its method; else "",
     - resolution (dots per inch, rounded, or ""),
     - entries: the kinds of further entries, such as exif, icc_profile or a comment.
+
+    Examples
+    --------
+    >>> from covid_lab.datasets import open_dataset
+    >>> file_metadata(open_dataset("covid_xray.zip", as_found=True))["format"].unique()
+    array(['PNG'], dtype=object)
     """
     return pd.DataFrame(each_header(dataset, _describe))
 

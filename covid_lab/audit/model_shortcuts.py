@@ -17,6 +17,7 @@ from covid_lab.audit.lung_regions import common_lungs, fill_with_mean, find_lung
 from covid_lab.audit.predictability import NULL_QUANTILE, macro_auc, resample, shuffle_labels
 from covid_lab.audit.shortcuts import AREA, AT_ONCE, judge
 from covid_lab.datasets import load_images
+from covid_lab.masks import border
 from covid_project.data import Dataset
 from covid_project.evaluation import percentile_interval
 
@@ -92,8 +93,6 @@ def audit_model(
     parts = (images[rows] for rows in blocks(len(images), 1, AT_ONCE))
     lungs, origin = find_lungs(dataset, parts, masks, progress=lambda *_: None)
     lungs = None if lungs is None else lungs.view(bool)
-    ring = np.ones((side, side), bool)
-    ring[side // 10 : -(side // 10), side // 10 : -(side // 10)] = False
 
     labels = table["label"].to_numpy()
     groups = pd.factorize(table["group"])[0]
@@ -114,7 +113,7 @@ def audit_model(
 
     everything = np.ones((side, side), bool)
     whole, *_ = _measure(everything)
-    views = {"border": ring}
+    views = {"border": border(side)}
     if lungs is not None:
         views |= {"image without lungs": ~common_lungs(lungs), "lungs": lungs}
     findings = []

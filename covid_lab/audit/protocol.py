@@ -45,6 +45,12 @@ def audit_protocol(results: Path, dataset: Dataset | None = None) -> list[Findin
     -------
     list of Finding
         One per rule, of the area "protocol".
+
+    Examples
+    --------
+    >>> findings = audit_protocol(Path("covid_xray"))
+    >>> findings[0].verdict  # no run in this folder
+    'not applicable'
     """
     findings = []
     for check, rule in {**RULES, **DATA_RULES}.items():

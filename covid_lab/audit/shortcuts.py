@@ -35,6 +35,7 @@ from covid_lab.audit.lung_regions import common_lungs, fill_with_mean, find_lung
 from covid_lab.audit.metadata import FIELDS, file_metadata
 from covid_lab.audit.predictability import Prediction, TooFewGroups, predict, prepare
 from covid_lab.datasets import UnreadableImages, load_images
+from covid_lab.masks import border
 from covid_lab.progress import Progress, tracked
 from covid_lab.reading.dicom import COVARIATES
 from covid_project.data import Dataset
@@ -50,7 +51,6 @@ FAIL_SHARE = 0.75
 
 LOADED = 120  # side in pixels of the images as they are read
 SIDE = 40  # side in pixels of the images that the models see
-RING = SIDE // 10  # width of the border
 CORNER = SIDE // 8  # side of a corner's square; lungs do not reach there
 AT_ONCE = 250  # images, and lung masks, in memory at once
 
@@ -140,6 +140,14 @@ def audit_shortcuts(
     -----
     Each view without lungs is judged by `judge`. The last finding compares the best of them with
     the whole image.
+
+    Examples
+    --------
+    >>> from covid_lab.datasets import open_dataset
+    >>> dataset = open_dataset("covid_xray.zip", as_found=True)
+    >>> audit = audit_shortcuts(dataset, progress=lambda stage, done, total: None)
+    >>> audit.table.set_index("view").loc["border", "kind"]
+    'lung-free'
     """
     table = dataset.table
     try:
@@ -285,18 +293,6 @@ def known_sources(table: pd.DataFrame) -> pd.Series:
     return table["source"].mask(repeats, "")
 
 
-def border() -> np.ndarray:
-    """Mark the outer tenth along each side.
-
-    Returns
-    -------
-    np.ndarray, bool (SIDE, SIDE)
-        True in the border.
-    """
-    inside = np.zeros((SIDE - 2 * RING,) * 2, bool)
-    return np.pad(inside, RING, constant_values=True)
-
-
 def corners() -> np.ndarray:
     """Mark a square at each corner, an eighth of the side wide.
 
@@ -364,7 +360,7 @@ def _read(dataset: Dataset, pictures: Pictures) -> Iterator[np.ndarray]:
 
 
 def image_views(pictures: Pictures, lungs: np.ndarray | None) -> Iterator[View]:
-    """Make the views of the pixels, each when it is asked for.
+    """Yield the views of the pixels; each is computed when it is needed.
 
     Parameters
     ----------
@@ -382,7 +378,7 @@ def image_views(pictures: Pictures, lungs: np.ndarray | None) -> Iterator[View]:
     pixels, grey, thumbnails = pictures.pixels, pictures.grey, pictures.thumbnails
     del pictures  # so that the pixels can be released after use
     pixels_of_square = (LOADED // SIDE) ** 2
-    free = {"border": border(), "corners": corners()}
+    free = {"border": border(SIDE), "corners": corners()}
     if lungs is not None:
         free["lungs removed"] = ~common_lungs(lungs > 0)
     for name, seen in free.items():

@@ -1,11 +1,36 @@
-"""Numbers as text for the generated pages, and long tables made wide."""
+"""What the generated pages are made of: sections, numbers as text, long tables made wide."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import pandas as pd
 
 Tables = dict[str, pd.DataFrame]  # path in results/ → table
 NONE = "–"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table of a generated page.
+
+    Attributes
+    ----------
+    heading : str
+        Heading of the section.
+    shows : str
+        What the table shows, in one or two sentences.
+    files : str
+        The CSV in ``results/``, or a pattern such as ``audit/*/audit.csv`` for several.
+    table : callable
+        Takes the table of the file, or {path in results: table} where ``files`` is a pattern;
+        returns a table whose cells are text.
+    """
+
+    heading: str
+    shows: str
+    files: str
+    table: Callable[[pd.DataFrame | Tables], pd.DataFrame]
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
@@ -95,23 +120,6 @@ def intervals(
         return f"{middle} ({number(row[low])}{between}{number(row[high])})"
 
     return table.apply(text, axis=1) if len(table) else pd.Series(dtype=str)
-
-
-def only(tables: Tables) -> pd.DataFrame:
-    """Return the table of a section with a single file.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame
-        The table.
-    """
-    (table,) = tables.values()
-    return table
 
 
 def stacked(tables: Tables, level: int) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Tables of the audits, the studies and the faults.
 
-Each function takes the tables of a section by their path in ``results/``, in the form in which
+Each function takes the table of a section, or several by path, in the form in which
 `covid_lab.runs`, the audits and the studies write them. It returns a table whose cells are text.
 """
 
@@ -10,24 +10,21 @@ import pandas as pd
 
 from covid_lab.audit.controls import weakest_caught
 from covid_lab.audit.findings import VERDICTS
-from covid_lab.documentation.cells import NONE, Tables, intervals, number, only, stacked, wide
+from covid_lab.documentation.cells import (
+    NONE,
+    Section,
+    Tables,
+    intervals,
+    number,
+    stacked,
+    wide,
+)
 
 # ---- audits -------------------------------------------------------------------------------------
 
 
-def verdicts(tables: Tables) -> pd.DataFrame:
-    """Count the checks of each audit by verdict.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per data set, with the names of the checks that fail.
-    """
+def _verdicts(tables: Tables) -> pd.DataFrame:
+    """Count the checks of each audit by verdict."""
     rows = []
     for name, part in stacked(tables, 1).groupby("name"):
         counts = part["verdict"].value_counts()
@@ -42,19 +39,8 @@ def verdicts(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shortcuts(tables: Tables) -> pd.DataFrame:
-    """Tabulate how well each view predicts the label (AUC).
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per data set, one column per view.
-    """
+def _shortcuts(tables: Tables) -> pd.DataFrame:
+    """Tabulate how well each view predicts the label (AUC)."""
     table = stacked(tables, 1)
     views = ["file metadata", "border", "corners", "lungs removed", "whole image"]
     table = table[table["view"].isin(views)]
@@ -64,19 +50,8 @@ def shortcuts(tables: Tables) -> pd.DataFrame:
     return found.assign(n=found["name"].map(images)).rename(columns={"name": "data"})
 
 
-def copies(tables: Tables) -> pd.DataFrame:
-    """Count the pairs of copies by kind, and those that matter most.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per data set.
-    """
+def _copies(tables: Tables) -> pd.DataFrame:
+    """Count the pairs of copies by kind, and those that matter most."""
     rows = []
     for path, pairs in tables.items():
         across = pairs["split_first"].fillna("") != pairs["split_second"].fillna("")
@@ -92,19 +67,8 @@ def copies(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def label_controls(tables: Tables) -> pd.DataFrame:
-    """Tabulate recall and precision for planted wrong labels.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per data set and kind of features.
-    """
+def _label_controls(tables: Tables) -> pd.DataFrame:
+    """Tabulate recall and precision for planted wrong labels."""
     table = stacked(tables, 1)
     table = table[table["reported"] == "contradicted"]
     return pd.DataFrame(
@@ -119,20 +83,9 @@ def label_controls(tables: Tables) -> pd.DataFrame:
     )
 
 
-def planted(tables: Tables) -> pd.DataFrame:
-    """Tabulate the weakest planted shortcut that is caught.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per shortcut.
-    """
-    table = weakest_caught(only(tables))
+def _planted(table: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate the weakest planted shortcut that is caught."""
+    table = weakest_caught(table)
     caught = [
         f"{row.strength:g} {row.unit}" if pd.notna(row.strength) else "not caught"
         for row in table.itertuples()
@@ -143,20 +96,8 @@ def planted(tables: Tables) -> pd.DataFrame:
 # ---- studies and faults -------------------------------------------------------------------------
 
 
-def pneumonia(tables: Tables) -> pd.DataFrame:
-    """Tabulate the three networks beside the published ones.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per network.
-    """
-    table = only(tables)
+def _pneumonia(table: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate the three networks beside the published ones."""
     return pd.DataFrame(
         {
             "model": table["stage"],
@@ -168,20 +109,8 @@ def pneumonia(tables: Tables) -> pd.DataFrame:
     )
 
 
-def ct(tables: Tables) -> pd.DataFrame:
-    """Tabulate accuracy, sensitivity, specificity and AUC on the test split.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per model.
-    """
-    table = only(tables)
+def _ct(table: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate accuracy, sensitivity, specificity and AUC on the test split."""
     table = table[table["split"] == "test"]
     found = wide(table, "stage", "metric", intervals(table))
     found = found[["stage", "accuracy", "sensitivity", "specificity", "AUC"]]
@@ -198,37 +127,14 @@ GRADED = {  # metrics of the nodules' classifiers, and their headings
 }
 
 
-def nodules(tables: Tables) -> pd.DataFrame:
-    """Tabulate the metrics on the test split.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per classifier, one column per metric.
-    """
-    table = only(tables)
+def _nodules(table: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate the metrics on the test split."""
     table = table[(table["split"] == "test") & table["metric"].isin(GRADED)]
     return wide(table, "stage", "metric", intervals(table)).rename(columns=GRADED)
 
 
-def robustness(tables: Tables) -> pd.DataFrame:
-    """Tabulate AUC and accuracy, of the mean over the seeds and of all networks together.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per set, training images and kind of network.
-    """
+def _robustness(tables: Tables) -> pd.DataFrame:
+    """Tabulate AUC and accuracy, of the mean over the seeds and of all networks together."""
     table = stacked(tables, 1)
     table = table[table["network"].isin(["mean", "together"])]
     keys = table["name"] + "|" + table["training"] + "|" + table["network"]
@@ -240,19 +146,8 @@ def robustness(tables: Tables) -> pd.DataFrame:
     return found.drop(columns="key")
 
 
-def detection(tables: Tables) -> pd.DataFrame:
-    """Tabulate the detectors of errors over all perturbations.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per set, training images and detector.
-    """
+def _detection(tables: Tables) -> pd.DataFrame:
+    """Tabulate the detectors of errors over all perturbations."""
     table = stacked(tables, 1)
     table = table[table["perturbation"] == "all"]
     gain = intervals(table, "gain", "gain_low", "gain_high", sign=True)
@@ -269,19 +164,91 @@ def detection(tables: Tables) -> pd.DataFrame:
     )
 
 
-def faults(tables: Tables) -> pd.DataFrame:
-    """Count the outcomes by kind of fault.
-
-    Parameters
-    ----------
-    tables : dict of str to pd.DataFrame
-        The section's tables, by path in ``results/``.
-
-    Returns
-    -------
-    pd.DataFrame of str
-        One row per fault and outcome.
-    """
-    table = only(tables)
+def _faults(table: pd.DataFrame) -> pd.DataFrame:
+    """Count the outcomes by kind of fault."""
     table = table[table["fault"] != "long and many"]  # measurements of memory, threads and files
     return table.groupby(["fault", "outcome"], sort=False)["count"].sum().reset_index()
+
+
+# ---- their sections -----------------------------------------------------------------------------
+
+AUDITS = (
+    Section(
+        "Verdicts",
+        "How many checks of each data set's audit have which verdict, and which fail.",
+        "audit/*/audit.csv",
+        _verdicts,
+    ),
+    Section(
+        "Shortcuts",
+        "AUC of the label from parts of the data that show no lungs, and from the whole image, by "
+        "simple models that are cross-validated by patient.",
+        "audit/*/shortcuts.csv",
+        _shortcuts,
+    ),
+    Section(
+        "Copies",
+        "Pairs of images that show the same picture.",
+        "audit/*/duplicates.csv",
+        _copies,
+    ),
+    Section(
+        "Planted wrong labels",
+        "How many of 5 % wrong labels, planted into the data, the label audit finds (recall), and "
+        "how many of the labels that it contradicts were planted (precision). Mean of the draws, "
+        "with the range that holds 95 % of them.",
+        "audit/*/label_controls.csv",
+        _label_controls,
+    ),
+    Section(
+        "Planted shortcuts",
+        "Shortcuts planted into drawn radiographs, and the weakest one from which on all are "
+        "caught.",
+        "audit/controls.csv",
+        _planted,
+    ),
+)
+STUDIES = (
+    Section(
+        "Pneumonia in children",
+        "Test split of the paediatric radiographs, beside published figures for the same images. "
+        "See [the study](study_pneumonia.md).",
+        "pneumonia/model_comparison.csv",
+        _pneumonia,
+    ),
+    Section(
+        "CT slices",
+        "Test split of COVID-CT. Model D is model B pruned. See [the study](study_ct_lesions.md).",
+        "ct_lesions/metrics.csv",
+        _ct,
+    ),
+    Section(
+        "Lung nodules",
+        "Test split, by view and task. See [the study](study_lung_nodules.md).",
+        "lung_nodules/metrics.csv",
+        _nodules,
+    ),
+    Section(
+        "Robustness: the networks",
+        "Unperturbed test splits of MedMNIST at 28 pixels. `mean` is the mean over the seeds, "
+        "`together` the mean of the networks' logits. See [the study](study_robustness.md).",
+        "robustness/*/performance.csv",
+        _robustness,
+    ),
+    Section(
+        "Robustness: detecting errors",
+        "AUC of detectors of wrong answers on perturbed test images, judged on perturbations that "
+        "they were not fitted on, and the gain over the confidence alone.",
+        "robustness/*/detection.csv",
+        _detection,
+    ),
+)
+FAULTS = (
+    Section(
+        "What was tried to break it",
+        "Damaged archives, images, settings and tables, and processes that were killed "
+        "(`make faults`).",
+        "faults.csv",
+        _faults,
+    ),
+)

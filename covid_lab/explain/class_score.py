@@ -39,6 +39,12 @@ def class_score(logits: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
         Scores of the classes.
     target : tf.Tensor, (N,), int32
         The classes.
+
+    Examples
+    --------
+    >>> score, explained = class_score(tf.constant([[2.0], [-3.0]]), tf.constant([1, 0]))
+    >>> score.numpy()
+    array([2., 3.], dtype=float32)
     """
     logits = tf.cast(logits, tf.float32)
     if logits.shape[-1] == 1:

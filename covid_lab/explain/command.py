@@ -39,46 +39,7 @@ LONGEST = 50  # characters of an image's name in output names, which may have 25
 
 @dataclass(frozen=True)
 class Request:
-    """What is explained, and how it is shown.
-
-    Attributes
-    ----------
-    methods : tuple of str
-        Names from ``explain.methods.METHODS``, in any spelling that ``method_named`` accepts.
-    targets : tuple of str
-        "predicted", "true" (the class folder of the image), or names of classes. Every target gets
-        its own map.
-    classes : tuple of str
-        Names of the model's classes, in the order of its outputs. For one logit, the second is the
-        positive class.
-    layer : str or None
-        Layer for the methods that explain with features, ``outer/inner`` for a layer of a nested
-        model; None: the last spatial layer.
-    one_scale : bool
-        Make heat comparable between images instead of scaling each map by itself. All maps are then
-        kept in memory.
-    colour_map : str
-        Name of a Matplotlib colour map.
-    masks : Path or None
-        Folder or zip archive with lung masks, named like the images. None: Kaggle's masks beside
-        the images; where there are none, the lungs are segmented, roughly.
-    table : Path or None
-        Labels from a table; see `covid_lab.reading.manifests.read_manifest`.
-    columns : tuple of (str, str)
-        Columns of the table, as for `read_manifest`.
-    finding : str or None
-        Finding in the table, as for `read_manifest`.
-    feature_maps : bool
-        Also draw the strongest feature maps of the layer.
-    input_range : str or None
-        See `explain.prepare.prepare`.
-    size : tuple of int, (height, width), or None
-        See `explain.prepare.prepare`.
-    output : str or None
-        See `explain.prepare.prepare`.
-    trust : bool
-        See `explain.prepare.prepare`.
-    """
+    """What is explained, and how it is shown: the options of the command, see its help."""
 
     methods: tuple[str, ...] = ("grad-cam",)
     targets: tuple[str, ...] = (PREDICTED,)
@@ -143,16 +104,17 @@ def explain_files(
 
     Examples
     --------
-    >>> from pathlib import Path
-    >>> rows = explain_files(  # doctest: +SKIP
-    ...     Path("model.keras"), [Path("images")], Path("out"), Request(methods=("lime",))
-    ... )
+    >>> request = Request(methods=("grad_cam",))
+    >>> rows = explain_files(Path("model.keras"), [Path("covid_xray/val")], Path("out"), request)
+    images: 12 (6 NORMAL, 6 COVID)...
+    >>> len(rows)
+    12
     """
     request = request or Request()
     table = out / "explanations.csv"
     if table.exists():
         raise DataError(f"{table} exists already: name another folder with --out, or delete it")
-    pictures, passed_over = find_pictures(
+    pictures, ignored = find_pictures(
         paths,
         request.classes,
         table=request.table,
@@ -161,7 +123,7 @@ def explain_files(
     )
     print(
         f"images: {classes_in_words(pictures, request.classes)}; not used: "
-        f"{'; '.join(passed_over) or 'nothing'}",
+        f"{'; '.join(ignored) or 'nothing'}",
         flush=True,
     )
     folders = sorted({picture.path.parent.name for picture in pictures})

@@ -16,10 +16,7 @@ def feature_maps(
 
     Parameters
     ----------
-    model : keras.Model
-        As for `grad_cam`.
-    images : array_like, (N, H, W, C), uint8 or float, 0..255
-        As for `grad_cam`.
+    model, images : as for `grad_cam`
     layer : str
         Name of a spatial layer; see `spatial_layers`.
     count : int, 1 or more

@@ -103,7 +103,8 @@ def last_spatial_layer(model: keras.Model) -> str:
 
     Examples
     --------
-    See `spatial_layers`.
+    >>> last_spatial_layer(keras.saving.load_model("model.keras", compile=False))
+    'stage3_2_relu'
     """
     model = flatten(model)
     nodes = _spatial_nodes(model)

@@ -154,6 +154,14 @@ def heatmap_function(
     ------
     ValueError
         The method or a layer is unknown.
+
+    Examples
+    --------
+    >>> model = keras.saving.load_model("model.keras", compile=False)
+    >>> heatmaps = heatmap_function(model, ["stage2_2_relu", "stage3_2_relu"])
+    >>> found = heatmaps(tf.zeros((2, 32, 32, 1)), 1)
+    >>> {layer: one.maps.shape for layer, one in found.items()}
+    {'stage2_2_relu': (2, 4, 4), 'stage3_2_relu': (2, 2, 2)}
     """
     if method not in METHODS:
         raise ValueError(f"Unknown method '{method}'; the methods are {sorted(METHODS)}.")

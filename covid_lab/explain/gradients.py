@@ -43,12 +43,7 @@ def saliency(
 
     Parameters
     ----------
-    model : keras.Model
-        As for `grad_cam`.
-    images : array_like, (N, H, W, C), uint8 or float, 0..255
-        As for `grad_cam`.
-    target : int, array_like of int (N,), or "predicted"
-        As for `grad_cam`.
+    model, images, target : as for `grad_cam`
     batch_size : int
         Images per forward and backward pass.
 
@@ -108,10 +103,7 @@ def smooth_grad(
 
     Parameters
     ----------
-    model : keras.Model
-        As for `grad_cam`.
-    images : array_like, (N, H, W, C), uint8 or float, 0..255
-        As for `grad_cam`.
+    model, images : as for `grad_cam`
     target : int, array_like of int (N,), or "predicted"
         As for `grad_cam`. Score and predicted class are those of the image without noise.
     samples : int, 1 or more
@@ -218,10 +210,7 @@ def integrated_gradients(
 
     Parameters
     ----------
-    model : keras.Model
-        As for `grad_cam`.
-    images : array_like, (N, H, W, C), uint8 or float, 0..255
-        As for `grad_cam`.
+    model, images : as for `grad_cam`
     target : int, array_like of int (N,), or "predicted"
         As for `grad_cam`. The predicted class is that of the image.
     baseline : array_like, () or (H, W, C), 0..255

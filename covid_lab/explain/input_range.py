@@ -114,6 +114,13 @@ def find_input_range(
     ------
     ValueError
         The range cannot be determined; the message reports the predictions for each range.
+
+    Examples
+    --------
+    >>> model = keras.saving.load_model("model.keras", compile=False)
+    >>> images = np.zeros((1, 32, 32, 1), np.uint8)
+    >>> find_input_range(model, images, np.array([0]), ("NORMAL", "COVID")).name
+    '0..255'
     """
     if found := _from_graph(network, images):
         return found
@@ -139,12 +146,7 @@ def contradiction(network: keras.Model, images: np.ndarray, labels: np.ndarray, 
 
     Parameters
     ----------
-    network : keras.Model
-        As for `find_input_range`.
-    images : np.ndarray, (N, H, W, C), uint8, 0..255
-        As for `find_input_range`.
-    labels : np.ndarray, (N,), int
-        As for `find_input_range`.
+    network, images, labels : as for `find_input_range`
     name : str
         The stated range, one of `RANGES`.
 

@@ -78,12 +78,7 @@ def lime(
 
     Parameters
     ----------
-    model : keras.Model
-        As for `grad_cam`.
-    images : array_like, (N, H, W, 1 or 3), uint8 or float, 0..255
-        As for `grad_cam`.
-    target : int, array_like of int (N,), or "predicted"
-        As for `grad_cam`.
+    model, images, target : as for `grad_cam`
     superpixels : int, 2 or more
         Approximate number of superpixels; see `segment`.
     samples : int, 2 or more

@@ -43,10 +43,7 @@ def occlusion(
 
     Parameters
     ----------
-    model : keras.Model
-        As for `grad_cam`.
-    images : array_like, (N, H, W, C), uint8 or float, 0..255
-        As for `grad_cam`.
+    model, images : as for `grad_cam`
     target : int, array_like of int (N,), or "predicted"
         As for `grad_cam`. The predicted class is that of the uncovered image.
     patch : int, 1 to the image's smaller side

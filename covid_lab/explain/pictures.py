@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from covid_lab.datasets import UnreadableImage
+from covid_lab.masks import marked_pixels, match_masks
 from covid_lab.reading.collection import (
     EXPECTED,
     collect,
@@ -19,9 +20,10 @@ from covid_lab.reading.collection import (
     sort_files,
 )
 from covid_lab.reading.dicom import DicomRoot, is_dicom
+from covid_lab.reading.origins import mask_of
 from covid_lab.reading.roots import ARCHIVES, open_root
 from covid_project.data import DataError, Root, listed, read_bytes, same_name
-from covid_project.images import IMAGE_SUFFIXES, decode, resize
+from covid_project.images import IMAGE_SUFFIXES, decode
 
 IMAGE_FOLDER = "images"  # Kaggle's, inside a class folder
 
@@ -60,8 +62,6 @@ class Picture:
         UnreadableImage
             The path is not a regular file, or the file is too large.
         """
-        if not self.root.joinpath(self.name).is_file():
-            raise UnreadableImage(str(self.path), "not a regular file (a broken link or a device)")
         try:
             return read_bytes(self.root, self.name)
         except DataError as error:
@@ -121,7 +121,7 @@ def find_pictures(
     -------
     pictures : list of Picture
         The images.
-    passed_over : list of str
+    ignored : list of str
         Which files are ignored, in words.
 
     Raises
@@ -136,8 +136,8 @@ def find_pictures(
         if not path.exists():
             raise DataError(f"no such path: {path}; give images, or folders or archives of them")
         if path.is_dir() or path.name.lower().endswith(ARCHIVES):
-            inside, passed_over = _inside(path, classes, table, columns, finding)
-            ignored += [passed_over] if passed_over else []
+            inside, words = _inside(path, classes, table, columns, finding)
+            ignored += [words] if words else []
         else:
             inside = [_alone(path, classes)]
         for picture in inside:
@@ -176,9 +176,9 @@ def _inside(
         )
         rows = found.table[["path", "label"]].itertuples(index=False)
         pictures = [Picture(path / name, label, found.root, name) for name, label in rows]
-        return pictures, in_words(found.left_out)
+        return pictures, in_words(found.passed_over)
     root, names = open_root(path, hidden=True)
-    images, left_out, dicoms = sort_files(root, names)
+    images, passed_over, dicoms = sort_files(root, names)
     if not images:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise DataError(f"no images in {path}: allowed are files that end in {kinds}, and DICOM")
@@ -187,10 +187,10 @@ def _inside(
     labels = {name: _label(name.split("/")[:-1], path, classes) for name in images}
     strays = [name for name, label in labels.items() if label is None]
     if 0 < len(strays) < len(images):
-        left_out["outside the class folders"] = strays
+        passed_over["outside the class folders"] = strays
     kept = strays if len(strays) == len(images) else [n for n in images if n not in set(strays)]
-    refuse_unexplained(path, len(kept), left_out, EXPECTED, f"Classes: {', '.join(classes)}")
-    return [Picture(path / name, labels[name], root, name) for name in kept], in_words(left_out)
+    refuse_unexplained(path, len(kept), passed_over, EXPECTED, f"Classes: {', '.join(classes)}")
+    return [Picture(path / name, labels[name], root, name) for name in kept], in_words(passed_over)
 
 
 def _label(folders: Sequence[str], root: Path, classes: Sequence[str]) -> int | None:
@@ -285,7 +285,7 @@ def grey_values(image: np.ndarray) -> np.ndarray:
 class LungMasks:
     """Lung masks in a folder or zip archive that match the paths or names of images.
 
-    File suffixes do not count, and ``…_mask`` is allowed.
+    See `covid_lab.masks.match_masks`.
 
     Parameters
     ----------
@@ -304,21 +304,8 @@ class LungMasks:
         self.path = Path(path).expanduser()
         self.root, names = open_root(self.path)
         names = [n for n in names if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES]
-        paths = {_key(name): name for name in names}
-        bare = Counter(_key(PurePosixPath(name).name) for name in names)
-        by_name = {_key(PurePosixPath(name).name): name for name in names}
-        of_images = Counter(_key(image.name) for image in images)
-        self.names: dict[Path, str] = {}
-        for image in images:
-            parts = [part for part in image.parts if part != image.anchor]
-            # The longest part of its path that matches decides.
-            keys = (_key("/".join(parts[start:])) for start in range(len(parts)))
-            found = next((paths[key] for key in keys if key in paths), None)
-            name = _key(image.name)
-            if found is None and bare[name] == of_images[name] == 1:
-                found = by_name[name]
-            if found is not None:
-                self.names[image] = found
+        found = match_masks([image.as_posix() for image in images], names)
+        self.names = {Path(image): mask for image, mask in found.items()}
         if not self.names:
             raise DataError(
                 f"no mask in {self.path} matches an image: name the masks like the images, or with "
@@ -342,16 +329,11 @@ class LungMasks:
         name = self.names.get(image)
         if name is None:
             return None
-        mask = decode(read_bytes(self.root, name), name)
-        return mask > mask.max() / 2
-
-
-def _key(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix("")).casefold().removesuffix("_mask")
+        return marked_pixels(decode(read_bytes(self.root, name), name))
 
 
 def mask_beside(picture: Picture) -> np.ndarray | None:
-    """Read Kaggle's lung mask: the file of the same name in ``masks`` beside ``images``.
+    """Read the lung mask that is among the data, see `covid_lab.reading.origins.mask_of`.
 
     Parameters
     ----------
@@ -363,29 +345,5 @@ def mask_beside(picture: Picture) -> np.ndarray | None:
     np.ndarray, (h, w), bool, or None
         The mask, or None if the image has none.
     """
-    *folders, folder, file = ["", *Path(picture.name).as_posix().split("/")]
-    name = "/".join([*folders, "masks", file]).removeprefix("/")
-    if picture.name.startswith("/"):
-        name = f"/{name}"
-    if folder.casefold() != IMAGE_FOLDER or not picture.root.joinpath(name).is_file():
-        return None
-    mask = replace(picture, name=name).grey()
-    return mask > mask.max() / 2
-
-
-def resized_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resize a mask.
-
-    Parameters
-    ----------
-    mask : np.ndarray, (h, w), bool
-        Mask.
-    shape : tuple of int, (H, W)
-        New height and width.
-
-    Returns
-    -------
-    np.ndarray, (H, W), bool
-        Resized mask.
-    """
-    return resize(np.uint8(255) * mask, shape) >= 128
+    name = mask_of(picture.root, Path(picture.name).as_posix())
+    return marked_pixels(replace(picture, name=name).grey()) if name else None

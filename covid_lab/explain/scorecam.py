@@ -54,12 +54,7 @@ def score_cam(
 
     Parameters
     ----------
-    model : keras.Model
-        As for `grad_cam`.
-    images : array_like, (N, H, W, C), uint8 or float, 0..255
-        As for `grad_cam`.
-    target : int, array_like of int (N,), or "predicted"
-        As for `grad_cam`.
+    model, images, target : as for `grad_cam`
     layer : str, optional
         As for `grad_cam`; by default `last_spatial_layer(model)`.
     batch_size : int

@@ -14,8 +14,9 @@ from PIL import Image
 from covid_lab import figures
 from covid_lab.explain.feature_maps import feature_maps
 from covid_lab.explain.heatmaps import Heatmaps
-from covid_lab.explain.pictures import LungMasks, Picture, grey_values, mask_beside, resized_mask
+from covid_lab.explain.pictures import LungMasks, Picture, grey_values, mask_beside
 from covid_lab.lungs import implausible, segment_lungs
+from covid_lab.masks import resized_mask
 from covid_project.figures import image_grid
 from covid_project.files import whole_file
 from covid_project.gradcam import overlay, resize_heatmaps

@@ -67,6 +67,13 @@ def mixture_threshold(scores: np.ndarray) -> Threshold:
         Between the two means, where both components are equally probable. It is refused for fewer
         than `FEWEST` images, a gain in BIC over one component below `BIC_GAIN`, components closer
         than `SEPARATION`, Ashman's D = |μ₁ − μ₀| / √((σ₀² + σ₁²) / 2), or smaller than `SMALLEST`.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> scores = np.concatenate([rng.normal(1, 1, 100), rng.normal(6, 1, 100)])
+    >>> round(mixture_threshold(scores).value, 1)
+    3.7
     """
     scores = _finite(scores)
     if len(scores) < FEWEST:
@@ -115,6 +122,14 @@ def label_shift_threshold(scores: np.ndarray, reference: pd.DataFrame) -> Thresh
         Where the probability is 1/2 at the estimated prevalence. The probabilities are calibrated
         on the reference (Platt 1999); the prevalence is the fixed point of Saerens, Latinne &
         Decaestecker (2002, Neural Computation, eq. 2.9).
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> scores = np.concatenate([rng.normal(-1.5, 1, 100), rng.normal(1.5, 1, 100)])
+    >>> reference = pd.DataFrame({"label": np.repeat([0, 1], 100), "score": scores})
+    >>> round(label_shift_threshold(scores[50:], reference).prevalence, 2)
+    0.67
     """
     scores = _finite(scores)
     labels, own = checked(reference["label"], reference["score"])
@@ -156,6 +171,14 @@ def site_warning(scores: np.ndarray, reference: pd.DataFrame) -> tuple[bool, str
         Whether the fraction called positive is not the prevalence at home (exact binomial test),
         or the scores' distributions differ (Kolmogorov–Smirnov), each at the level `LEVEL`; and
         the numbers in words.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> scores = np.concatenate([rng.normal(-1.5, 1, 100), rng.normal(1.5, 1, 100)])
+    >>> reference = pd.DataFrame({"label": np.repeat([0, 1], 100), "score": scores})
+    >>> site_warning(scores + 3, reference)[0]
+    True
     """
     scores = _finite(scores)
     labels, own = checked(reference["label"], reference["score"])

@@ -35,7 +35,7 @@ FOLDER = "external"  # of all external tests of a run, in its results; has the l
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be tested; see the command's help."""
+    """What to test: the options of the command, see its help."""
 
     models: tuple[Path, ...]
     data: Path

@@ -10,13 +10,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from covid_lab.datasets import open_dataset
+from covid_lab.masks import border
 from covid_project.data import Dataset, ImageFiles
 from covid_project.evaluation import bootstrap_auc
 from covid_project.images import resize
 
-SIDE = 32  # pixels; the border is its outer tenth
-BORDER = np.ones((SIDE, SIDE), bool)
-BORDER[SIDE // 10 : -(SIDE // 10), SIDE // 10 : -(SIDE // 10)] = False
+SIDE = 32  # pixels
 
 
 def border_control(own: Path, external: Dataset, seed: int = 0) -> pd.DataFrame:
@@ -89,7 +88,7 @@ def border_pixels(images: np.ndarray) -> np.ndarray:
     np.ndarray, float32 (N, D)
         The D pixels of the border.
     """
-    pixels = images[:, BORDER].astype(np.float32)
+    pixels = images[:, border(SIDE)].astype(np.float32)
     return (pixels - pixels.mean(1, keepdims=True)) / (pixels.std(1, keepdims=True) + 1)
 
 

@@ -27,6 +27,11 @@ def metrics(table: pd.DataFrame) -> plt.Figure:
     -------
     plt.Figure
         One point with its interval per metric and set.
+
+    Examples
+    --------
+    >>> from covid_lab.external.score import external_metrics
+    >>> figure = metrics(external_metrics(np.repeat([0, 1], 20), np.arange(40.0) - 22))
     """
     shown = table[table["metric"].isin(SHOWN)]
     parts = []
@@ -54,6 +59,10 @@ def score_distributions(sets: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> pl
     plt.Figure
         Histograms in percent of the images of a class. Logits beyond the 98 % quantile of their
         absolute values are drawn at the edge.
+
+    Examples
+    --------
+    >>> figure = score_distributions({"external": (np.repeat([0, 1], 20), np.arange(40.0) - 22)})
     """
     height = 1.35 * len(sets) + 0.5
     figure, axes = plt.subplots(
@@ -121,6 +130,11 @@ def worst_errors(labels: np.ndarray, scores: np.ndarray, each: int = 4) -> np.nd
     np.ndarray, int (K,)
         Rows of the errors: false positives first, then false negatives, the most confident of each
         first.
+
+    Examples
+    --------
+    >>> worst_errors(np.array([0, 0, 1, 1]), np.array([-1.0, 3.0, -2.0, 1.0])).tolist()
+    [1, 2]
     """
     labels = np.asarray(labels)
     false = np.flatnonzero((labels == 0) & (scores > 0))

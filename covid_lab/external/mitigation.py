@@ -20,20 +20,18 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
 from covid_lab.datasets import open_dataset
+from covid_lab.external.bench import Bench, Settings, read_images
 from covid_lab.external.methods import (
     LABELLED,
     REFERENCE,
     ROBUST,
     UNLABELLED,
-    Bench,
     Outcome,
-    Settings,
     exit_outcomes,
     input_outcomes,
     intercept,
     linear_exit,
     lung_features,
-    read_images,
     together,
     train_collection_exit,
     two_exits_name,
@@ -47,6 +45,7 @@ from covid_project.files import fingerprint, read_csv, versions, write_csv
 from covid_project.models import logits
 
 TABLE, RECENTRING = "mitigation.csv", "recentring.csv"
+SEEDS = (0, 1, 2)  # of styles and fine-tuning; the final models are trained with the first
 PREVALENCES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
 SAMPLES = (20, 50, 100)  # numbers of unlabelled images
 LOSS = 0.02  # of accuracy on the own validation images that a choice may cost
@@ -55,15 +54,7 @@ LOSS = 0.02  # of accuracy on the own validation images that a choice may cost
 # ---- the comparison -----------------------------------------------------------------------------
 
 
-def mitigate(
-    own: Path,
-    target: Path,
-    out: Path,
-    *,
-    target_split: str = "val",
-    seeds: tuple[int, ...] = (0, 1, 2),
-    settings: Settings | None = None,
-) -> dict[str, Path]:
+def mitigate(own: Path, target: Path, out: Path, target_split: str = "val") -> dict[str, Path]:
     """Compare the methods, choose one without and one with labels, and store the chosen models.
 
     Parameters
@@ -76,10 +67,6 @@ def mitigate(
         Folder for the tables, the cache and the models.
     target_split : str
         Split of the target; "" for data without splits. The test split is refused.
-    seeds : tuple of int, from 0
-        Seeds of `compare`; the final models are trained with the first.
-    settings : Settings, optional
-        The defaults where None.
 
     Returns
     -------
@@ -94,10 +81,9 @@ def mitigate(
     ValueError
         No method qualifies, see `choose`.
     """
-    settings = settings or Settings()
-    table = compare(own, target, out, target_split=target_split, seeds=seeds, settings=settings)
-    bench = open_bench(own, target, out, target_split=target_split, settings=settings)
-    shares = {two_exits_name(share): share for share in settings.shares} | {ROBUST: 0.0}
+    bench = open_bench(own, target, target_split, out / "cache")
+    table = compare(bench, out)
+    shares = {two_exits_name(share): share for share in bench.settings.shares} | {ROBUST: 0.0}
     eligible = table[table["method"].isin([*shares, REFERENCE])]
     paths = {}
     for uses in (UNLABELLED, LABELLED):
@@ -105,42 +91,22 @@ def mitigate(
         print(f"chosen with {uses} images of {Path(target).name}: {method}")
         if method in shares:
             labelled = uses == LABELLED
-            paths |= fit_final(bench, out, seeds[0], share=shares[method], labelled=labelled)
+            paths |= fit_final(bench, out, SEEDS[0], share=shares[method], labelled=labelled)
     return paths
 
 
-def compare(
-    own: Path,
-    target: Path,
-    out: Path,
-    *,
-    target_split: str = "val",
-    seeds: tuple[int, ...] = (0, 1, 2),
-    settings: Settings | None = None,
-    inputs: bool = True,
-    training: bool = True,
-) -> pd.DataFrame:
+def compare(bench: Bench, out: Path) -> pd.DataFrame:
     """Compare methods on the validation images of two collections; resume an interrupted run.
+
+    The exits run with all `SEEDS`, the other methods with the first one. The methods of `TRAINING`
+    run with all where one comes close to the best method, see `close_to_best`.
 
     Parameters
     ----------
-    own : Path
-        Data with the classes of the course and the splits train and val.
-    target : Path
-        Data of another collection with the same classes.
+    bench : Bench
+        Images, network and settings.
     out : Path
-        Folder for ``mitigation.csv`` and the folder ``cache``.
-    target_split : str
-        Split of the target; "" for data without splits. The test split is refused.
-    seeds : tuple of int, from 0
-        Seeds of styles and fine-tuning.
-    settings : Settings, optional
-        The defaults where None.
-    inputs : bool
-        Whether to compare the `INPUTS` and histogram matching with frozen features as well.
-    training : bool
-        Whether to compare the methods of `TRAINING` as well. They run with the first seed, and with
-        all seeds where one comes close to the best method, see `close_to_best`.
+        Folder for ``mitigation.csv``.
 
     Returns
     -------
@@ -149,32 +115,23 @@ def compare(
         images with their number; AUC, balanced accuracy, sensitivity and specificity of the target
         images with 95 % intervals (``_low``, ``_high``) and their number; seconds of the stage;
         settings, data, versions.
-
-    Raises
-    ------
-    DataError
-        The split is a test split, or a split lacks a class.
     """
-    settings = settings or Settings()
-    bench = open_bench(own, target, out, target_split=target_split, settings=settings)
-    data = f"{bench.train.fingerprint}+{bench.val.fingerprint}+{bench.target.fingerprint}"
+    images = (bench.train, bench.val, bench.target)
     identity = {
-        "settings": fingerprint(dataclasses.asdict(settings)),
-        "data": data,
+        "settings": fingerprint(dataclasses.asdict(bench.settings)),
+        "data": "+".join(some.fingerprint for some in images),
         "frozen": bench.parts.frozen,
     }
-    stages = [("inputs", seeds[0]), ("template", seeds[0])] if inputs else []
-    stages += [("exits", seed) for seed in seeds]
-    if training:
-        stages += [(stage, seeds[0]) for stage in TRAINING]
+    stages = [("inputs", SEEDS[0]), ("template", SEEDS[0])]
+    stages += [("exits", seed) for seed in SEEDS]
+    stages += [(stage, SEEDS[0]) for stage in TRAINING]
     for stage, seed in stages:
         _run_stage(bench, out, stage, seed, identity)
-    if training:
-        table = read_csv(Path(out) / TABLE)
-        table = table[(table[list(identity)] == pd.Series(identity)).all(axis=1)]
-        for stage in close_to_best(table[table["seed"] == seeds[0]]):
-            for seed in seeds[1:]:
-                _run_stage(bench, out, stage, seed, identity)
+    table = read_csv(Path(out) / TABLE)
+    table = table[(table[list(identity)] == pd.Series(identity)).all(axis=1)]
+    for stage in close_to_best(table[table["seed"] == SEEDS[0]]):
+        for seed in SEEDS[1:]:
+            _run_stage(bench, out, stage, seed, identity)
     return read_csv(Path(out) / TABLE)
 
 
@@ -219,28 +176,21 @@ def close_to_best(table: pd.DataFrame) -> list[str]:
     return [stage for stage in TRAINING if (close & (table["stage"] == stage)).any()]
 
 
-def open_bench(
-    own: Path, target: Path, out: Path, *, target_split: str = "val", settings: Settings
-) -> Bench:
+def open_bench(own: Path, target: Path, target_split: str, cache: Path) -> Bench:
     """Read the images of both collections and build the network.
 
     Parameters
     ----------
-    own : Path
-        Data with the classes of the course and the splits train and val.
-    target : Path
-        Data of another collection with the same classes.
-    out : Path
-        Folder whose subfolder ``cache`` is used for the features.
+    own, target : Path
+        See `mitigate`.
     target_split : str
-        Split of the target; "" for data without splits. The test split is refused.
-    settings : Settings
-        Settings of the methods.
+        See `mitigate`.
+    cache : Path
+        Folder for the features.
 
     Returns
     -------
     Bench
-        Images and network.
 
     Raises
     ------
@@ -252,7 +202,7 @@ def open_bench(
     ours = open_dataset(own, classes=CLASSES, as_found=True)
     theirs = open_dataset(target, classes=CLASSES, as_found=True)
     train, val = read_images(ours, "train"), read_images(ours, "val")
-    return Bench(train, val, read_images(theirs, target_split), settings, Path(out) / "cache")
+    return Bench(train, val, read_images(theirs, target_split), Settings(), cache)
 
 
 def _row(outcome: Outcome, bench: Bench, seed: int) -> dict[str, object]:

@@ -50,6 +50,12 @@ def external_metrics(
     ------
     ValueError
         Labels and scores do not fit each other, see `covid_project.evaluation.checked`.
+
+    Examples
+    --------
+    >>> table = external_metrics(np.repeat([0, 1], 20), np.arange(40.0) - 22)
+    >>> table.set_index("metric")["value"].round(2).loc[["sensitivity", "AUC"]].to_dict()
+    {'sensitivity': 0.85, 'AUC': 1.0}
     """
     external, resampled = _with_balanced(labels, scores, seed)
     if own is None:
@@ -100,6 +106,12 @@ def external_calibration(
     ------
     ValueError
         Labels and scores do not fit each other, see `covid_project.evaluation.checked`.
+
+    Examples
+    --------
+    >>> table = external_calibration(np.repeat([0, 1], 20), np.linspace(-3, 3, 40))
+    >>> table[["set", "n"]].values.tolist()
+    [['external', 40]]
     """
     sets = {"external": (labels, scores)}
     if own is not None:
@@ -120,6 +132,12 @@ def called_positive(groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
     -------
     pd.DataFrame
         One row per group: group, value, low, high (Wilson 1927, 95 %), n.
+
+    Examples
+    --------
+    >>> called_positive({"healthy": np.array([-1.0, -2.0, 0.5, -3.0])})[["group", "value", "n"]]
+         group  value  n
+    0  healthy   0.25  4
     """
     rows = []
     for name, scores in groups.items():
@@ -156,6 +174,12 @@ def halves_control(own: pd.DataFrame, repeats: int = 100, seed: int = 0) -> dict
     ------
     ValueError
         Labels and scores do not fit each other, see `covid_project.evaluation.checked`.
+
+    Examples
+    --------
+    >>> own = pd.DataFrame({"label": np.repeat([0, 1], 20), "score": np.arange(40.0)})
+    >>> halves_control(own, repeats=10)["drop"]
+    0.0
     """
     labels, scores = checked(own["label"], own["score"])
     rng = np.random.default_rng(seed)
@@ -198,6 +222,12 @@ def score_quantiles(labels: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
     ------
     ValueError
         Labels and scores do not fit each other, see `covid_project.evaluation.checked`.
+
+    Examples
+    --------
+    >>> table = score_quantiles(np.array([0, 0, 0, 1]), np.array([-3.0, -2.0, -1.0, 2.0]))
+    >>> table["logit_50"].tolist()
+    [-2.0, 2.0]
     """
     labels, scores = checked(labels, scores)
     levels = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -12,26 +12,26 @@ from functools import partial
 import keras
 import numpy as np
 from keras import layers
-from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.class_weight import compute_sample_weight
 
+from covid_lab.external.bench import Bench, Images
 from covid_lab.external.controls import border_scores
 from covid_lab.external.inputs import INPUTS
 from covid_lab.external.methods import (
     FOLDS,
     LABELLED,
     UNLABELLED,
-    Bench,
-    Images,
     Outcome,
     centred,
     fit_network,
     frozen_outcomes,
+    labelled_folds,
     linear_exit,
     train_collection_exit,
 )
 from covid_lab.external.styles import Styles, match_histogram, mix_boxes
 from covid_lab.lungs import segment_lungs
+from covid_lab.masks import border
 from covid_project.files import fingerprint
 from covid_project.models import logits, outputs
 from covid_project.training import set_seed
@@ -48,21 +48,8 @@ STRONG = Styles(  # intensity, geometry, blur, noise and JPEG, and nothing of ot
 )  # fmt: skip
 
 
-def name_of(what: str, *, lungs_only: bool = False) -> str:
-    """Name a method in the tables.
-
-    Parameters
-    ----------
-    what : str
-        What distinguishes the method.
-    lungs_only : bool
-        Whether features are averaged over the lungs (True) or over the whole image (False).
-
-    Returns
-    -------
-    str
-        Such as "fine-tuned, cut-mix, averaged over the image".
-    """
+def _named(what: str, *, lungs_only: bool = False) -> str:
+    """Name of a method in the tables: what distinguishes it, and where features are averaged."""
     return f"fine-tuned, {what}, averaged over the {'lungs' if lungs_only else 'image'}"
 
 
@@ -86,21 +73,8 @@ def template_outcomes(bench: Bench) -> Iterator[Outcome]:
     return frozen_outcomes("one template", bench, *found)
 
 
-def one_template(bench: Bench, seed: int) -> Iterator[Outcome]:
-    """Give all images the same histogram: that of all own training images together.
-
-    Parameters
-    ----------
-    bench : Bench
-        Images and network.
-    seed : int, from 0
-        Seed of fine-tuning.
-
-    Returns
-    -------
-    iterator of Outcome
-        See `centred`.
-    """
+def _one_template(bench: Bench, seed: int) -> Iterator[Outcome]:
+    """Give all images the same histogram: that of all own training images together."""
     train, val, target = _matched(bench)
     return _fine_tuned("one template", bench, seed, [train], val=val, target=target)
 
@@ -117,23 +91,8 @@ def _matched(bench: Bench) -> list[Images]:
     ]
 
 
-def changed_input(name: str, bench: Bench, seed: int) -> Iterator[Outcome]:
-    """Change all images by one of `INPUTS`.
-
-    Parameters
-    ----------
-    name : str
-        A key of `INPUTS`.
-    bench : Bench
-        Images and network.
-    seed : int, from 0
-        Seed of fine-tuning.
-
-    Returns
-    -------
-    iterator of Outcome
-        See `centred`.
-    """
+def _changed_input(name: str, bench: Bench, seed: int) -> Iterator[Outcome]:
+    """Change all images by one of `INPUTS`."""
     train, val, target = (
         _changed(images, map(INPUTS[name], images.pixels, segment_lungs(images.pixels)), name)
         for images in (bench.train, bench.val, bench.target)
@@ -144,48 +103,22 @@ def changed_input(name: str, bench: Bench, seed: int) -> Iterator[Outcome]:
 # ---- augmentation -------------------------------------------------------------------------------
 
 
-def strange_border(bench: Bench, seed: int) -> Iterator[Outcome]:
-    """Replace the outer tenth of each training image by that of another one, of either class.
-
-    Parameters
-    ----------
-    bench : Bench
-        Images and network.
-    seed : int, from 0
-        Seed of the pairs and of fine-tuning.
-
-    Returns
-    -------
-    iterator of Outcome
-        See `centred`.
-    """
-    images, width = bench.train, len(bench.train.pixels[0]) // 10
-    inner = (slice(None), slice(width, -width), slice(width, -width))
+def _strange_border(bench: Bench, seed: int) -> Iterator[Outcome]:
+    """Replace the outer tenth of each training image by that of another one, of either class."""
+    images, at_border = bench.train, border(len(bench.train.pixels[0]))
     copies = []
     for copy in range(COPIES):
-        pixels = images.pixels[np.random.default_rng([seed, copy]).permutation(len(images.pixels))]
-        pixels[inner] = images.pixels[inner]
+        others = images.pixels[np.random.default_rng([seed, copy]).permutation(len(images.pixels))]
+        pixels = np.where(at_border, others, images.pixels)
         copies.append(_changed(images, pixels, f"strange border {seed} {copy}"))
     return _fine_tuned("border of another image", bench, seed, copies)
 
 
-def cut_mix(bench: Bench, seed: int) -> Iterator[Outcome]:
+def _cut_mix(bench: Bench, seed: int) -> Iterator[Outcome]:
     """Replace a box of each training image by that of another one, and mix the labels by area.
 
     CutMix (Yun et al. 2019, ICCV, eq. 1 and 2). The area of the box before clipping at the border
     is uniform in [0, 1].
-
-    Parameters
-    ----------
-    bench : Bench
-        Images and network.
-    seed : int, from 0
-        Seed of the boxes and of fine-tuning.
-
-    Returns
-    -------
-    iterator of Outcome
-        See `centred`.
     """
     copies, labels = [], []
     for copy in range(COPIES):
@@ -196,29 +129,10 @@ def cut_mix(bench: Bench, seed: int) -> Iterator[Outcome]:
     return _fine_tuned("cut-mix", bench, seed, copies, labels=np.concatenate(labels))
 
 
-def drawn_styles(
+def _drawn_styles(
     name: str, styles: Styles, lungs_only: bool, bench: Bench, seed: int
 ) -> Iterator[Outcome]:
-    """Change the style of the training images at random, see `restyle`.
-
-    Parameters
-    ----------
-    name : str
-        What distinguishes the method.
-    styles : Styles
-        Probability and size of each change.
-    lungs_only : bool
-        Whether features are averaged over the lungs (True) or over the whole image (False).
-    bench : Bench
-        Images and network.
-    seed : int, from 0
-        Seed of the styles and of fine-tuning.
-
-    Returns
-    -------
-    iterator of Outcome
-        See `centred`.
-    """
+    """Change the style of the training images at random, see `restyle`."""
     copies = []
     for copy in range(1, COPIES + 1):
         pixels = bench.styled(bench.train, copy, seed, styles)
@@ -229,23 +143,11 @@ def drawn_styles(
 # ---- against the border's prediction ------------------------------------------------------------
 
 
-def balanced_groups(bench: Bench, seed: int) -> Iterator[Outcome]:
+def _balanced_groups(bench: Bench, seed: int) -> Iterator[Outcome]:
     """Balance images whose border predicts their class and images whose border misleads.
 
     The four groups are the pairs of class and predicted class. Weights are inversely proportional
     to their sizes (Idrissi et al. 2022, CLeaR).
-
-    Parameters
-    ----------
-    bench : Bench
-        Images and network.
-    seed : int, from 0
-        Seed of the folds of `border_scores` and of fine-tuning.
-
-    Returns
-    -------
-    iterator of Outcome
-        See `centred`.
     """
     labels = bench.train.labels
     groups = 2 * labels + (border_scores(bench.train.pixels, labels, seed) > 0)
@@ -253,24 +155,12 @@ def balanced_groups(bench: Bench, seed: int) -> Iterator[Outcome]:
     return _fine_tuned("groups of the border balanced", bench, seed, [bench.train], weights=weights)
 
 
-def adversary(bench: Bench, seed: int) -> Iterator[Outcome]:
+def _adversary(bench: Bench, seed: int) -> Iterator[Outcome]:
     """Train against a second head that predicts what the border of the image shows.
 
     Gradient reversal (Ganin & Lempitsky 2015, ICML) with constant strength. Within each class, the
     head predicts whether the score of the border is above the median of the class, which carries no
     information about the label.
-
-    Parameters
-    ----------
-    bench : Bench
-        Images and network.
-    seed : int, from 0
-        Seed of the folds of `border_scores` and of fine-tuning.
-
-    Returns
-    -------
-    iterator of Outcome
-        See `centred`.
     """
     images = bench.train
     scores = border_scores(images.pixels, images.labels, seed)
@@ -284,7 +174,7 @@ def adversary(bench: Bench, seed: int) -> Iterator[Outcome]:
     two_headed = keras.Model(network.input, both)
     fit_network(two_headed, bench.settings, seed, bench.maps(images), wanted)
     scores = [logits(network, bench.maps(images)) for images in (bench.val, bench.target)]
-    return centred(name_of("border adversary"), *scores)
+    return centred(_named("border adversary"), *scores)
 
 
 def reverse_gradient(inputs, strength: float):
@@ -310,39 +200,27 @@ def reverse_gradient(inputs, strength: float):
 # ---- with images of the other collection --------------------------------------------------------
 
 
-def after_training(bench: Bench, seed: int) -> Iterator[Outcome]:
+def _after_training(bench: Bench, seed: int) -> Iterator[Outcome]:
     """Change the reference after training: its BatchNormalization statistics, or its last layer.
 
     The statistics are those of the unlabelled target images, and apply to these images only (AdaBN,
     Li et al. 2016, arXiv:1603.04779). The last layer is retrained on labelled target images
     (Kirichenko et al. 2023, ICLR), with cross-validation.
-
-    Parameters
-    ----------
-    bench : Bench
-        Images and network.
-    seed : int, from 0
-        Seed of fine-tuning, of the order of the images and of the folds.
-
-    Yields
-    ------
-    Outcome
-        New statistics; new statistics with the mean logit moved to 0; the last layer retrained.
     """
     network = train_collection_exit(bench, seed, lungs_only=False)
     val = logits(network, bench.maps(bench.val))
     target = adapted_logits(bench, network, bench.target, seed)
-    name = name_of("BatchNorm statistics of the target")
+    name = _named("BatchNorm statistics of the target")
     yield Outcome(name, UNLABELLED, val, target)
     yield Outcome(f"{name}, mean logit 0", UNLABELLED, val, target - target.mean())
     pooled = keras.Model(network.input, network.get_layer("logit").input)
     val, target = (outputs(pooled, bench.maps(images)) for images in (bench.val, bench.target))
     labels, own, theirs = bench.target.labels, np.zeros(len(val)), np.zeros(len(target))
-    for learned, held in _folds(labels, seed):
+    for learned, held in labelled_folds(labels, seed):
         kernel, bias, _ = linear_exit([target[learned]], labels[learned], bench.settings.strength)
         own += (val @ kernel + bias) / FOLDS
         theirs[held] = target[held] @ kernel + bias
-    yield Outcome(name_of("last layer retrained"), LABELLED, own, theirs)
+    yield Outcome(_named("last layer retrained"), LABELLED, own, theirs)
 
 
 def adapted_logits(bench: Bench, network: keras.Model, images: Images, seed: int) -> np.ndarray:
@@ -383,28 +261,12 @@ def adapted_logits(bench: Bench, network: keras.Model, images: Images, seed: int
     return found
 
 
-def two_sources(lungs_only: bool, bench: Bench, seed: int) -> Iterator[Outcome]:
-    """Add labelled images of the target to the training images, with cross-validation.
-
-    Parameters
-    ----------
-    lungs_only : bool
-        Whether features are averaged over the lungs (True) or over the whole image (False).
-    bench : Bench
-        Images and network.
-    seed : int, from 0
-        Seed of fine-tuning and of the folds.
-
-    Yields
-    ------
-    Outcome
-        One; own logits are means over the folds, and target logits come from the fold that holds
-        the image out.
-    """
+def _two_sources(lungs_only: bool, bench: Bench, seed: int) -> Iterator[Outcome]:
+    """Add labelled images of the target to the training images, with cross-validation."""
     settings, labels = bench.settings, bench.target.labels
     ours, theirs, val = (bench.maps(images) for images in (bench.train, bench.target, bench.val))
     own, target = np.zeros(len(val)), np.zeros(len(theirs))
-    for learned, held in _folds(labels, seed):
+    for learned, held in labelled_folds(labels, seed):
         set_seed(seed)
         network = bench.collection_network(lungs_only=lungs_only)
         maps = np.concatenate([ours, theirs[learned]])
@@ -413,15 +275,10 @@ def two_sources(lungs_only: bool, bench: Bench, seed: int) -> Iterator[Outcome]:
         fit_network(network, settings, seed, maps, wanted, weights=weights)
         own += logits(network, val) / FOLDS
         target[held] = logits(network, theirs[held])
-    yield Outcome(name_of("two sources", lungs_only=lungs_only), LABELLED, own, target)
+    yield Outcome(_named("two sources", lungs_only=lungs_only), LABELLED, own, target)
 
 
 # ---- what they share ----------------------------------------------------------------------------
-
-
-def _folds(labels: np.ndarray, seed: int):
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    return folds.split(np.zeros(len(labels)), labels)
 
 
 def _changed(images: Images, pixels, change: str) -> Images:
@@ -451,21 +308,21 @@ def _fine_tuned(
     fit_network(network, bench.settings, seed, maps, labels, weights=weights, epochs=epochs)
     sets = val or bench.val, target or bench.target
     scores = [logits(network, bench.maps(images)) for images in sets]
-    return centred(name_of(what, lungs_only=lungs_only), *scores)
+    return centred(_named(what, lungs_only=lungs_only), *scores)
 
 
 # Stage in the table → function of bench and seed.
 TRAINING: dict[str, Callable[[Bench, int], Iterator[Outcome]]] = {
-    "one template": one_template,
-    **{f"input: {name}": partial(changed_input, name) for name in INPUTS if name != "as it is"},
-    "border of another image": strange_border,
-    "cut-mix": cut_mix,
-    "strong augmentation": partial(drawn_styles, "strong augmentation", STRONG, False),
-    "drawn styles": partial(drawn_styles, "drawn styles", Styles(), False),
-    "drawn styles, lungs": partial(drawn_styles, "drawn styles", Styles(), True),
-    "balanced groups": balanced_groups,
-    "adversary": adversary,
-    "after training": after_training,
-    "two sources": partial(two_sources, False),
-    "two sources, lungs": partial(two_sources, True),
+    "one template": _one_template,
+    **{f"input: {name}": partial(_changed_input, name) for name in INPUTS if name != "as it is"},
+    "border of another image": _strange_border,
+    "cut-mix": _cut_mix,
+    "strong augmentation": partial(_drawn_styles, "strong augmentation", STRONG, False),
+    "drawn styles": partial(_drawn_styles, "drawn styles", Styles(), False),
+    "drawn styles, lungs": partial(_drawn_styles, "drawn styles", Styles(), True),
+    "balanced groups": _balanced_groups,
+    "adversary": _adversary,
+    "after training": _after_training,
+    "two sources": partial(_two_sources, False),
+    "two sources, lungs": partial(_two_sources, True),
 }

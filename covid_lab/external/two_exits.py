@@ -1,7 +1,7 @@
 """A network with two exits: one that holds on other collections, and a bounded one that does not.
 
 Both exits look at the lungs only: their feature maps are weighted with the probability of a lung,
-from the U-Net of `covid_lab.lung_network`, before they are averaged.
+from the U-Net of `covid_lab.lungs.network`, before they are averaged.
 
 - The *robust exit* is a linear model of the features in the middle of the pretrained network, which
   stay frozen. Textures are still local there, and few directions separate collections.
@@ -24,9 +24,9 @@ import keras
 import numpy as np
 from keras import layers
 
-from covid_lab.lung_network import FIELD, load_network
-from covid_lab.lung_network import SIDE as LUNG_SIDE
-from covid_lab.lungs import WEIGHTS as LUNG_WEIGHTS
+from covid_lab.lungs.network import FIELD, load_network
+from covid_lab.lungs.network import SIDE as LUNG_SIDE
+from covid_lab.lungs.segmentation import WEIGHTS as LUNG_WEIGHTS
 from covid_project.files import fingerprint, whole_file, write_text
 from covid_project.models import build_backbone, model_fingerprint
 
@@ -67,9 +67,7 @@ class Parts:
     frozen: str
 
 
-def build_parts(
-    image_size: int, *, weights: str = "imagenet", lung_network: keras.Model | None = None
-) -> Parts:
+def build_parts(image_size: int, *, weights: str = "imagenet") -> Parts:
     """Build the pretrained network and the lung weights.
 
     Parameters
@@ -78,9 +76,6 @@ def build_parts(
         Pixels along each side.
     weights : str
         Weights of the backbone, see `covid_project.models.build_backbone`.
-    lung_network : keras.Model, optional
-        Images (N, 128, 128, 1) → logits (N, 128, 128, 3), as from `lung_network.build_network`; by
-        default the network whose weights come with the package.
 
     Returns
     -------
@@ -97,7 +92,7 @@ def build_parts(
     if image_size % 32:
         raise ValueError(f"image_size is {image_size}; allowed: a multiple of 32, such as 160")
     backbone = build_backbone(BACKBONE, image_size, weights=weights)
-    network = _renamed(lung_network or load_network(LUNG_WEIGHTS))
+    network = _renamed(load_network(LUNG_WEIGHTS))
     network.trainable = False
     small = layers.Resizing(LUNG_SIDE, LUNG_SIDE, antialias=True, name="lung_images")
     weigh = LungWeights(image_size // STRIDE, name="lung_weights")
@@ -158,21 +153,6 @@ class LungWeights(layers.Layer):
         field = keras.ops.image.resize(field, fine)
         field = keras.ops.average_pool(field, STRIDE, STRIDE) + LEAST_WEIGHT
         return field / keras.ops.mean(field, axis=(1, 2), keepdims=True)
-
-    def compute_output_shape(self, shape):
-        """Compute the shape of the weights.
-
-        Parameters
-        ----------
-        shape : tuple of int or None, (N, L, L, 3)
-            Shape of the logits.
-
-        Returns
-        -------
-        tuple of int or None
-            (N, side, side, 1).
-        """
-        return (shape[0], self.side, self.side, 1)
 
     def get_config(self):
         """Collect the arguments from which Keras rebuilds the layer.

@@ -3,23 +3,24 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from covid_lab.datasets import open_root
 from covid_lab.explain.quality.localisation import box_masks, energy_inside
 from covid_lab.external.models import FinalModel, channels
 from covid_lab.lungs import implausible, segment_lungs
+from covid_lab.masks import marked_pixels, resized_mask
+from covid_lab.statistics import mean_interval
 from covid_project.data import DataError, read_bytes
 from covid_project.files import read_csv
 from covid_project.gradcam import grad_cam, resize_heatmaps
 from covid_project.images import decode, resize
 
+RESAMPLES = 9999  # of the bootstrap of heat
 OPACITIES, IMAGES = "masks_opacity", "images"  # folders of an archive of drawn opacities
 BOXES = "labels.csv"  # columns img (name of the file, without suffix) and boxes_fraction
 
@@ -85,11 +86,8 @@ def marked_by_masks(path: Path, size: int) -> Marked:
         return decode(read_bytes(root, name), name)
 
     images = np.stack([resize(load(image), (size, size)) for image, _ in pairs])
-    lesions = [load(mask) for _, mask in pairs]
-    inside = [
-        resize(np.uint8(255) * (grey > grey.max() / 2), (size, size)) >= 128 for grey in lesions
-    ]
-    return Marked(Path(path).name, images[..., None], np.stack(inside))
+    lesions = np.stack([resized_mask(marked_pixels(load(mask)), (size, size)) for _, mask in pairs])
+    return Marked(Path(path).name, images[..., None], lesions)
 
 
 def read_boxes(path: Path) -> dict[str, np.ndarray]:
@@ -198,8 +196,8 @@ def heat_on_lesions(tested: FinalModel, marked: Marked, seed: int = 0) -> dict[s
 def _against_chance(
     prefix: str, inside: np.ndarray, area: np.ndarray, seed: int
 ) -> dict[str, float]:
-    value, value_low, value_high = mean_interval(inside, seed)
-    gain, gain_low, gain_high = mean_interval(inside - area, seed)
+    value, value_low, value_high, _ = mean_interval(inside, seed, RESAMPLES)
+    gain, gain_low, gain_high, _ = mean_interval(inside - area, seed, RESAMPLES)
     found = {
         "value": value,
         "low": value_low,
@@ -210,34 +208,3 @@ def _against_chance(
         "gain_high": gain_high,
     }
     return {f"{prefix}{name}": number for name, number in found.items()}
-
-
-def mean_interval(
-    values: np.ndarray, seed: int = 0, statistic: Callable = np.mean
-) -> tuple[float, float, float]:
-    """Compute a statistic of values and its 95 % bootstrap interval.
-
-    The percentile interval (Efron & Tibshirani 1993, ch. 13).
-
-    Parameters
-    ----------
-    values : np.ndarray, float (N,)
-        One value per image.
-    seed : int, from 0
-        Seed of the bootstrap.
-    statistic : callable
-        Function of values with the argument ``axis``, such as `np.mean`.
-
-    Returns
-    -------
-    value : float
-        The statistic of the values; the mean of a single value; NaN without values.
-    low : float
-        Lower bound; NaN for fewer than two values.
-    high : float
-        Upper bound; NaN for fewer than two values.
-    """
-    if len(values) < 2:
-        return float(np.mean(values)) if len(values) else np.nan, np.nan, np.nan
-    found = bootstrap((values,), statistic, method="percentile", rng=seed).confidence_interval
-    return float(statistic(values)), float(found.low), float(found.high)

@@ -39,7 +39,7 @@ class Collection:
         ("" where unknown), and the covariates of DICOM where there are such files.
     classes : tuple of str
         Names of the labels.
-    left_out : dict of str to list of str
+    passed_over : dict of str to list of str
         Reason → files that are not used.
     notes : tuple of str
         What else was found or decided, in words.
@@ -48,7 +48,7 @@ class Collection:
     root: Root
     table: pd.DataFrame
     classes: tuple[str, ...]
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    passed_over: dict[str, list[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -86,9 +86,14 @@ def collect(
     DataError
         There are no images, no classes or several data sets, or more than 5 % of the files are left
         out for a reason that the user did not ask for.
+
+    Examples
+    --------
+    >>> collect(Path("covid_xray")).classes
+    ('NORMAL', 'COVID')
     """
     root, names = open_root(path, hidden=True)
-    images, left_out, dicoms = sort_files(root, names)
+    images, passed_over, dicoms = sort_files(root, names)
     if dicoms:
         root = DicomRoot(root)
     explained = f"Found in {path}, with their numbers of images: {layouts.in_words(images)}"
@@ -108,25 +113,25 @@ def collect(
             finding=finding,
             tests=_nih_tests(root, names),
         )
-        left_out |= found.left_out
+        passed_over |= found.passed_over
         placed = _Labelled("", found.table, found.classes, found.notes)
         rest = "without a row in the table"
-        expected = [*EXPECTED, *found.left_out, *([rest] if table else [])]
+        expected = [*EXPECTED, *found.passed_over, *([rest] if table else [])]
     elif columns or finding:
         raise DataError("--columns and --finding need a table: name it with --table")
     else:
         placed, copies = _by_folders(images, classes, explained)
         if copies:
-            left_out["in a second copy of the data further inside"] = copies
-        others = _other_classes(images, placed.rows, left_out)
-        left_out |= others
+            passed_over["in a second copy of the data further inside"] = copies
+        others = _other_classes(images, placed.rows, passed_over)
+        passed_over |= others
         rest = "outside the class folders"
         expected = [*EXPECTED, *others]
-    known = {name for left in left_out.values() for name in left} | set(placed.rows["name"])
+    known = {name for left in passed_over.values() for name in left} | set(placed.rows["name"])
     strays = [name for name in images if name not in known]
     if strays:
-        left_out[rest] = strays
-    refuse_unexplained(path, len(placed.rows), left_out, expected, explained)
+        passed_over[rest] = strays
+    refuse_unexplained(path, len(placed.rows), passed_over, expected, explained)
     rows = _numbered(placed, explained)
     notes = placed.notes
     if dicoms:
@@ -136,7 +141,7 @@ def collect(
     rows = rows.assign(path=rows["name"].str[start:]).sort_values("path").reset_index(drop=True)
     rows = rows[["path", "label", "split", "patient", *[c for c in COVARIATES if c in rows]]]
     root = root.joinpath(placed.outer) if placed.outer else root
-    return Collection(root, rows, tuple(placed.classes), left_out, tuple(notes))
+    return Collection(root, rows, tuple(placed.classes), passed_over, tuple(notes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,16 +218,16 @@ def sort_files(root: Root, names: list[str]) -> tuple[list[str], dict[str, list[
     -------
     images : list of str
         Paths of the images.
-    left_out : dict of str to list of str
+    passed_over : dict of str to list of str
         Reason → files that are not images, or are masks.
     dicoms : set of str
         Images that are DICOM.
     """
     images, dicoms = [], set()
-    left_out: dict[str, list[str]] = {}
+    passed_over: dict[str, list[str]] = {}
     for name in names:
         if is_hidden(name):
-            left_out.setdefault("hidden", []).append(name)
+            passed_over.setdefault("hidden", []).append(name)
             continue
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in SUFFIXES or (not suffix.isascii() or not suffix[1:].isalpha()):
@@ -234,24 +239,24 @@ def sort_files(root: Root, names: list[str]) -> tuple[list[str], dict[str, list[
         if suffix in IMAGE_SUFFIXES:
             images.append(name)
         elif suffix in DOCUMENTS or PurePosixPath(name).name.casefold() in NO_SUFFIX:
-            left_out.setdefault("documents", []).append(name)
+            passed_over.setdefault("documents", []).append(name)
         else:
-            left_out.setdefault(UNKNOWN, []).append(name)
+            passed_over.setdefault(UNKNOWN, []).append(name)
     masks = layouts.masks_among(images)
     if masks:
-        left_out["lung masks"] = sorted(masks)
+        passed_over["lung masks"] = sorted(masks)
         images = [name for name in images if name not in masks]
-    return images, _with_sidecars(left_out, images), dicoms
+    return images, _with_sidecars(passed_over, images), dicoms
 
 
-def _with_sidecars(left_out: dict[str, list[str]], images: list[str]) -> dict[str, list[str]]:
+def _with_sidecars(passed_over: dict[str, list[str]], images: list[str]) -> dict[str, list[str]]:
     """Count files of an unknown kind with the name of an image as documents."""
-    unknown = left_out.pop(UNKNOWN, [])
+    unknown = passed_over.pop(UNKNOWN, [])
     stems = {name.rpartition(".")[0] for name in images}
     beside = [name for name in unknown if name.rpartition(".")[0] in stems]
     rest = sorted(set(unknown) - set(beside))
-    parts = {"documents": left_out.get("documents", []) + beside, UNKNOWN: rest}
-    return {**left_out, **{reason: names for reason, names in parts.items() if names}}
+    parts = {"documents": passed_over.get("documents", []) + beside, UNKNOWN: rest}
+    return {**passed_over, **{reason: names for reason, names in parts.items() if names}}
 
 
 def _begins_as_dicom(root: Root, name: str) -> bool:
@@ -269,10 +274,10 @@ def _nih_tests(root: Root, names: list[str]) -> list[str]:
 
 
 def _other_classes(
-    images: list[str], rows: pd.DataFrame, left_out: dict[str, list[str]]
+    images: list[str], rows: pd.DataFrame, passed_over: dict[str, list[str]]
 ) -> dict[str, list[str]]:
     """Return the images in folders beside the class folders, by folder."""
-    known = {name for names in left_out.values() for name in names} | set(rows["name"])
+    known = {name for names in passed_over.values() for name in names} | set(rows["name"])
     ours = rows[["name", "label"]].itertuples(index=False)
     beside = {tuple(name.split("/")[: _at(name, label)]) for name, label in ours}
     found: dict[str, list[str]] = {}
@@ -292,7 +297,7 @@ def _at(name: str, label: str) -> int:
 def refuse_unexplained(
     path: Path,
     used: int,
-    left_out: Mapping[str, Sequence[str]],
+    passed_over: Mapping[str, Sequence[str]],
     expected: Sequence[str],
     explained: str,
 ) -> None:
@@ -304,7 +309,7 @@ def refuse_unexplained(
         Folder or archive of the data.
     used : int, from 0
         Number of files that are used.
-    left_out : mapping of str to sequence of str
+    passed_over : mapping of str to sequence of str
         Reason → files.
     expected : sequence of str
         Beginnings of the reasons that are good for any number of files.
@@ -316,7 +321,7 @@ def refuse_unexplained(
     DataError
         More files are left out.
     """
-    rest = {r: n for r, n in left_out.items() if not r.startswith(tuple(expected))}
+    rest = {r: n for r, n in passed_over.items() if not r.startswith(tuple(expected))}
     number = sum(map(len, rest.values()))
     if number > UNEXPLAINED * (number + used):
         raise DataError(
@@ -325,12 +330,12 @@ def refuse_unexplained(
         )
 
 
-def in_words(left_out: Mapping[str, Sequence[str]]) -> str:
+def in_words(passed_over: Mapping[str, Sequence[str]]) -> str:
     """Count the files that are left out by reason, with examples.
 
     Parameters
     ----------
-    left_out : mapping of str to sequence of str
+    passed_over : mapping of str to sequence of str
         Reason → files.
 
     Returns
@@ -345,5 +350,5 @@ def in_words(left_out: Mapping[str, Sequence[str]]) -> str:
     """
     return "; ".join(
         f"{reason}: {len(names):,} ({listed([printable(n) for n in names], limit=2)})"
-        for reason, names in left_out.items()
+        for reason, names in passed_over.items()
     )

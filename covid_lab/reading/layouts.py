@@ -95,6 +95,12 @@ def place(names: Sequence[str], classes: Sequence[str] | None) -> tuple[list[Pla
     ------
     DataError
         No classes are given, and the folders are ambiguous.
+
+    Examples
+    --------
+    >>> placed, classes = place(["COVID/1.png", "NORMAL/2.png"], None)
+    >>> [one.name for one in placed]
+    ['COVID/1.png', 'NORMAL/2.png']
     """
     folders = {name: name.split("/")[:-1] for name in names}
     found = classes is None

@@ -57,7 +57,7 @@ class Manifest:
         and patient ("" where the table has none).
     classes : tuple of str
         Names of the classes, in the order of their labels.
-    left_out : dict of str to list of str
+    passed_over : dict of str to list of str
         Reason → images that are in the table and not used.
     notes : list of str
         What was read, in words.
@@ -65,7 +65,7 @@ class Manifest:
 
     table: pd.DataFrame
     classes: tuple[str, ...]
-    left_out: dict[str, list[str]] = field(default_factory=dict)
+    passed_over: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -161,6 +161,12 @@ def columns_of(
     ------
     DataError
         A chosen column is missing, a role is unknown, or a needed role has no column.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"path": ["1.png"], "label": ["COVID"]})
+    >>> columns_of(table, "labels.csv", {}, ["label"])
+    {'path': 'path', 'label': 'label'}
     """
     plain = {re.sub(r"[\s_-]", "", column.casefold()): column for column in reversed(table.columns)}
     found = {}
@@ -305,6 +311,13 @@ def read_manifest(
     DataError
         Columns or findings are missing or ambiguous, entries fit no image, or labels contradict
         each other.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"path": ["1.png", "2.png"], "label": ["A", "B"]})
+    >>> content = table.to_csv(index=False).encode()
+    >>> read_manifest({"labels.csv": content}, ["1.png", "2.png"]).classes
+    ('A', 'B')
     """
     name = listed(tables, limit=3)
     table = pd.concat([read_table(content, n) for n, content in tables.items()], ignore_index=True)
@@ -328,11 +341,11 @@ def read_manifest(
     twice = rows.loc[rows["name"].duplicated(), "name"]
     if len(twice):
         raise DataError(f"{name} contradicts itself on {listed(twice.unique(), limit=5)}")
-    left_out: dict[str, list[str]] = defaultdict(list)
+    passed_over: dict[str, list[str]] = defaultdict(list)
     for reason, image in rows.loc[rows["label"] == "", ["reason", "name"]].itertuples(index=False):
-        left_out[reason].append(image)
+        passed_over[reason].append(image)
     rows = rows[rows["label"] != ""].drop(columns="reason").reset_index(drop=True)
-    return Manifest(rows, kinds, dict(left_out), notes)
+    return Manifest(rows, kinds, dict(passed_over), notes)
 
 
 def _matched(table: pd.DataFrame, names: Sequence[str], name: str, column: str) -> str:

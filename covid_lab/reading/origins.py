@@ -30,7 +30,7 @@ def class_folder(path: str) -> str:
     >>> class_folder("COVID/images/COVID-1.png"), class_folder("train/NORMAL/1.png")
     ('COVID', 'NORMAL')
     """
-    *_, outer, folder, _ = ["", *path.split("/")]
+    *_, outer, folder, _ = ["", "", *path.split("/")]
     return outer if folder.casefold() == "images" and outer else folder
 
 
@@ -49,8 +49,9 @@ def mask_of(root: Root, path: str) -> str:
     str
         Path of the mask under the root; "" for none.
     """
-    *outer, folder, file = path.split("/")
-    beside = ["/".join([*outer, "masks", file])] if folder.casefold() == "images" else []
+    folder, _, file = path.rpartition("/")
+    outer, slash, last = folder.rpartition("/")
+    beside = [f"{outer}{slash}masks/{file}"] if last.casefold() == "images" else []
     masks = [*beside, f"masks/lungs/{path}"]
     return next((mask for mask in masks if root.joinpath(mask).is_file()), "")
 

@@ -25,7 +25,7 @@ class EvidenceMissing(RuntimeError):
 
 
 class RunTables:
-    """Reads files of a results folder and remembers which.
+    """Reader of a results folder that records which files were read.
 
     Parameters
     ----------

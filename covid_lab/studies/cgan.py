@@ -1,8 +1,9 @@
-"""A conditional GAN for small grey images, and what its images are worth.
+"""A conditional GAN for small grey images, and tests of the images it makes.
 
-Generator and discriminator are told the class as a one-hot vector (Mirza & Osindero 2014), with
-the layers of DCGAN (Radford et al. 2016). Each step is drawn from the seed and its own number, and
-the whole state is kept on disk, so that a training that was cut off goes on as if it had not been.
+Generator and discriminator receive the class as a one-hot vector (Mirza & Osindero 2014) and have
+the layers of DCGAN (Radford et al. 2016). The random numbers of each step follow from the seed and
+the step's number, and the whole state is stored on disk. An interrupted training therefore resumes
+with the same result.
 """
 
 import time
@@ -24,17 +25,17 @@ from covid_lab.studies.imbalance import NotTraining
 from covid_project.files import fingerprint, whole_file
 from covid_project.settings import SettingsError, within
 
-SMOOTH = 0.9  # what the discriminator is to say of a real image (Salimans et al. 2016)
+SMOOTH = 0.9  # the discriminator's target for a real image (Salimans et al. 2016)
 SAVED_EVERY = 100  # steps
 HISTORY = ["step", "discriminator_loss", "generator_loss", "real_score", "synthetic_score"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a conditional GAN is made and trained."""
+    """Settings of a conditional GAN and of its training."""
 
     image_size: int = within(16, 128)  # pixels, a multiple of 8
-    noise: int = within(1, 1024)  # random numbers beside the class
+    noise: int = within(1, 1024)  # random numbers, in addition to the class
     width: int = within(4, 256)  # filters at the largest size; twice and four times as many below
     batch_size: int = within(2, 1024)
     steps: int = within(1, 1_000_000)
@@ -46,7 +47,19 @@ class Recipe:
 
 
 def generator_network(recipe: Recipe, classes: int) -> keras.Model:
-    """(noise (N, noise), one-hot (N, K)) → images (N, S, S, 1) in −1…1."""
+    """Build the generator.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    classes : int
+        K, number of classes.
+
+    Returns
+    -------
+    keras.Model
+        From noise (N, ``recipe.noise``) and one-hot classes (N, K) to images (N, S, S, 1), −1 to 1.
+    """
     noise = keras.Input((recipe.noise,), name="noise")
     wanted = keras.Input((classes,), name="class")
     side, width = recipe.image_size // 8, recipe.width
@@ -68,7 +81,20 @@ def generator_network(recipe: Recipe, classes: int) -> keras.Model:
 
 
 def discriminator_network(recipe: Recipe, classes: int) -> keras.Model:
-    """(images (N, S, S, 1) in −1…1, one-hot (N, K)) → logit (N, 1), above 0 for real."""
+    """Build the discriminator.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    classes : int
+        K, number of classes.
+
+    Returns
+    -------
+    keras.Model
+        From images (N, S, S, 1), −1 to 1, and one-hot classes (N, K) to a logit (N, 1), above 0 for
+        real images.
+    """
     size, width = recipe.image_size, recipe.width
     images = keras.Input((size, size, 1), name="image")
     said = keras.Input((classes,), name="class")
@@ -84,15 +110,40 @@ def discriminator_network(recipe: Recipe, classes: int) -> keras.Model:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained generator and how its training went."""
+    """A trained generator and the history of its training.
+
+    Attributes
+    ----------
+    network : keras.Model
+        From `generator_network`.
+    recipe : Recipe
+    history : pd.DataFrame
+        One row per step, columns `HISTORY`.
+    classes : int
+        Number of classes.
+    """
 
     network: keras.Model
     recipe: Recipe
-    history: pd.DataFrame  # HISTORY, a row per step
+    history: pd.DataFrame
     classes: int
 
     def generate(self, label: int, count: int, seed: int) -> np.ndarray:
-        """So many images of a class, uint8 (count, S, S, 1); the same seed gives the same."""
+        """Generate images of a class.
+
+        Parameters
+        ----------
+        label : int
+            The class, from 0.
+        count : int
+            Number of images.
+        seed : int
+            The same seed gives the same images.
+
+        Returns
+        -------
+        np.ndarray, uint8 (count, S, S, 1)
+        """
         rng = np.random.default_rng([seed, label])
         noise = rng.normal(size=(count, self.recipe.noise)).astype(np.float32)
         told = np.tile(np.eye(self.classes, dtype=np.float32)[label], (count, 1))
@@ -111,19 +162,33 @@ def train(
     folder: Path,
     progress: str | None = None,
 ) -> Trained:
-    """Train a conditional GAN on training images, or go on where a training was cut off.
+    """Train a conditional GAN on training images, or resume an interrupted training.
 
-    Every batch holds all classes alike, so that a rare one is learned as long as a frequent one;
-    its images are mirrored at random.
+    All classes are equally likely in a batch, so that the network sees as many images of a rare
+    class as of a frequent one. The images are mirrored at random.
 
     Parameters
     ----------
-    images, labels
-        uint8 (N, S, S, 1) with the recipe's S, and int (N,) from 0 to ``classes`` − 1.
-    splits
-        The split of each image (N,): all must be "train".
-    folder
-        Where the state is kept, every 100 steps, under a name that tells data, recipe and seed.
+    images : np.ndarray, uint8 (N, S, S, 1)
+        S is the recipe's image size.
+    labels : np.ndarray, int (N,)
+        From 0 to ``classes`` − 1.
+    splits : iterable of str, (N,)
+        The split of each image: all must be "train".
+    recipe : Recipe
+    classes : int
+        Number of classes.
+    seed : int
+        Determines weights, batches and noise.
+    folder : Path
+        The state is stored there every 100 steps, under a name that follows from data, recipe and
+        seed.
+    progress : str, optional
+        Show the progress under this title.
+
+    Returns
+    -------
+    Trained
 
     Raises
     ------
@@ -177,7 +242,7 @@ def train(
 
 
 def _batch(images, members, recipe: Recipe, rng: np.random.Generator) -> list[tf.Tensor]:
-    """Real images −1…1, their one-hot classes, and noise for as many synthetic ones."""
+    """Draw real images (−1 to 1), their one-hot classes, and noise for as many synthetic images."""
     drawn = rng.integers(0, len(members), recipe.batch_size)
     rows = [rng.choice(members[label]) for label in drawn]
     real = images[rows].astype(np.float32) / 127.5 - 1
@@ -190,7 +255,7 @@ def _batch(images, members, recipe: Recipe, rng: np.random.Generator) -> list[tf
 
 
 def _step_function(generator, discriminator, for_generator, for_discriminator):
-    """One step of both: the discriminator's on real and synthetic images, then the generator's."""
+    """Return a function that trains both for one step: the discriminator, then the generator."""
     cross = tf.nn.sigmoid_cross_entropy_with_logits
 
     @tf.function
@@ -223,7 +288,10 @@ def _save(path: Path, variables, rows: list) -> None:
 
 
 def _restored(path: Path, variables, steps: int) -> list:
-    """Set the variables to the kept state, unless it is farther than wanted; its history's rows."""
+    """Set the variables to the stored state and return its history.
+
+    A state with more steps than wanted is not used.
+    """
     if not path.is_file():
         return []
     with np.load(path, allow_pickle=False) as kept:
@@ -235,13 +303,13 @@ def _restored(path: Path, variables, steps: int) -> list:
     return rows
 
 
-# ---- what the images are worth ------------------------------------------------------------------
+# ---- tests of the images ------------------------------------------------------------------------
 
 Set = tuple[np.ndarray, np.ndarray]  # features (N, D) and labels (N,)
 
 
 def pixels(images: np.ndarray, side: int = 16) -> np.ndarray:
-    """Return the means of side × side blocks of images, as inputs of `cross_tests`.
+    """Compute the means of side × side blocks of images, as inputs of `cross_tests`.
 
     Parameters
     ----------
@@ -260,21 +328,26 @@ def pixels(images: np.ndarray, side: int = 16) -> np.ndarray:
 
 
 def cross_tests(real: Set, synthetic: Set, held_out: Set, seed: int = 0) -> pd.DataFrame:
-    """Classifiers trained on real or synthetic images, tested on the other kind.
+    """Train classifiers on real or synthetic images, and test them on the other kind.
 
-    Trained on synthetic and tested on real (held out) images says whether the classes are shown as
-    they are and in their variety; the reverse, whether a synthetic image shows its class. Both are
-    to be read beside real on real, and beside chance. (Esteban et al. 2017, for time series.)
+    A classifier that was trained on synthetic images and is tested on real (held-out) images shows
+    whether the synthetic classes are realistic and varied. The reverse shows whether a synthetic
+    image shows its class. Compare both with real on real, and with chance. (Esteban et al. 2017,
+    for time series.) The classifier is a logistic regression on standardised features with balanced
+    class weights.
 
     Parameters
     ----------
-    real, synthetic, held_out
-        Features (N, D) and labels: training images, generated ones, and real ones of another split.
+    real, synthetic, held_out : tuple of np.ndarray
+        Features (N, D) and labels int (N,) of training images, of generated images, and of real
+        images of another split.
+    seed : int
+        Seed of the classifiers.
 
     Returns
     -------
-    One row each: trained, tested, macro_F1, balanced_accuracy, AUC, kappa, n; a logistic
-    regression on standardised features with classes weighted alike.
+    pd.DataFrame
+        One row per pair: trained, tested, macro_F1, balanced_accuracy, AUC, kappa, n.
     """
     classes = 1 + max(int(np.max(labels)) for _, labels in (real, synthetic, held_out))
     cases = {
@@ -297,9 +370,25 @@ def cross_tests(real: Set, synthetic: Set, held_out: Set, seed: int = 0) -> pd.D
 
 
 def nearest_distances(images: np.ndarray, training: np.ndarray) -> np.ndarray:
-    """Distance of each image to the nearest training image, (N,): root mean square, grey levels.
+    """Compute the distance of each image to the nearest training image.
 
-    Both uint8 (N, H, W, 1). Mirrored training images count as well: the GAN has seen them.
+    Mirrored training images count as well: the GAN has seen them.
+
+    Parameters
+    ----------
+    images : np.ndarray, uint8 (N, H, W, 1)
+    training : np.ndarray, uint8 (M, H, W, 1)
+
+    Returns
+    -------
+    np.ndarray, float32 (N,)
+        Root mean square of the differences, in grey levels.
+
+    Examples
+    --------
+    >>> training = np.zeros((1, 2, 2, 1), np.uint8)
+    >>> float(nearest_distances(training + 3, training)[0])
+    3.0
     """
     variants = [training, training[:, :, ::-1], training[:, ::-1], training[:, ::-1, ::-1]]
     known = np.concatenate(variants).reshape(4 * len(training), -1).astype(np.float32)
@@ -309,13 +398,20 @@ def nearest_distances(images: np.ndarray, training: np.ndarray) -> np.ndarray:
 
 
 def memorisation(synthetic: np.ndarray, training: np.ndarray, held_out: np.ndarray) -> pd.DataFrame:
-    """Do synthetic images copy training images? Their distances beside those of unseen real ones.
+    """Test whether synthetic images copy training images.
+
+    Parameters
+    ----------
+    synthetic, training, held_out : np.ndarray, uint8 (N, H, W, 1)
+        Generated images, training images, and real images that were not used in training.
 
     Returns
     -------
-    One row each for synthetic and held-out images: images, median, nearest (grey levels, see
-    `nearest_distances`), and copies: the share nearer to a training image than all but 1 % of the
-    held-out images are. About 0.01 is what independent images give; much more is memorisation.
+    pd.DataFrame
+        One row for synthetic and one for held-out images: images, median, nearest (grey levels, see
+        `nearest_distances`), copies and n. ``copies`` is the fraction of images that are nearer to
+        a training image than 99 % of the held-out images. Independent images have about 0.01; much
+        more means memorisation.
     """
     distances = {
         "synthetic": nearest_distances(synthetic, training),

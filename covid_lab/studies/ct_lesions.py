@@ -19,6 +19,7 @@ from covid_project.files import write_text
 from covid_project.settings import Augmentation, as_yaml, one_of, one_of_registry, within
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
+OTHER_DATA = ("boxes", "unseen")  # settings that are paths
 COMPARED = 128  # pixels at which near copies are sought, as measured in `audit.duplicates`
 
 
@@ -67,6 +68,7 @@ class Settings(RunSettings):
     negative: str  # class folders; the positive one is label 1 everywhere
     positive: str
     boxes: str | None  # slices of another source with lesion boxes (DeepLesion), without finding
+    unseen: str | None  # a folder or archive of the user's images, to be predicted
     image_size: int = within(64, 512)  # pixels, of all but the pretrained network
     normalization: str = one_of_registry("normalization", "STRATEGIES")
     augmentation: Augmentation
@@ -76,6 +78,10 @@ class Settings(RunSettings):
     model_b: Network
     kernel_sizes: tuple[float, ...]
     batch_sizes: tuple[float, ...]
+    image_sizes: tuple[float, ...]  # pixels
+    repeats: int = within(1, 20)  # seeds of each variant of model A, and of the source control
+    folds: int = within(2, 20)  # of the source control
+    source_epochs: int = within(1, 1000)
     model_c: Pretrained
     model_d: Compression
     neighbours: tuple[float, ...]  # tried on validation
@@ -108,7 +114,7 @@ class Settings(RunSettings):
 
 
 def load_settings(file: str | Path | None = None, **options) -> Settings:
-    """Read the settings of a profile; the path of the boxes becomes absolute.
+    """Read the settings of a profile; the paths of boxes and unseen images become absolute.
 
     Parameters
     ----------
@@ -128,8 +134,11 @@ def load_settings(file: str | Path | None = None, **options) -> Settings:
         A setting is unknown, missing or out of range.
     """
     settings = load_study(Settings, "ct_lesions", file, **options)
-    boxes = settings.boxes and str(Path(settings.boxes).expanduser().absolute())
-    return replace(settings, boxes=boxes)
+    others = {name: getattr(settings, name) for name in OTHER_DATA}
+    return replace(
+        settings,
+        **{name: path and str(Path(path).expanduser().absolute()) for name, path in others.items()},
+    )
 
 
 def begin(settings: Settings) -> experiment.StudyRun:
@@ -146,14 +155,11 @@ def begin(settings: Settings) -> experiment.StudyRun:
         The run, see `covid_lab.runs.experiment.begin`.
     """
     run = experiment.begin(settings, open_data)
-    if settings.boxes:  # only its name, as for the data: paths differ between machines
-        named = replace(
-            settings,
-            data=settings.data and Path(settings.data).name,
-            results=run.folder.name,
-            boxes=Path(settings.boxes).name,
-        )
-        write_text(run.folder / "settings.yaml", as_yaml(named))
+    paths = {name: getattr(settings, name) for name in ("data", *OTHER_DATA)}
+    named = {name: path and Path(path).name for name, path in paths.items()}
+    if any(paths[name] for name in OTHER_DATA):  # only names: paths differ between machines
+        kept = replace(settings, results=run.folder.name, **named)
+        write_text(run.folder / "settings.yaml", as_yaml(kept))
     return run
 
 

@@ -107,8 +107,10 @@ def clahe(
     ValueError
         The image has values outside [0, 1].
 
-    Notes ----- scikit-image first stretches the image from its smallest to its largest value. Every
-    slice with air and bone fills the bounds anyway; a constant image is returned unchanged.
+    Notes
+    -----
+    scikit-image first stretches the image from its smallest to its largest value. A slice with air
+    and bone fills the bounds anyway. A constant image is returned unchanged.
     """
     image = _in_unit(image)
     if np.ptp(image) == 0:

@@ -1,7 +1,7 @@
 """Statistics of drift and of the loss of AUC, with intervals.
 
 All intervals are percentile intervals of the bootstrap over images in `image_bootstrap`. Tables of
-scores and drift hold one network, or several that were trained alike from several seeds; the column
+scores and drift hold one network, or several that differ only in the seed of training; the column
 ``seed`` identifies them. Results are means over the networks.
 """
 

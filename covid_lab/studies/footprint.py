@@ -35,7 +35,28 @@ def weight_bytes(model: keras.Model) -> tuple[int, int]:
         path = Path(folder) / "model.weights.h5"
         model.save_weights(path)
         content = path.read_bytes()
-    return len(content), len(gzip.compress(content, compresslevel=9, mtime=0))
+    return len(content), packed_bytes(content)
+
+
+def packed_bytes(content: bytes) -> int:
+    """Measure the size of a file's content after gzip.
+
+    Parameters
+    ----------
+    content : bytes
+        Content of the file.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> packed_bytes(bytes(1000)) < 50
+    True
+    """
+    return len(gzip.compress(content, compresslevel=9, mtime=0))
 
 
 def seconds_per_image(

@@ -1,8 +1,8 @@
-"""Graded answers: heads on cached features, and metrics that know the grades are ordered.
+"""Classifiers of ordered grades on cached features.
 
-Two heads, a perceptron and a support-vector machine, both for any number of classes K. The
-perceptron ends in K logits ("softmax") or, since malignancy is ordered, in K − 1 ("coral": Cao,
-Mirjalili & Raschka 2020), each saying whether the grade exceeds one more step.
+A perceptron and a support-vector machine, both for any number of classes K. The perceptron ends in
+K logits ("softmax") or, since malignancy is ordered, in K − 1 logits ("coral": Cao, Mirjalili &
+Raschka 2020), one for each question whether the grade exceeds k.
 """
 
 import time
@@ -44,8 +44,15 @@ Predict = Callable[[np.ndarray], Verdicts]
 class RankLogits(layers.Layer):
     """One score with K − 1 offsets: (N, D) → (N, K − 1), the logits of "above grade k".
 
-    A single weight vector for all steps and its own offset for each make the answers consistent:
-    at the least loss the offsets fall from step to step (Cao et al. 2020, theorem 1).
+    All steps share one weight vector, and each has an offset of its own. This makes the predictions
+    consistent: at the smallest loss the offsets fall with each step (Cao et al. 2020, theorem 1).
+
+    Parameters
+    ----------
+    steps : int
+        K − 1.
+    **options
+        For `keras.layers.Layer`.
     """
 
     def __init__(self, steps: int, **options):
@@ -53,7 +60,13 @@ class RankLogits(layers.Layer):
         self.steps = steps
 
     def build(self, shape):
-        """Make the weight vector and the offsets."""
+        """Create the weight vector and the offsets.
+
+        Parameters
+        ----------
+        shape : tuple
+            Of the inputs.
+        """
         self.kernel = self.add_weight(shape=(shape[-1], 1), initializer="glorot_uniform")
         self.offsets = self.add_weight(shape=(self.steps,), initializer="zeros")
 
@@ -62,12 +75,30 @@ class RankLogits(layers.Layer):
         return keras.ops.matmul(inputs, self.kernel) + self.offsets
 
     def get_config(self):
-        """Say how the layer was made."""
+        """Describe the layer, so that Keras can build it again.
+
+        Returns
+        -------
+        dict
+        """
         return {**super().get_config(), "steps": self.steps}
 
 
 def dense_layers(features, *, units: Sequence[int] = UNITS, dropout: float):
-    """Dropout, dense layers with ReLU and L1 1e-5, and Dropout again: (N, D) → (N, units[-1])."""
+    """Apply dropout, dense layers with ReLU and L1 regularisation (1e-5), and dropout again.
+
+    Parameters
+    ----------
+    features : keras.KerasTensor, (N, D)
+    units : sequence of int
+        Of the dense layers.
+    dropout : float, in [0, 1)
+        Fraction of values left out in training.
+
+    Returns
+    -------
+    keras.KerasTensor, (N, units[-1])
+    """
     x = layers.Dropout(dropout, name="dropout1")(features)
     for number, width in enumerate(units, start=1):
         x = layers.Dense(
@@ -82,7 +113,26 @@ def dense_layers(features, *, units: Sequence[int] = UNITS, dropout: float):
 def perceptron(
     features: int, classes: int, *, ordinal: bool, units: Sequence[int] = UNITS, dropout: float
 ) -> keras.Model:
-    """Head on cached features (N, ``features``), ending in K logits, or K − 1 where ordinal."""
+    """Build a perceptron on cached features.
+
+    Parameters
+    ----------
+    features : int
+        Features of an input.
+    classes : int
+        K, number of classes.
+    ordinal : bool
+        Whether it ends in `RankLogits`.
+    units : sequence of int
+        Of the dense layers.
+    dropout : float, in [0, 1)
+        Fraction of values left out in training.
+
+    Returns
+    -------
+    keras.Model
+        From (N, features) to logits (N, K), or (N, K − 1) where ordinal.
+    """
     pooled = keras.Input((features,), name="pooled_features")
     x = dense_layers(pooled, units=units, dropout=dropout)
     if ordinal:
@@ -95,7 +145,7 @@ def perceptron(
 def convolutional_head(
     shape: tuple[int, int, int], classes: int, *, units: Sequence[int] = UNITS, dropout: float
 ) -> keras.Model:
-    """The report's head: convolution, max pooling, flatten, dropout, three dense layers, dropout.
+    """Build the report's head: convolution, max pooling, dropout, three dense layers, dropout.
 
     Parameters
     ----------
@@ -124,16 +174,35 @@ def convolutional_head(
 
 
 def rank_targets(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Whether each label exceeds each step: int (N,) → float32 (N, K − 1) of ones, then zeros."""
+    """Encode labels as targets of `RankLogits`.
+
+    Parameters
+    ----------
+    labels : np.ndarray, int (N,)
+        From 0 to K − 1.
+    classes : int
+        K.
+
+    Returns
+    -------
+    np.ndarray, float32 (N, K − 1)
+        1 where the label exceeds k = 0, 1, …, else 0.
+
+    Examples
+    --------
+    >>> rank_targets([0, 2], 4)
+    array([[0., 0., 0.],
+           [1., 1., 0.]], dtype=float32)
+    """
     return (np.asarray(labels)[:, None] > np.arange(classes - 1)).astype(np.float32)
 
 
 def log_odds_of_ranks(labels: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
-    """Weighted log odds of "above grade k" among labels, float (K − 1,): where offsets start.
+    """Compute the weighted log odds of "above grade k" among labels: the first offsets.
 
     Adam moves a weight by about the learning rate per step, so that offsets that start at 0 stay
     within (steps × rate) of each other. With the report's rate of 1e-4 this is 0.06 after 600
-    steps: all steps get one answer, and only the lowest and the highest grade are ever predicted.
+    steps: all offsets are nearly equal, and only the lowest and the highest grade are predicted.
 
     Parameters
     ----------
@@ -143,16 +212,35 @@ def log_odds_of_ranks(labels: np.ndarray, weights: np.ndarray, classes: int) -> 
         Of each label in the loss.
     classes : int
         K.
+
+    Returns
+    -------
+    np.ndarray, float64 (K − 1,)
+        Of probabilities that are clipped to 0.01 to 0.99.
     """
     above = np.average(rank_targets(labels, classes), axis=0, weights=weights).clip(0.01, 0.99)
     return np.log(above / (1 - above))
 
 
 def rank_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Probability of each class, (N, K), from the logits of "above grade k", (N, K − 1).
+    """Compute the probability of each class from the logits of `RankLogits`.
 
-    P(k) = P(above k − 1) − P(above k); where the answers contradict each other, the differences
-    below 0 count as 0 and the rest is made to add up to 1.
+    P(k) = P(above k − 1) − P(above k). Where the logits contradict each other, differences below 0
+    count as 0, and the others are scaled to add up to 1.
+
+    Parameters
+    ----------
+    logits : np.ndarray, (N, K − 1)
+        Of "above grade k".
+
+    Returns
+    -------
+    np.ndarray, float64 (N, K)
+
+    Examples
+    --------
+    >>> rank_probabilities(np.array([[0.0, -50.0]])).round(2)
+    array([[0.5, 0.5, 0. ]])
     """
     above = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     edges = np.pad(above, ((0, 0), (1, 1)), constant_values=((0, 0), (1, 0)))
@@ -161,7 +249,21 @@ def rank_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def predictor(model: keras.Model, *, ordinal: bool) -> Predict:
-    """What the perceptron says of inputs (N, ...); an ordinal one counts the steps exceeded."""
+    """Return a function that predicts with a trained network.
+
+    Parameters
+    ----------
+    model : keras.Model
+        From `perceptron` or `convolutional_head`.
+    ordinal : bool
+        Whether the model ends in `RankLogits`: the predicted grade is the number of positive
+        logits.
+
+    Returns
+    -------
+    callable
+        From inputs (N, ...) to `Verdicts`.
+    """
 
     def predict(inputs: np.ndarray) -> Verdicts:
         logits = keras.ops.convert_to_numpy(model(np.asarray(inputs, np.float32), training=False))
@@ -185,10 +287,10 @@ def train(
     progress: str | None = None,
     start_at_log_odds: bool = True,
 ) -> pd.DataFrame:
-    """Train a head as the report says: AdamW with weight decay 1e-4.
+    """Train a head as the report does: AdamW with weight decay 1e-4.
 
-    Training stops after 10 epochs without a lower validation loss and the best weights are
-    restored; the learning rate is multiplied by 0.3 after 5.
+    The learning rate is multiplied by 0.3 after 5 epochs without a lower validation loss. After 10
+    such epochs, training stops and the best weights are restored.
 
     Parameters
     ----------
@@ -203,7 +305,7 @@ def train(
     learning_rate : float
     batch_size, epochs : int
     seed : int
-        Of the order of the samples.
+        Determines the order of the samples.
     progress : str, optional
         Title of a line that is printed at the end.
     start_at_log_odds : bool
@@ -278,9 +380,9 @@ def _one_of(variants: np.ndarray, rows: tf.data.Dataset, seed: int) -> tf.data.D
 
 @lru_cache(maxsize=16)
 def _compiled(architecture: str, ordinal: bool) -> keras.Model:
-    """A network of the architecture, compiled once: tracing costs more than a short training does.
+    """Build and compile a network once: tracing takes longer than a short training.
 
-    Its variables are set again for each training, dropout's random state and Adam's moments too.
+    Its variables are set again for each training, also dropout's random state and Adam's moments.
     """
     twin = keras.models.model_from_json(architecture)
     if ordinal:
@@ -301,7 +403,7 @@ def _copy(source: keras.Model, target: keras.Model) -> None:
 
 
 def _rank_accuracy(targets, logits):
-    """Share of inputs all of whose steps add up to the right grade."""
+    """Compute the fraction of inputs whose number of positive logits is the right grade."""
     counted = keras.ops.sum(keras.ops.cast(logits > 0, "float32"), axis=-1)
     return keras.ops.cast(counted == keras.ops.sum(targets, axis=-1), "float32")
 
@@ -312,14 +414,25 @@ def _rank_accuracy(targets, logits):
 def choose_svm(
     features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """C and gamma of the RBF kernel by cross-validation within the training data.
+    """Choose C and gamma of the RBF kernel by cross-validation within the training data.
 
-    Before any balancing, whose copies would lie in two folds at once; patients are not parted.
+    This comes before any balancing, because copies of a sample would be in two folds at once. The
+    samples of a patient stay together.
+
+    Parameters
+    ----------
+    features : np.ndarray, (N, D)
+    labels : np.ndarray, int (N,)
+    groups : np.ndarray, (N,)
+        Patients.
+    seed : int
+        Seed of the folds.
 
     Returns
     -------
-    C, gamma (for standardised features), and score: the balanced accuracy of the best, as a mean
-    over folds.
+    dict of str to float
+        C, gamma (for standardised features), and score: the best balanced accuracy, as a mean over
+        folds.
     """
     search = GridSearchCV(
         _svm(1.0, 1.0, "balanced"),
@@ -336,7 +449,21 @@ def choose_svm(
 
 
 def fit_svm(data: Balanced, *, strength: float, gamma: float) -> Predict:
-    """Support-vector machine with RBF kernel on standardised features; ``strength`` is C."""
+    """Train a support-vector machine with RBF kernel on standardised features.
+
+    Parameters
+    ----------
+    data : Balanced
+        Training features (N, D).
+    strength : float
+        C.
+    gamma : float
+
+    Returns
+    -------
+    callable
+        From features (N, D) to `Verdicts`.
+    """
     model = _svm(strength, gamma, None)
     model.fit(data.inputs, data.labels, svc__sample_weight=data.sample_weights)
 

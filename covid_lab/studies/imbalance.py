@@ -1,9 +1,9 @@
-"""Answers to unequal class counts, all called in one manner and on training data alone.
+"""Methods against unequal class counts, with one signature and for training data only.
 
-"none", "class_weights", "oversample", "undersample", "smote" (Chawla et al. 2002) and "cgan", which
-asks a generator for what is missing. Inputs may be images, flattened pixels or a backbone's
-features; SMOTE interpolates between neighbours, which makes sense where straight lines stay among
-plausible inputs: of features more than of pixels.
+"none", "class_weights", "oversample", "undersample", "smote" (Chawla et al. 2002) and "cgan", in
+which a generator makes the missing inputs. Inputs may be images, flattened pixels or a backbone's
+features. SMOTE interpolates between neighbours. This makes sense where a point between two
+plausible inputs is plausible, too: for features more than for pixels.
 """
 
 import math
@@ -18,28 +18,45 @@ from covid_lab.training import class_weights
 METHODS = ("none", "class_weights", "oversample", "undersample", "smote", "cgan")
 NEIGHBOURS = 5  # of SMOTE, where the smallest class has as many
 
-# (label, how many, seed) → so many inputs of that class
+# (label, count, seed) → inputs (count, ...) of that class
 Generate = Callable[[int, int, int], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Balanced:
-    """Training data after one of `METHODS`."""
+    """Training data after one of `METHODS`.
 
-    inputs: np.ndarray  # (M, ...)
-    labels: np.ndarray  # int (M,)
-    weights: dict[int, float]  # of each label in the loss; 1 but for "class_weights"
-    synthetic: np.ndarray  # bool (M,), what no scanner has seen
-    variants: np.ndarray | None = None  # (V, M, ...), of which each epoch takes one per sample
+    Attributes
+    ----------
+    inputs : np.ndarray, (M, ...)
+    labels : np.ndarray, int (M,)
+    weights : dict of int to float
+        Weight of each label in the loss; 1, except for "class_weights".
+    synthetic : np.ndarray, bool (M,)
+        Which inputs are not images of a patient.
+    variants : np.ndarray, (V, M, ...), optional
+        Variants of the inputs; each epoch takes one per sample.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    weights: dict[int, float]
+    synthetic: np.ndarray
+    variants: np.ndarray | None = None
 
     @property
     def sample_weights(self) -> np.ndarray:
-        """The weight of each sample, float (M,)."""
+        """Weight of each sample.
+
+        Returns
+        -------
+        np.ndarray, float (M,)
+        """
         return np.array([self.weights[label] for label in self.labels.tolist()])
 
 
 class NotTraining(ValueError):
-    """Something else than training data was to be balanced, which is leakage."""
+    """Other data than training data were given, which is leakage."""
 
 
 def balance(
@@ -53,30 +70,35 @@ def balance(
     most: float = math.inf,
     height: float = 1.0,
 ) -> Balanced:
-    """Answer the imbalance of training data by one of `METHODS`.
+    """Balance training data by one of `METHODS`.
 
     Parameters
     ----------
-    inputs, labels
-        (N, ...) of any number type, and int (N,) from 0.
-    splits
-        The split of each sample (N,): all must be "train".
-    seed
-        Of what is drawn.
-    generate
-        For "cgan": gives synthetic inputs (n, ...) of a label.
-    most
-        For "smote": a class grows at most to so many times its size; 2 in the report, which calls
-        what more of it would give unrealistic.
-    height
-        For "cgan": the size of every class, in multiples of the largest; 1.2 in the report, which
+    method : str
+        One of `METHODS`.
+    inputs : np.ndarray, (N, ...)
+        Of any number type.
+    labels : np.ndarray, int (N,)
+        From 0.
+    splits : iterable of str, (N,)
+        The split of each sample: all must be "train".
+    seed : int
+        Determines what is drawn.
+    generate : callable, optional
+        For "cgan": (label, count, seed) → synthetic inputs (count, ...).
+    most : float
+        For "smote": largest growth of a class, in multiples of its size. 2 in the report, which
+        calls further synthetic inputs unrealistic.
+    height : float
+        For "cgan": size of every class, in multiples of the largest. 1.2 in the report, which
         brings classes of up to 1109 to 1330.
 
     Returns
     -------
-    The given samples in their order (for "undersample" those that stay), then the new ones; with
-    "oversample", "smote" and "cgan" every class has as many as the largest (see ``most`` and
-    ``height``), with "undersample" as the smallest.
+    Balanced
+        The given samples in their order (for "undersample" those that stay), then the new ones.
+        With "oversample", "smote" and "cgan" every class is as large as the largest (see ``most``
+        and ``height``), with "undersample" as small as the smallest.
 
     Raises
     ------
@@ -85,6 +107,12 @@ def balance(
     ValueError
         Unknown method, lengths that differ, fewer than two classes, one sample of a class for
         SMOTE, or "cgan" without a generator or with one that gives another shape.
+
+    Examples
+    --------
+    >>> balanced = balance("oversample", np.arange(4), [0, 0, 0, 1], ["train"] * 4, seed=0)
+    >>> balanced.labels
+    array([0, 0, 0, 1, 1, 1])
     """
     inputs, labels, splits = np.asarray(inputs), np.asarray(labels, int), np.asarray(list(splits))
     if method not in METHODS:

@@ -57,7 +57,7 @@ INDETERMINATE = 2  # malignancy 3 as a label
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnSlices:
-    """The drawn slices that stand in where no real ones are given (see ``ct_phantoms``)."""
+    """Drawn slices, used where no real ones are given (see ``ct_phantoms``)."""
 
     size: int = within(ct_phantoms.SMALLEST_SIZE, 1024)  # pixels of a full view
     slices: int = within(25, 100_000)
@@ -73,7 +73,7 @@ class Preparation:
     gamma: float = within(0.1, 10)
     clip_limit: float = within(1, 100)  # of CLAHE; 1: no CLAHE, as contrast may not grow
     tiles: int = within(1, 64)  # of CLAHE, down and across
-    only_lungs: bool  # in the full view, what lies outside the lungs is made 0
+    only_lungs: bool  # in the full view, pixels outside the lungs become 0
     noise_percentile: float = within(50, 100)  # training images above it are removed; 100: none
 
     def __post_init__(self):
@@ -93,11 +93,11 @@ class Settings(RunSettings):
     image_size: int = within(32, 512)  # pixels, of a backbone's input
     backbones: dict[str, float]  # name: width multiplier; the first is the one that is explained
     weights: str = one_of("imagenet", "random")
-    without_weights: str = one_of("stop", "random")  # when they cannot be had
+    without_weights: str = one_of("stop", "random")  # when they are unavailable
     training: Training
     seeds: int = within(1, 100)  # trainings of each case
     cgan: cgan.Recipe
-    augmented_copies: int = within(0, 100)  # ahead of time
+    augmented_copies: int = within(0, 100)  # made before the training
     small_epochs: int = within(1, 1000)  # of the small network on which augmentation is compared
     explained: int = within(1, 1000)  # test images in the Grad-CAM table
 
@@ -111,7 +111,12 @@ class Settings(RunSettings):
 
     @property
     def common(self) -> tuple:
-        """What every result depends on."""
+        """Values that every result depends on.
+
+        Returns
+        -------
+        tuple
+        """
         return (self.preparation, self.malignant_from, self.image_size)
 
 
@@ -120,12 +125,34 @@ load_settings = partial(load_study, Settings, "lung_nodules")
 
 
 def begin(settings: Settings) -> experiment.StudyRun:
-    """Open the data, or draw them, and claim the results folder (see `experiment.begin`)."""
+    """Open the data, or draw them, and claim the results folder.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    StudyRun
+        See `experiment.begin`.
+    """
     return experiment.begin(settings, open_data, _drawn)
 
 
 def open_data(source: Path, settings: Settings) -> Dataset:
-    """Open slices in NRRD files, or nodules in PNG files, and split them once by patient."""
+    """Open slices in NRRD files, or nodules in PNG files, and split them once by patient.
+
+    Parameters
+    ----------
+    source : Path
+        Folder or archive.
+    settings : Settings
+        Their results folder holds ``splits.csv``.
+
+    Returns
+    -------
+    Dataset
+    """
     dataset = open_nodules(source) if holds_images(source) else open_slices(source)
     splits_file = Path(settings.results) / "splits.csv"
     return dealt_once(dataset, splits_file, lambda data: data.table["group"], SHARES, settings.seed)
@@ -144,12 +171,33 @@ def _drawn(settings: Settings) -> Path:
 
 
 def is_grey(dataset: Dataset) -> bool:
-    """Whether the pixels are grey values of PNG files, not Hounsfield units."""
+    """Tell whether the pixels are grey values of PNG files, not Hounsfield units.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        From `open_data`.
+
+    Returns
+    -------
+    bool
+    """
     return "ratings" in dataset.table
 
 
 def views_of(dataset: Dataset) -> tuple[str, ...]:
-    """Return those of `nrrd_slices.VIEWS` that the data have."""
+    """List the views that the data have.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        From `open_data`.
+
+    Returns
+    -------
+    tuple of str
+        Some of `nrrd_slices.VIEWS`.
+    """
     return tuple(view for view in VIEWS if view in dataset.table)
 
 
@@ -160,14 +208,46 @@ def load_view[Kind](
     *,
     progress: str | None = None,
 ) -> list[Kind]:
-    """Return what ``change`` makes of each image of a view, in the order of the table."""
+    """Read the images of a view, one after the other.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        From `open_data`.
+    view : str
+        One of `views_of`.
+    change : callable
+        Applied to each `Image`.
+    progress : str, optional
+        Show the progress under this title.
+
+    Returns
+    -------
+    list
+        Results of ``change``, in the order of the table.
+    """
     if not is_grey(dataset):
         return load_slices(dataset, view, change, progress=progress)
     return [change(read_nodule(dataset, row)[0]) for row in range(len(dataset.table))]
 
 
 def view_masks(dataset: Dataset, view: str, rows: Sequence[int] | None = None) -> list[np.ndarray]:
-    """Return the nodule's mask, bool (H, W), in some images of a view; empty without masks."""
+    """Read the nodule's masks in images of a view.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        From `open_data`.
+    view : str
+        One of `views_of`.
+    rows : sequence of int, optional
+        Rows of the table; by default all.
+
+    Returns
+    -------
+    list of np.ndarray, bool (H, W)
+        Empty where the data have no masks.
+    """
     if not is_grey(dataset):
         return load_masks(dataset, view, rows)
     rows = range(len(dataset.table)) if rows is None else rows
@@ -175,7 +255,11 @@ def view_masks(dataset: Dataset, view: str, rows: Sequence[int] | None = None) -
 
 
 def nodule_measures(run: experiment.StudyRun) -> np.ndarray | None:
-    """Return the outline and grey measures of all nodules, from the nodule view and its masks.
+    """Measure outline and grey values of all nodules, from the nodule view and its masks.
+
+    Parameters
+    ----------
+    run : StudyRun
 
     Returns
     -------
@@ -196,7 +280,7 @@ def nodule_measures(run: experiment.StudyRun) -> np.ndarray | None:
 def steps(
     image: Image, view: str, preparation: Preparation, standard: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """Return every step of the preparation of one slice, in order; the last is what is used.
+    """Compute every step of the preparation of one slice, in order; the last one is used.
 
     Parameters
     ----------
@@ -209,7 +293,7 @@ def steps(
 
     Returns
     -------
-    dict from str to np.ndarray, (H, W)
+    dict of str to np.ndarray, (H, W)
         "HU" or "grey" is as given, the others are in [0, 1]. Full view: scaled, gamma, CLAHE and,
         with ``only_lungs``, only the lungs. Nodule view: scaled, standard size, gamma, CLAHE.
         CLAHE is left out with a clip limit of 1.
@@ -233,16 +317,31 @@ def steps(
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """All slices of one view, prepared, in the order of the data set's table."""
+    """All slices of one view, prepared, in the order of the data set's table.
 
-    images: np.ndarray  # uint8 (N, S, S, 1)
-    measures: pd.DataFrame  # height, width (pixels), variance (Laplacian), lungs (share of area)
+    Attributes
+    ----------
+    images : np.ndarray, uint8 (N, S, S, 1)
+    measures : pd.DataFrame
+        Columns height, width (pixels), variance (of the Laplacian), lungs (fraction of the area).
+    """
+
+    images: np.ndarray
+    measures: pd.DataFrame
 
 
 def prepared_views(run: experiment.StudyRun) -> tuple[dict[str, View], tuple[int, int]]:
-    """Prepare all views; also return the standard size of the nodule view (height, width).
+    """Prepare all views; they are computed once and stored in the cache.
 
-    Computed once and kept in the cache. The standard size is that of the training images.
+    Parameters
+    ----------
+    run : StudyRun
+
+    Returns
+    -------
+    views : dict of str to View
+    standard : tuple of int
+        Standard size of the nodule view (height, width), from the training images.
     """
     settings = run.settings
     key = fingerprint(str(settings.preparation), str(settings.image_size))
@@ -290,7 +389,7 @@ def _prepared(image: Image, view: str, settings: Settings, standard) -> tuple[np
 def features_of(
     run: experiment.StudyRun, network: keras.Model, images: np.ndarray, title: str
 ) -> np.ndarray:
-    """Return a network's outputs for images, computed once and kept in the run's cache.
+    """Compute a network's outputs for images; they are stored in the run's cache.
 
     Parameters
     ----------
@@ -298,7 +397,7 @@ def features_of(
     network : keras.Model
     images : np.ndarray, uint8 (N, S, S, 1)
     title : str
-        Of the line of progress.
+        Title of the progress.
 
     Returns
     -------
@@ -326,8 +425,8 @@ def over_seeds(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     Returns
     -------
     pd.DataFrame
-        The case, of each metric the mean, ``_low`` and ``_high`` (Student's interval over seeds),
-        of each bound over patients the mean, and the number of seeds.
+        The case; for each metric the mean, ``_low`` and ``_high`` (Student's interval over seeds);
+        for each bound over patients the mean; and the number of seeds.
     """
     rows = []
     for case, group in trials.groupby(by, sort=False):
@@ -348,7 +447,7 @@ def evaluate_on_test(
     labels: np.ndarray,
     source: Mapping[str, object],
 ) -> tuple[Verdicts, pd.DataFrame]:
-    """Enter a final network into the ledger, then evaluate it on the test split.
+    """Enter a final network into the ledger, and evaluate it on the test split.
 
     Parameters
     ----------
@@ -366,7 +465,7 @@ def evaluate_on_test(
     Returns
     -------
     verdicts : Verdicts
-        Of the test slices.
+        Predictions for the test slices.
     metrics : pd.DataFrame
         As `record_test`.
     """
@@ -391,7 +490,7 @@ def record_test(
     stage : str
         A stage that is in the ledger already.
     verdicts : Verdicts
-        Of the test slices.
+        Predictions for the test slices.
     labels : np.ndarray, int (N,)
         Of all slices, from 0 to K − 1.
     source : mapping
@@ -401,7 +500,7 @@ def record_test(
     -------
     pd.DataFrame
         As `Run.keep_metrics`, with intervals of a bootstrap over patients. The last row,
-        "AUC_without_3", tells malignancy 4 and 5 from 1 and 2 by the expected label.
+        "AUC_without_3", is the AUC of malignancy 4 and 5 against 1 and 2 by the expected label.
     """
     rows = run.dataset.rows("test")
     table = run.dataset.table.iloc[rows]
@@ -422,7 +521,7 @@ def record_test(
 def auc_without_3(
     grades: np.ndarray, scores: np.ndarray, groups: np.ndarray, seed: int
 ) -> tuple[float, float, float, int]:
-    """Return the AUC of malignancy 4 and 5 against 1 and 2, its 95 % interval, and n.
+    """Compute the AUC of malignancy 4 and 5 against 1 and 2, with its 95 % interval.
 
     Parameters
     ----------
@@ -433,6 +532,11 @@ def auc_without_3(
     groups : np.ndarray, (N,)
         Patients, which the bootstrap resamples.
     seed : int
+
+    Returns
+    -------
+    auc, low, high : float
+    n : int
     """
     known = grades != INDETERMINATE
     malignant, scores, groups = grades[known] > INDETERMINATE, scores[known], groups[known]
@@ -447,12 +551,37 @@ def auc_without_3(
 def mean_over_patients(
     values: np.ndarray, groups: np.ndarray, seed: int
 ) -> tuple[float, float, float, int]:
-    """Return the mean of values (N,), the 95 % interval of a bootstrap over patients, and n."""
+    """Compute a mean with the 95 % interval of a bootstrap over patients.
+
+    Parameters
+    ----------
+    values : np.ndarray, (N,)
+    groups : np.ndarray, (N,)
+        Patients, which the bootstrap resamples.
+    seed : int
+
+    Returns
+    -------
+    mean, low, high : float
+    n : int
+    """
     drawn = [values[rows].mean() for rows in resamples(groups, seed, whole=True)]
     return float(values.mean()), *percentile_interval(drawn), len(values)
 
 
 def small_masks(masks: list[np.ndarray], size: int) -> np.ndarray:
-    """Masks bool (H, W) of any sizes as bool (N, size, size); none loses its last pixel."""
+    """Resize masks; a mask that is not empty keeps at least one pixel.
+
+    Parameters
+    ----------
+    masks : list of np.ndarray, bool (H, W)
+        Of any sizes.
+    size : int
+        Pixels along each side.
+
+    Returns
+    -------
+    np.ndarray, bool (N, size, size)
+    """
     small = [resized(mask.astype(np.float32), (size, size)) for mask in masks]
     return np.stack([one >= min(0.5, one.max()) if one.any() else one > 0 for one in small])

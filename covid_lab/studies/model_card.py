@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+WHOLE = "whole image"  # the view that shows the disease too
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
@@ -35,7 +37,8 @@ class Evidence:
     metrics : pd.DataFrame
         Test metrics: stage, metric, value, low, high, n.
     shortcuts : pd.DataFrame
-        How well views without the disease predict labels: labels, view, auc, low, high, n.
+        How well simple views predict labels: labels, view, auc, low, high, n. The labels of the
+        card are "<positive> against <negative>".
     errors : pd.DataFrame
         Errors of probabilities on unseen images: images, stage, metric, value, low, high, n.
     costs : pd.DataFrame
@@ -98,10 +101,10 @@ def model_card(evidence: Evidence) -> str:
         "Label by the rule of `studies/unseen.py`, or by a fact stated in the notebook.",
         _table(_with_interval(evidence.errors, ["images", "stage", "metric"])),
         "## Shortcuts",
-        "AUC of views that do not show the disease, by cross-validation over groups; 0.5 is "
-        "chance.",
+        "AUC of simple views by cross-validation over groups; 0.5 is chance. File metadata, border "
+        "and corners do not show the disease; grey histogram, thumbnail and whole image partly do.",
         _table(_with_interval(evidence.shortcuts, ["labels", "view"], "auc")),
-        _shortcut_finding(evidence.shortcuts, own),
+        _shortcut_finding(evidence.shortcuts, own, evidence.classes),
         "## Cost",
         _table(evidence.costs.round(5)),
         "## Intended use",
@@ -134,13 +137,20 @@ def model_card(evidence: Evidence) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _shortcut_finding(shortcuts: pd.DataFrame, own: pd.DataFrame) -> str:
-    best = shortcuts.loc[shortcuts["auc"].idxmax()]
+def _shortcut_finding(shortcuts: pd.DataFrame, own: pd.DataFrame, classes: tuple[str, str]) -> str:
+    negative, positive = classes
+    these = shortcuts["labels"] == f"{positive} against {negative}"
+    views = shortcuts[these & (shortcuts["view"] != WHOLE)]
+    if views.empty:
+        return "No view of these labels was measured."
+    best = views.loc[views["auc"].idxmax()]
     model = own.set_index("metric").loc["AUC"]
     return (
-        f"The strongest: {best['view']} ({best['labels']}), AUC {best['auc']:.3f}, beside "
-        f"{model['value']:.3f} for the model on the test split. As far as such a view predicts "
-        "the label of these data, the model's results need not come from the disease."
+        f"The strongest for the labels of these data, beside the whole image: {best['view']}, AUC "
+        f"{best['auc']:.3f} ({best['low']:.3f} to {best['high']:.3f}). The model has "
+        f"{model['value']:.3f} on the test split. As far as such a view predicts the label, the "
+        "model's results need not come from the disease. Rows on another source have other labels "
+        "and say nothing about this model's."
     )
 
 

@@ -1,8 +1,8 @@
 """Controls for the malignancy of nodules, and their combination with a network's features.
 
 Each is one scikit-learn pipeline on the same table of inputs: six outline measures, six grey
-measures (see `nodule_images`), then the features of a backbone, with and without surroundings. The
-outlines were drawn by readers, so that a control knows where the nodule ends.
+measures (see `nodule_images`), then the features of a backbone, with and without surroundings.
+Readers drew the outlines, so that a control knows where the nodule ends.
 """
 
 from collections.abc import Iterable, Iterator
@@ -47,17 +47,22 @@ CANDIDATES = CONTROLS | COMBINATIONS
 
 
 def classifier(name: str, features: int) -> Pipeline:
-    """Return the unfitted pipeline of one of `CANDIDATES`.
+    """Build the pipeline of one of `CANDIDATES`.
 
-    A logistic regression with balanced class weights on standardised measures and the 20 first
+    A logistic regression with balanced class weights on standardised measures and the first 20
     principal components of standardised features, scaled so that the first has variance 1.
 
     Parameters
     ----------
     name : str
     features : int
-        How many features the network has. Inputs are the measures, the features of the picture,
-        and those of the nodule without its surroundings.
+        Number of features of the network. Inputs are the measures, the features of the image, and
+        those of the nodule without its surroundings.
+
+    Returns
+    -------
+    Pipeline
+        Not fitted.
     """
     if name == "majority":
         return make_pipeline(DummyClassifier(strategy="most_frequent"))
@@ -76,21 +81,56 @@ class FirstToOne(StandardScaler):
     """Divide all columns by the standard deviation of the first, so that their ratios stay."""
 
     def fit(self, X, y=None, sample_weight=None):
-        """Fit the scale."""
+        """Fit the scale.
+
+        Parameters
+        ----------
+        X : np.ndarray, (N, F)
+        y : None
+            Ignored.
+        sample_weight : np.ndarray, (N,), optional
+
+        Returns
+        -------
+        FirstToOne
+        """
         super().fit(X, y, sample_weight)
         self.scale_ = np.full_like(self.scale_, self.scale_[0])
         return self
 
 
 def verdicts_of(model: Pipeline, inputs: np.ndarray, classes: int) -> Verdicts:
-    """Return the probabilities of a fitted pipeline for inputs (N, F); unseen classes get 0."""
+    """Predict with a fitted pipeline.
+
+    Parameters
+    ----------
+    model : Pipeline
+    inputs : np.ndarray, (N, F)
+    classes : int
+        Number of classes; those that the pipeline has not seen get probability 0.
+
+    Returns
+    -------
+    Verdicts
+    """
     scores = np.zeros((len(inputs), classes))
     scores[:, model.classes_] = model.predict_proba(inputs)
     return Verdicts(scores, scores.argmax(axis=1))
 
 
 def model_identity(model: Pipeline, inputs: np.ndarray) -> str:
-    """Return the fingerprint of what a fitted pipeline says of its training inputs."""
+    """Compute a hash of a fitted pipeline's predictions for its training inputs.
+
+    Parameters
+    ----------
+    model : Pipeline
+    inputs : np.ndarray, (N, F)
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+    """
     return fingerprint(np.round(model.predict_proba(inputs), 6).astype(np.float32))
 
 
@@ -102,7 +142,7 @@ def cross_validated(
     Parameters
     ----------
     inputs : np.ndarray, (N, F)
-        Measures, features of the picture and of the nodule alone, of training and validation.
+        Measures, features of the image and of the nodule only, of training and validation.
     grades : np.ndarray, int (N,)
         0 to 4.
     groups : np.ndarray, (N,)
@@ -115,7 +155,7 @@ def cross_validated(
     -------
     pd.DataFrame
         Columns task, candidate, each of `grading.METRICS`, ``patients_<metric>_low`` and ``_high``
-        for the metrics that `patient_bounds` has, n. The predictions of all folds count together.
+        for the metrics that `patient_bounds` has, n. The predictions of all folds are pooled.
     """
     rows, features = [], (inputs.shape[1] - MEASURES) // 2
     for task in TASKS:
@@ -131,7 +171,7 @@ def cross_validated(
 def out_of_fold(
     model: Pipeline, inputs: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int
 ) -> Verdicts:
-    """Return what a model says of each sample when fitted on the folds without its patient.
+    """Predict each sample with a model that is fitted on the folds without its patient.
 
     Parameters
     ----------
@@ -143,7 +183,11 @@ def out_of_fold(
     groups : np.ndarray, (N,)
         Patients.
     seed : int
-        Of the five folds.
+        Seed of the five folds.
+
+    Returns
+    -------
+    Verdicts
     """
     scores = np.zeros((len(labels), labels.max() + 1))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
@@ -156,7 +200,7 @@ def out_of_fold(
 def patient_bounds(
     labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """Return bounds of 95 % intervals over patients of all metrics that need no scores.
+    """Compute 95 % intervals over patients of all metrics that need no scores.
 
     Parameters
     ----------
@@ -167,7 +211,7 @@ def patient_bounds(
 
     Returns
     -------
-    dict from str to float
+    dict of str to float
         ``patients_<metric>_low`` and ``patients_<metric>_high``; the AUC is left out.
     """
     classes = int(max(labels.max(), predicted.max())) + 1
@@ -191,9 +235,9 @@ def _resampled_metrics(labels, verdicts, groups, seed) -> Iterator[dict[str, flo
 
 
 def reader_against_others(ratings: Iterable[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return every reader's rating beside the median of the other readers of the same nodule.
+    """Compare every reader's rating with the median of the other readers of the same nodule.
 
-    What one reader achieves against the others is a ceiling for a model that is judged by them.
+    A reader's agreement with the others is an upper limit for a model that is judged by them.
 
     Parameters
     ----------
@@ -208,6 +252,11 @@ def reader_against_others(ratings: Iterable[str]) -> tuple[np.ndarray, np.ndarra
         The reader's grade, 0 to 4.
     others : np.ndarray, int (M,)
         Median of the others, halves rounded up, 0 to 4.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in reader_against_others(["1 2 5"])]
+    [[0, 0, 0], [0, 1, 4], [3, 2, 1]]
     """
     rows = []
     for nodule, text in enumerate(ratings):
@@ -222,6 +271,18 @@ def reader_against_others(ratings: Iterable[str]) -> tuple[np.ndarray, np.ndarra
 
 
 def certain(predicted: np.ndarray, classes: int) -> Verdicts:
-    """Return predictions int (N,) as verdicts whose scores order the classes by distance."""
+    """Convert predictions without scores to verdicts.
+
+    Parameters
+    ----------
+    predicted : np.ndarray, int (N,)
+    classes : int
+        K, number of classes.
+
+    Returns
+    -------
+    Verdicts
+        The score of a class is minus its distance to the prediction.
+    """
     distance = np.abs(np.asarray(predicted)[:, None] - np.arange(classes))
     return Verdicts(-distance.astype(float), np.asarray(predicted, int))

@@ -17,10 +17,14 @@ def variance_by_class(variances: Mapping[str, np.ndarray], grades: np.ndarray) -
 
     Parameters
     ----------
-    variances : mapping from str to np.ndarray, (N,)
+    variances : mapping of str to np.ndarray, (N,)
         By view, of images in [0, 1].
     grades : np.ndarray, int (N,)
         0 to 4.
+
+    Returns
+    -------
+    plt.Figure
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
@@ -34,7 +38,19 @@ def variance_by_class(variances: Mapping[str, np.ndarray], grades: np.ndarray) -
 
 
 def size_histogram(sizes: pd.DataFrame, standard: tuple[int, int]) -> plt.Figure:
-    """Draw the distribution of height and width in pixels, and the standard size."""
+    """Draw the distribution of height and width in pixels, and the standard size.
+
+    Parameters
+    ----------
+    sizes : pd.DataFrame
+        Columns height and width, one row per cut-out.
+    standard : tuple of int
+        Height and width.
+
+    Returns
+    -------
+    plt.Figure
+    """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(COLUMN, 2.0), layout="constrained")
         for name, colour in zip(("height", "width"), COLOURS, strict=False):
@@ -46,7 +62,17 @@ def size_histogram(sizes: pd.DataFrame, standard: tuple[int, int]) -> plt.Figure
 
 
 def answers(table: pd.DataFrame) -> plt.Figure:
-    """Draw macro-F1 by answer to imbalance: mean, intervals over seeds and patients."""
+    """Draw macro-F1 by answer to imbalance: mean, intervals over seeds and over patients.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        From `lung_nodules.over_seeds`, with the columns view, task and answer.
+
+    Returns
+    -------
+    plt.Figure
+    """
     groups = list(table.groupby(["view", "task"], sort=False))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
@@ -76,12 +102,16 @@ def confusion_and_roc(
 
     Parameters
     ----------
-    verdicts : mapping from str to Verdicts
+    verdicts : mapping of str to Verdicts
         By stage, whose name ends in the task.
     grades : np.ndarray, int (N,)
         0 to 4.
     malignant_from : int
-        Of the binary task.
+        Least malignancy, 1 to 5, that the binary task calls malignant.
+
+    Returns
+    -------
+    plt.Figure
     """
     with plt.rc_context(STYLE):
         width = PAGE / 4 * max(2, len(verdicts))
@@ -119,7 +149,21 @@ def _draw_curves(axis, truth, found, names):
 
 
 def test_metrics(metrics: pd.DataFrame, metric: str, task: str) -> plt.Figure:
-    """Draw one metric of all stages of a task on the test split, with its intervals."""
+    """Draw one metric of all stages of a task on the test split, with its intervals.
+
+    Parameters
+    ----------
+    metrics : pd.DataFrame
+        From `lung_nodules.record_test`.
+    metric : str
+        Such as "macro_F1".
+    task : str
+        One of `nodule_training.TASKS`.
+
+    Returns
+    -------
+    plt.Figure
+    """
     rows = metrics[(metrics["metric"] == metric) & metrics["stage"].str.endswith(f"_{task}")]
     with plt.rc_context(STYLE):
         size = (1.4 * COLUMN, 0.6 + 0.22 * len(rows))

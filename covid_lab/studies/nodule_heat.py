@@ -1,4 +1,4 @@
-"""Whether a heatmap lies on the nodule: its heat inside the mask beside two kinds of chance."""
+"""How much of a heatmap is on the nodule, compared with two kinds of chance."""
 
 from collections.abc import Sequence
 

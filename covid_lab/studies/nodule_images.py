@@ -1,4 +1,4 @@
-"""Nodules as PNG crops with masks and several readers' ratings, as LIDC-IDRI is often reduced to.
+"""Nodules as PNG crops with masks and several readers' ratings, a common form of LIDC-IDRI.
 
 A folder or zip archive holds, at any depth:
 
@@ -30,7 +30,16 @@ GREY = ("mean", "deviation", "contrast", "edge", "surroundings", "texture")
 
 
 def holds_images(path: Path) -> bool:
-    """Whether a path is a zip archive, or a folder of nodules in PNG files."""
+    """Tell whether a path is a zip archive, or a folder of nodules in PNG files.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    bool
+    """
     path = Path(path).expanduser()
     return path.suffix.lower() == ".zip" or any(path.glob("**/nodule/*.png"))
 
@@ -131,7 +140,7 @@ def read_nodule(dataset: Dataset, row: int, margin: int = MARGIN) -> tuple[Image
 
 
 def outline_measures(mask: np.ndarray, spacing: float) -> np.ndarray:
-    """Return the six `OUTLINE` measures of a nodule's mask.
+    """Compute the six `OUTLINE` measures of a nodule's mask.
 
     Parameters
     ----------
@@ -156,7 +165,7 @@ def outline_measures(mask: np.ndarray, spacing: float) -> np.ndarray:
 
 
 def grey_measures(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the six `GREY` measures of a nodule, float64 (6,), in grey levels.
+    """Compute the six `GREY` measures of a nodule, in grey levels.
 
     Parameters
     ----------
@@ -167,7 +176,7 @@ def grey_measures(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     Returns
     -------
     np.ndarray, float64 (6,)
-        Mean and standard deviation inside; mean inside less mean of a ring 3 to 5 pixels outside;
+        Mean and standard deviation inside; mean inside minus mean of a ring 3 to 5 pixels outside;
         mean gradient on the outline; mean of the ring; standard deviation of the ring.
     """
     grey = np.asarray(image, float)

@@ -1,4 +1,4 @@
-"""What each step of the preparation does to what a backbone can tell of a nodule."""
+"""How each step of the preparation changes what a backbone's features say about malignancy."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +27,7 @@ PREPARATIONS = {
     "gamma_only_nodule": {**REPORT, "clip_limit": 1.0},
 }
 ONLY_NODULE = PREPARATIONS["gamma_only_nodule"]
-AROUND = 2  # pixels around the outline that stay, where only the nodule does
+AROUND = 2  # pixels around the outline that are kept, where only the nodule is
 STRENGTH = 0.003  # C of the logistic regression on all features
 
 
@@ -39,7 +39,7 @@ def prepared_nodules(
     *,
     only_nodule: bool,
 ) -> np.ndarray:
-    """Prepare the nodule view of a data set, uint8 (N, S, S, 1).
+    """Prepare the nodule view of a data set.
 
     Parameters
     ----------
@@ -52,7 +52,11 @@ def prepared_nodules(
     changes : mapping
         Values of the preparation that differ from the settings.
     only_nodule : bool
-        Whether all that is more than 2 pixels outside the nodule's mask becomes 0.
+        Whether all pixels more than 2 pixels outside the nodule's mask become 0.
+
+    Returns
+    -------
+    np.ndarray, uint8 (N, S, S, 1)
     """
     preparation = replace(run.settings.preparation, **changes)
     images = load_view(dataset, "nodule")

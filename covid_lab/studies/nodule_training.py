@@ -1,6 +1,6 @@
-"""Training of heads on cached features: every answer to imbalance, every head.
+"""Training of heads on cached features, with every answer to imbalance and every kind of head.
 
-Everything here works on training data only; another split is refused.
+Only training data are used; other splits are refused.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,13 +55,42 @@ class Training:
 
 
 def task_labels(labels: np.ndarray, task: str, malignant_from: int) -> np.ndarray:
-    """Labels of a task, int (N,), from those of the five malignancies (0 to 4)."""
+    """Convert the labels of the five malignancies to those of a task.
+
+    Parameters
+    ----------
+    labels : np.ndarray, int (N,)
+        0 to 4.
+    task : str
+        One of `TASKS`.
+    malignant_from : int
+        Least malignancy, 1 to 5, that the binary task calls malignant.
+
+    Returns
+    -------
+    np.ndarray, int (N,)
+
+    Examples
+    --------
+    >>> task_labels([0, 2, 3, 4], "binary", malignant_from=4)
+    array([0, 0, 1, 1])
+    """
     labels = np.asarray(labels, int)
     return labels if task == "five" else (labels + 1 >= malignant_from).astype(int)
 
 
 def class_names(task: str) -> tuple[str, ...]:
-    """Names of a task's labels."""
+    """List the names of a task's labels.
+
+    Parameters
+    ----------
+    task : str
+        One of `TASKS`.
+
+    Returns
+    -------
+    tuple of str
+    """
     return tuple("12345") if task == "five" else ("benign", "malignant")
 
 
@@ -70,7 +99,7 @@ def class_names(task: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """Training images of one view, their features, and what new images come from.
+    """Training images of one view, their features, and the sources of new images.
 
     Attributes
     ----------
@@ -87,8 +116,8 @@ class Material:
     copies : np.ndarray, float32 (V, N, D), optional
         Features of V distorted versions of every image; needed by `AUGMENTED`.
     drawing_seed : int
-        Of the answers that make new images, which are the same for all trainings: their features
-        are computed once.
+        Seed of the answers that make new images. These are the same for all trainings, so that
+        their features are computed once.
     """
 
     images: np.ndarray
@@ -104,7 +133,7 @@ class Material:
 def answered(
     answer: str, material: Material, task: str, malignant_from: int, seed: int
 ) -> Balanced:
-    """Return the training features of a task under one answer to the imbalance.
+    """Prepare the training features of a task with one answer to the imbalance.
 
     Parameters
     ----------
@@ -116,7 +145,7 @@ def answered(
     malignant_from : int
         Least malignancy, 1 to 5, that the binary task calls malignant.
     seed : int
-        Of what is drawn from features.
+        Determines what is drawn from features.
 
     Returns
     -------
@@ -125,7 +154,7 @@ def answered(
     Raises
     ------
     imbalance.NotTraining
-        The material is not of the training split alone.
+        The material has samples of another split.
     ValueError
         The answer needs a GAN or distorted copies that the material lacks.
     """
@@ -174,9 +203,30 @@ def synthetic(
     count: int,
     seed: int,
 ) -> np.ndarray:
-    """Images of a label of a task, uint8 (count, size, size, 1).
+    """Generate images of a label of a task.
 
-    For the binary task the malignancies of the label stand in their proportions among ``grades``.
+    For the binary task, the malignancies of the label have the same proportions as in ``grades``.
+
+    Parameters
+    ----------
+    gan : cgan.Trained
+    grades : np.ndarray, int (N,)
+        Of the training images, 0 to 4.
+    task : str
+        One of `TASKS`.
+    malignant_from : int
+        Least malignancy, 1 to 5, that the binary task calls malignant.
+    size : int
+        Pixels along each side.
+    label : int
+        Of the task.
+    count : int
+        Number of images.
+    seed : int
+
+    Returns
+    -------
+    np.ndarray, uint8 (count, size, size, 1)
     """
     of = task_labels(grades, task, malignant_from) == label
     drawn = np.random.default_rng([seed, label]).choice(grades[of], count)
@@ -249,12 +299,36 @@ def fit_head(
 
 
 def feature_maps(backbone: keras.Model) -> keras.Model:
-    """Return the backbone without its global pooling: images to maps (N, H, W, C)."""
+    """Remove the global pooling from a backbone.
+
+    Parameters
+    ----------
+    backbone : keras.Model
+        From images to pooled features.
+
+    Returns
+    -------
+    keras.Model
+        From images to feature maps (N, H, W, C).
+    """
     return keras.Model(backbone.input, backbone.layers[-2].output, name=f"{backbone.name}_maps")
 
 
 def whole_network(backbone: keras.Model, head: keras.Model) -> keras.Model:
-    """Return a flat model from images to logits, of a backbone and a head's layers (shared)."""
+    """Join a backbone and a head to one flat model that shares their layers.
+
+    Parameters
+    ----------
+    backbone : keras.Model
+        From images to pooled features.
+    head : keras.Model
+        From pooled features or from feature maps to logits.
+
+    Returns
+    -------
+    keras.Model
+        From images to logits.
+    """
     pooled = len(head.input.shape) == 2
     x = backbone.output if pooled else feature_maps(backbone).output
     for layer in head.layers[1:]:

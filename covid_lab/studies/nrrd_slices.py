@@ -1,12 +1,12 @@
 """CT slices in NRRD files and the table of their labels: read, checked, joined by name.
 
-A folder holds two views of each slice, under the same file name, and one label table beside them:
+A folder holds two views of each slice, with the same file name, and one label table:
 
     full/<name>.nrrd    nodule/<name>.nrrd    labels.csv (or .xlsx): name, malignancy, patient
     masks/full/<name>.nrrd    masks/nodule/<name>.nrrd    (where there are any: the nodule's)
 
-Whatever does not fit is refused with its name: a slice without a label is never guessed at, and
-pixels that are not in Hounsfield units never pass for such.
+Every file that does not fit is refused and named: the label of a slice is never guessed, and pixels
+in other units than Hounsfield's are never accepted.
 """
 
 import time
@@ -24,7 +24,7 @@ from covid_project.data import DataError, Dataset, listed
 from covid_project.files import fingerprint
 from covid_project.images import MAX_PIXELS
 
-SUFFIXES = (".nrrd", ".nhdr")  # header and pixels in one file; header alone, naming the other
+SUFFIXES = (".nrrd", ".nhdr")  # header and pixels in one file; a header that names the other file
 TABLES = (".csv", ".xlsx")
 VIEWS = ("full", "nodule")
 HOUNSFIELD = (-8192.0, 32767.0)  # what a scanner may store: padding below, extended metal above
@@ -40,23 +40,38 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Image:
-    """A two-dimensional image with the size of its pixels."""
+    """A two-dimensional image with the size of its pixels.
 
-    values: np.ndarray  # (H, W), rows from the front to the back, of the file's own type
-    spacing: tuple[float, float] | None  # mm from row to row and from column to column
-    unit: str = ""  # of the values, where the file states one
+    Attributes
+    ----------
+    values : np.ndarray, (H, W)
+        Rows from front to back, in the file's own type.
+    spacing : tuple of float, or None
+        Millimetres from row to row and from column to column.
+    unit : str
+        Unit of the values, where the file states one.
+    """
+
+    values: np.ndarray
+    spacing: tuple[float, float] | None
+    unit: str = ""
 
 
 # ---- one file -----------------------------------------------------------------------------------
 
 
 def read_nrrd(path: Path) -> Image:
-    """Read a 2-D image, or a 3-D one of a single slice, of any number type.
+    """Read a 2-D image, or a 3-D image of a single slice, of any number type.
+
+    Parameters
+    ----------
+    path : Path
 
     Returns
     -------
-    Values (H, W) in the machine's byte order. NRRD's fastest axis is the column; the axis of a
-    3-D image with one element is left out, wherever it stands.
+    Image
+        In the machine's byte order. NRRD's fastest axis is the column; of a 3-D image, the axis
+        with one element is removed.
 
     Raises
     ------
@@ -104,14 +119,23 @@ def read_nrrd(path: Path) -> Image:
 
 
 def read_hounsfield(path: Path) -> Image:
-    """Read a CT image, float32 (H, W) in Hounsfield units (air −1000, water 0).
+    """Read a CT image in Hounsfield units (air −1000, water 0).
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    Image
+        Values are float32.
 
     Raises
     ------
     DataError
         As `read_nrrd`; pixels that are NaN or infinite; values that cannot be HU (another stated
         unit, outside `HOUNSFIELD`, or nothing as dark as a lung, such as grey values 0–255 or
-        stored values whose rescale intercept was left out).
+        stored values to which the rescale intercept was not applied).
     """
     image = read_nrrd(path)
     values = image.values
@@ -137,7 +161,7 @@ def read_hounsfield(path: Path) -> Image:
 
 
 def _check_header(header: Mapping, path: Path) -> None:
-    """Refuse what would be too large, is not one slice, or lies elsewhere, before any pixel."""
+    """Refuse a wrong size or place before any pixel is read."""
     for field in ("type", "dimension", "sizes", "encoding"):
         if field not in header:
             raise DataError(f"{path}: its header has no field {field!r}: it is cut off or damaged")
@@ -155,7 +179,7 @@ def _check_header(header: Mapping, path: Path) -> None:
 
 
 def _spacings(header: Mapping, dimensions: int) -> list[float] | None:
-    """Millimetres along each axis, slowest first as in the array; None where the file is silent."""
+    """Return millimetres along each axis, in the array's order; None where they are not stated."""
     if "space directions" in header:
         directions = np.atleast_2d(np.asarray(header["space directions"], float))
         lengths = np.linalg.norm(directions, axis=1)
@@ -177,9 +201,18 @@ def _reason(error: Exception) -> str:
 
 
 def read_labels(path: Path) -> pd.DataFrame:
-    """Read a label table: one row per slice, name (without suffix), malignancy 1–5, patient.
+    """Read a label table.
 
-    Without a column of patients each slice is a patient of its own, which is said.
+    Parameters
+    ----------
+    path : Path
+        CSV file or Excel workbook.
+
+    Returns
+    -------
+    pd.DataFrame
+        One row per slice: name (without suffix), malignancy (1 to 5) and patient. Without a column
+        of patients, each slice counts as a patient of its own, and a message says so.
 
     Raises
     ------
@@ -195,19 +228,19 @@ def read_labels(path: Path) -> pd.DataFrame:
 
 
 def checked_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Return name, malignancy and patient of a label table, checked.
+    """Check a label table and find its columns name, malignancy and patient.
 
     Parameters
     ----------
     table : pd.DataFrame
-        All values text.
+        All values are text.
     path : Path
         For messages.
 
     Returns
     -------
     pd.DataFrame
-        As `read_labels`; the same errors are raised.
+        As `read_labels`, which also lists the errors.
     """
     found = {}
     for wanted, heads in COLUMNS.items():
@@ -252,7 +285,7 @@ def _plain(head: object) -> str:
 
 
 def _stem(name: str) -> str:
-    """A name without its folders and its NRRD suffix, as the table may give either."""
+    """Return a name without folders and NRRD suffix; the table may give either."""
     name = name.replace("\\", "/").rsplit("/", 1)[-1]
     return next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name)
 
@@ -261,13 +294,18 @@ def _stem(name: str) -> str:
 
 
 def open_slices(folder: Path) -> Dataset:
-    """Open a folder of both views and its label table, joined by name; no pixel is read yet.
+    """Open a folder of both views and its label table, joined by name, without reading pixels.
+
+    Parameters
+    ----------
+    folder : Path
 
     Returns
     -------
-    Data set with the columns of `data.Dataset`; ``path`` is the full view's, ``label`` the
-    malignancy less 1, ``group`` the patient, ``split`` "" (see ``studies.splits.dealt_once``), and
-    one column for each of `VIEWS` with the path of that view.
+    Dataset
+        Its table has the path of the full view, the malignancy minus 1 as label, the patient as
+        group, "" as split (see `splits.dealt_once`), and one column for each of `VIEWS` with the
+        path of that view.
 
     Raises
     ------
@@ -310,7 +348,7 @@ def open_slices(folder: Path) -> Dataset:
 
 
 def _files(folder: Path, view: str) -> dict[str, str]:
-    """Path of each name's file in a view's folder, relative to ``folder``."""
+    """Return the path of each name's file in a view's folder, relative to ``folder``."""
     place = next(
         (sub for sub in sorted(folder.iterdir()) if sub.is_dir() and sub.name.lower() == view), None
     )
@@ -355,9 +393,23 @@ def load_slices[Kind](
     *,
     progress: str | None = None,
 ) -> list[Kind]:
-    """What ``change`` makes of each slice of one of `VIEWS` in HU, in the order of the table.
+    """Read the slices of a view in Hounsfield units, one after the other.
 
-    One slice at a time is in memory; they may differ in size.
+    Parameters
+    ----------
+    dataset : Dataset
+        From `open_slices`.
+    view : str
+        One of `VIEWS`.
+    change : callable
+        Applied to each `Image`; the slices may differ in size.
+    progress : str, optional
+        Show the progress under this title.
+
+    Returns
+    -------
+    list
+        Results of ``change``, in the order of the table.
 
     Raises
     ------
@@ -380,9 +432,21 @@ def load_slices[Kind](
 
 
 def load_masks(dataset: Dataset, kind: str, rows: Iterable[int] | None = None) -> list[np.ndarray]:
-    """Masks bool (H, W) from ``masks/<kind>/<name>.nrrd`` of some rows of the table, or of all.
+    """Read masks from ``masks/<kind>/<name>.nrrd``.
 
-    Empty where the data have no such folder.
+    Parameters
+    ----------
+    dataset : Dataset
+        From `open_slices`.
+    kind : str
+        One of `VIEWS`.
+    rows : iterable of int, optional
+        Rows of the table; by default all.
+
+    Returns
+    -------
+    list of np.ndarray, bool (H, W)
+        Empty where the data have no such folder.
 
     Raises
     ------

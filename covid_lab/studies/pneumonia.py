@@ -1,23 +1,37 @@
 """Paediatric pneumonia (Kermany et al. 2018): settings and splits of the study."""
 
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
-from skimage.exposure import equalize_adapthist
+import tensorflow as tf
 
-from covid_lab.datasets import open_dataset
+from covid_lab.datasets import load_images, open_dataset
 from covid_lab.external.adapted import KEPT, TABLE, adapted_metrics
+from covid_lab.external.inputs import INPUTS
+from covid_lab.external.styles import restyle
+from covid_lab.lungs.segmentation import segment_lungs
 from covid_lab.progress import tracked
 from covid_lab.runs import experiment
 from covid_lab.runs.settings import RunSettings, load_study
 from covid_lab.studies.splits import dealt_once
+from covid_project.augmentation import augment
 from covid_project.data import CLASSES as PHANTOM_CLASSES
 from covid_project.data import DataError, Dataset, listed
-from covid_project.files import cached_array, read_csv, write_csv
-from covid_project.settings import Augmentation, one_of, one_of_registry, within
+from covid_project.files import cached_array, read_csv, write_csv, write_text
+from covid_project.models import split_at
+from covid_project.pipeline import feature_batches, untuned
+from covid_project.settings import (
+    Augmentation,
+    SettingsError,
+    as_yaml,
+    one_of,
+    one_of_registry,
+    within,
+)
 
 CLASSES = ("NORMAL", "PNEUMONIA")  # PNEUMONIA = 1 is the positive class
 # Accuracy, AUC and seconds of training that are published for these 624 test images.
@@ -52,8 +66,8 @@ class Pretrained:
     width: float = within(0.1, 2)  # alpha of the MobileNets
     weights: str  # "imagenet", "random", or the path of a weights file
     without_weights: str = one_of("stop", "random")  # when they are unavailable
-    augmented_copies: int = within(0, 100)
     head: Network
+    last_layers: int = within(0, 1000)  # fine-tuned; 0: those of the backbone's last stage
     tuned_epochs: int = within(1, 1000)
     tuned_learning_rate: float = within(1e-8, 1)
 
@@ -63,18 +77,29 @@ class Settings(RunSettings):
     """All settings of the study."""
 
     validation_share: float = within(0.01, 0.5)  # fraction of the training images
-    clip_limits: tuple[float, ...]  # of local equalisation, tried on a series left out; 0: none
+    inputs: tuple[str, ...]  # keys of `INPUTS`, of which one is chosen on images of another kind
+    styled_copies: int = within(0, 100)  # of each training image, in random styles
+    other_site: str | None  # archive of another collection, whose validation split helps to choose
     normalization: str = one_of_registry("normalization", "STRATEGIES")
     augmentation: Augmentation
     plateau: int = within(1, 100)  # epochs without a lower validation loss: smaller steps
     mlp: Network
-    mlp_units: int = within(1, 4096)
+    mlp_units: tuple[int, ...]  # of each hidden layer
     cnn: Network
     cnn_filters: int = within(1, 512)
     transfer: Pretrained
     occlusion_patch: int = within(1, 512)  # pixels at the pretrained network's size
     occlusion_stride: int = within(1, 512)
     explained: int = within(1, 100)  # images per row of the occlusion figures
+
+    def __post_init__(self):
+        super().__post_init__()
+        unknown = sorted(set(self.inputs) - set(INPUTS))
+        if unknown or not self.inputs:
+            raise SettingsError(
+                f"inputs: found {listed(unknown) or 'none'}; allowed: one or more of "
+                f"{listed(INPUTS)}"
+            )
 
     @property
     def common(self) -> tuple:
@@ -83,13 +108,41 @@ class Settings(RunSettings):
         Returns
         -------
         tuple
-            Clip limits, normalisation, augmentation and validation fraction.
+            Inputs, styled copies, other site, normalisation, augmentation and validation fraction.
         """
-        return (self.clip_limits, self.normalization, self.augmentation, self.validation_share)
+        return (
+            self.inputs,
+            self.styled_copies,
+            self.other_site and Path(self.other_site).name,
+            self.normalization,
+            self.augmentation,
+            self.validation_share,
+        )
 
 
-# Settings of a profile, by name or path; without data that of drawn images.
-load_settings = partial(load_study, Settings, "pneumonia")
+def load_settings(file: str | Path | None = None, **options) -> Settings:
+    """Read the settings of a profile; the path of the other collection becomes absolute.
+
+    Parameters
+    ----------
+    file : str or Path, optional
+        Profile, see `covid_lab.runs.settings.load_study`.
+    **options
+        Further arguments of `load_study`.
+
+    Returns
+    -------
+    Settings
+        The settings.
+
+    Raises
+    ------
+    SettingsError
+        A setting is unknown, missing or out of range.
+    """
+    settings = load_study(Settings, "pneumonia", file, **options)
+    site = settings.other_site
+    return replace(settings, other_site=site and str(Path(site).expanduser().absolute()))
 
 
 def begin(settings: Settings) -> experiment.StudyRun:
@@ -105,7 +158,12 @@ def begin(settings: Settings) -> experiment.StudyRun:
     StudyRun
         The run, see `covid_lab.runs.experiment.begin`.
     """
-    return experiment.begin(settings, open_data)
+    run = experiment.begin(settings, open_data)
+    if settings.other_site:  # only names are stored: paths differ between machines
+        names = {name: Path(getattr(settings, name)).name for name in ("data", "other_site")}
+        kept = replace(settings, results=run.folder.name, **names)
+        write_text(run.folder / "settings.yaml", as_yaml(kept))
+    return run
 
 
 def open_data(source: Path, settings: Settings) -> Dataset:
@@ -189,11 +247,31 @@ def series(paths: pd.Series) -> np.ndarray:
     return paths.str.extract(SERIES, expand=False).str.upper().fillna("").to_numpy(dtype=str)
 
 
-def equalized(run: experiment.StudyRun, image_size: int, clip_limit: float) -> np.ndarray:
-    """Equalise the contrast of all images locally, once per run.
+def change_input(images: np.ndarray, name: str) -> np.ndarray:
+    """Change images before a network sees them.
 
-    The method is contrast-limited adaptive histogram equalisation (Zuiderveld 1994) in tiles of an
-    eighth of the side. The result is stored in the run's cache.
+    Parameters
+    ----------
+    images : np.ndarray, uint8 (N, S, S, 1), 0–255
+        Grey values.
+    name : str
+        A key of `covid_lab.external.inputs.INPUTS`, such as "CLAHE" or "rank inside the lungs".
+
+    Returns
+    -------
+    np.ndarray, uint8 (N, S, S, 1), 0–255
+        Changed images; "as it is" returns them unchanged.
+    """
+    if name == "as it is":
+        return images
+    pairs = zip(
+        tracked(images[..., 0], f"images: {name}"), segment_lungs(images[..., 0]), strict=True
+    )
+    return np.stack([INPUTS[name](image, lungs) for image, lungs in pairs])[..., None]
+
+
+def prepared(run: experiment.StudyRun, image_size: int, name: str) -> np.ndarray:
+    """Change all images of a run as by `change_input`; the result is stored in the run's cache.
 
     Parameters
     ----------
@@ -201,28 +279,160 @@ def equalized(run: experiment.StudyRun, image_size: int, clip_limit: float) -> n
         The run with its images.
     image_size : int, 32–512
         Pixels along each side.
-    clip_limit : float, 0–1
-        Largest fraction of a tile's pixels that one grey value may keep; 0 leaves the images
-        unchanged.
+    name : str
+        See `change_input`.
 
     Returns
     -------
-    np.ndarray, uint8 (N, image_size, image_size, 1)
+    np.ndarray, uint8 (N, image_size, image_size, 1), 0–255
         Images in the order of the data set's table.
     """
-    images = run.images(image_size)
-    if clip_limit == 0:
-        return images
+    path = run.cache / f"images-{image_size}-{name}.npy"
+    return cached_array(path, lambda: change_input(run.images(image_size), name))
 
-    def compute() -> np.ndarray:
-        what = f"images equalised at {image_size} pixels"
-        found = [
-            equalize_adapthist(image[..., 0], clip_limit=clip_limit)
-            for image in tracked(images, what)
-        ]
-        return np.round(255 * np.stack(found)[..., None]).astype(np.uint8)
 
-    return cached_array(run.cache / f"images-{image_size}-clip-{clip_limit:g}.npy", compute)
+def training_copies(
+    run: experiment.StudyRun, image_size: int, name: str, seed: int
+) -> list[np.ndarray]:
+    """Draw copies of the training images in random styles, and change them as by `change_input`.
+
+    How the same radiograph could look from another hospital, see
+    `covid_lab.external.styles.restyle`. The result is stored in the run's cache.
+
+    Parameters
+    ----------
+    run : StudyRun
+        The run with its images.
+    image_size : int, 32–512
+        Pixels along each side.
+    name : str
+        See `change_input`.
+    seed : int, from 0
+        Seed of the styles.
+
+    Returns
+    -------
+    list of np.ndarray, uint8 (N, image_size, image_size, 1), 0–255
+        First the training images themselves, then ``settings.styled_copies`` copies of them.
+    """
+    rows = run.dataset.rows("train")
+    copies = [prepared(run, image_size, name)[rows]]
+    for copy in range(1, run.settings.styled_copies + 1):
+
+        def draw(copy=copy):
+            grey = run.images(image_size)[rows][..., 0]
+            drawn = [
+                restyle(image, grey, np.random.default_rng([seed, copy, row]))
+                for row, image in enumerate(tracked(grey, f"styles, copy {copy}"))
+            ]
+            return change_input(np.stack(drawn)[..., None], name)
+
+        copies.append(cached_array(run.cache / f"styles-{image_size}-{name}-{copy}.npy", draw))
+    return copies
+
+
+def augmented_batches(
+    copies: Sequence[np.ndarray],
+    labels: np.ndarray,
+    batch_size: int,
+    amounts: Augmentation,
+    seed: int,
+) -> tf.data.Dataset:
+    """Form batches for training: in each epoch one copy of every image, drawn and augmented.
+
+    Parameters
+    ----------
+    copies : sequence of np.ndarray, each uint8 (N, S, S, 1), 0–255
+        The images and copies of them, as from `training_copies`.
+    labels : np.ndarray, int (N,), 0 or 1
+        Labels of the images.
+    batch_size : int, from 1
+        Images of a batch; the last one of an epoch may be smaller.
+    amounts : Augmentation
+        Range of each random transformation.
+    seed : int, from 0
+        Seed of orders, copies and transformations.
+
+    Returns
+    -------
+    tf.data.Dataset
+        Finite, of (float32 (B, S, S, 1) in 0–255, float32 (B, 1)).
+    """
+    batches = feature_batches(copies, labels, batch_size, seed)
+    seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2)
+
+    def form(batch, batch_seed):
+        images, truth = batch
+        return augment(images, amounts, batch_seed), truth
+
+    return untuned(tf.data.Dataset.zip(batches, seeds).map(form).prefetch(2))
+
+
+def other_site(settings: Settings, image_size: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read images of another collection, on which the networks are compared but not trained.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``other_site`` is the path of the collection, in any layout that the package reads.
+    image_size : int, 32–512
+        Pixels along each side.
+
+    Returns
+    -------
+    tuple of np.ndarray or None
+        Images uint8 (N, image_size, image_size, 1) and labels int (N,) of its validation split, or
+        of all images where there are no splits. None without another collection.
+
+    Raises
+    ------
+    DataError
+        The collection has no validation images of both classes, or cannot be read.
+    """
+    if settings.other_site is None:
+        return None
+    dataset = open_dataset(settings.other_site, classes=None, as_found=True)
+    split = dataset.table["split"].to_numpy()
+    rows = np.flatnonzero(split == ("val" if (split != "").any() else ""))
+    labels = dataset.table["label"].to_numpy()[rows]
+    if set(labels) != {0, 1}:
+        raise DataError(
+            f"{settings.other_site}: found {len(rows)} validation images with the labels "
+            f"{listed(sorted(set(labels))) or 'none'}; allowed: images of two classes"
+        )
+    return load_images(dataset, image_size)[rows], labels
+
+
+def clean_cut(backbone: keras.Model, last_layers: int) -> str:
+    """Find the layer after which a backbone can be cut so that its last layers are above.
+
+    Parameters
+    ----------
+    backbone : keras.Model
+        Flat, with connections that bypass layers.
+    last_layers : int, from 1
+        Number of layers, counted from the output, that must be above the cut.
+
+    Returns
+    -------
+    str
+        Name of the highest such layer.
+
+    Raises
+    ------
+    ValueError
+        The backbone cannot be cut so low.
+    """
+    for layer in reversed(backbone.layers[1:-last_layers]):
+        try:
+            split_at(backbone, layer.name)
+        except ValueError:
+            continue
+        return layer.name
+    raise ValueError(
+        f"{backbone.name} has {len(backbone.layers)} layers and cannot be cut below the last "
+        f"{last_layers}"
+    )
 
 
 def adapt_kept(results: Path, seed: int = 0) -> pd.DataFrame:

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from covid_lab.explain.pictures import find_pictures
+from covid_lab.studies.ct import prepared
 from covid_project.data import DataError
 from covid_project.evaluation import (
     RESAMPLES,
@@ -113,6 +115,114 @@ def labels_of(paths: Iterable[str], classes: Sequence[str]) -> np.ndarray:
     if faults:
         raise DataError("\n".join(faults))
     return np.array(labels, np.int64)
+
+
+def named_label(path: str, classes: Sequence[str]) -> int | None:
+    """Return the label of an image from its path, or None where the path names no single class.
+
+    Parameters
+    ----------
+    path : str
+        POSIX path.
+    classes : sequence of str
+        Names of the classes.
+
+    Returns
+    -------
+    int or None
+        Index in ``classes``.
+
+    Examples
+    --------
+    >>> named_label("mine/lesion-7.png", ("nolesion", "lesion"))
+    1
+    >>> named_label("mine/7.png", ("nolesion", "lesion")) is None
+    True
+    """
+    try:
+        return label_of(path, classes)
+    except DataError:
+        return None
+
+
+def read_unseen(
+    path: str | Path, classes: Sequence[str], size: int, *, equalize: bool
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Read a user's images, prepared as those of the training.
+
+    Parameters
+    ----------
+    path : str or Path
+        Image, folder or archive.
+    classes : sequence of str
+        Names of the classes.
+    size : int, 64–512
+        Pixels along each side.
+    equalize : bool
+        Whether the histograms are equalised.
+
+    Returns
+    -------
+    table : pd.DataFrame, N rows
+        path (below the folder) and label, by `RULE`; missing where the path names no class.
+    images : np.ndarray, uint8 (N, size, size, 1)
+        Prepared images.
+
+    Raises
+    ------
+    DataError
+        There is no image, or one cannot be read.
+    """
+    pictures, _ = find_pictures([Path(path)], classes)
+    images = [prepared(picture.grey(), size, equalize=equalize) for picture in pictures]
+    rows = [(picture.name, named_label(picture.path.as_posix(), classes)) for picture in pictures]
+    table = pd.DataFrame(rows, columns=["path", "label"]).astype({"label": "Int64"})
+    return table, np.stack(images)[..., None]
+
+
+def prediction_titles(table: pd.DataFrame, classes: Sequence[str]) -> list[str]:
+    """Write the title of each predicted image: its name, label and prediction.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        One row per image: path, label (index in ``classes``, missing where unknown) and score, the
+        logit of the second class.
+    classes : sequence of str
+        Names of the classes.
+
+    Returns
+    -------
+    list of str
+        Four lines for each image: name, label, prediction and its probability. Long names are
+        shortened in the middle.
+
+    Examples
+    --------
+    >>> rows = pd.DataFrame({"path": ["mine/a_7.png"], "label": [0], "score": [2.0]})
+    >>> print(prediction_titles(rows, ("nolesion", "lesion"))[0])
+    a_7.png
+    label: nolesion
+    predicted: lesion
+    p = 0.88: WRONG
+    """
+    titles = []
+    for row in table.itertuples():
+        predicted = int(row.score > 0)
+        chance = expit(row.score) if predicted else expit(-row.score)
+        label, mark = "not in its path", ""
+        if not pd.isna(row.label):
+            label = classes[int(row.label)]
+            mark = ": correct" if predicted == row.label else ": WRONG"
+        name = _shortened(PurePosixPath(row.path).name)
+        said = f"predicted: {classes[predicted]}\np = {chance:.2f}{mark}"
+        titles.append(f"{name}\nlabel: {label}\n{said}")
+    return titles
+
+
+def _shortened(name: str, longest: int = 24) -> str:
+    half = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
 
 def probability_errors(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Many searches in one process: memory, threads and open files stay where they were."""
 
-import gc
 import math
 import os
 import tempfile
@@ -54,7 +53,6 @@ def searches(number: str) -> dict:
                 run, f"{count}", axes, {}, trial, (images, labels),
                 strategy="grid", identity=run.identity(),
             )  # fmt: skip
-            gc.collect()
             held["bytes"].append(memory("VmRSS"))
             held["threads"].append(threading.active_count())
             held["files"].append(open_files())

@@ -29,13 +29,13 @@ from covid_lab.explain.quality.similarities import (
     ssim,
 )
 from covid_lab.explain.quality.stability import across_seeds, noisy, under_noise
-from covid_lab.explain.quality.table import explanation_quality, mean_interval
+from covid_lab.explain.quality.table import explanation_quality
 from covid_lab.explain.quality_terms import BASELINES
 
 __all__ = [
     "BASELINES", "Method", "across_seeds", "area", "baseline", "baseline_maps", "blocks",
     "box_masks", "deletion", "energy_inside", "explanation_quality", "impute", "insertion",
-    "iou_at_otsu", "mean_interval", "noisy", "pointing_game", "probability_function",
+    "iou_at_otsu", "noisy", "pointing_game", "probability_function",
     "randomisations", "randomised", "rank_correlation", "road", "similarity",
     "similarity_of_pairs", "ssim", "under_noise",
 ]  # fmt: skip

@@ -135,14 +135,7 @@ def insertion(
 
     Parameters
     ----------
-    probability : Probability
-        As for `deletion`.
-    images : np.ndarray, (N, H, W, C), uint8 or float, 0..255
-        As for `deletion`.
-    maps : np.ndarray, (N, h, w), float32, [0, 1]
-        As for `deletion`.
-    target : np.ndarray, (N,), int
-        As for `deletion`.
+    probability, images, maps, target : as for `deletion`
     steps : int, 1 or more
         Steps of the curve; each restores a fraction 1 / steps of the pixels.
     fill : str
@@ -213,14 +206,7 @@ def road(
 
     Parameters
     ----------
-    probability : Probability
-        As for `deletion`.
-    images : np.ndarray, (N, H, W, C), uint8 or float, 0..255
-        As for `deletion`.
-    maps : np.ndarray, (N, h, w), float32, [0, 1]
-        As for `deletion`.
-    target : np.ndarray, (N,), int
-        As for `deletion`.
+    probability, images, maps, target : as for `deletion`
     fractions : sequence of float, (F,), each between 0 and 1
         Fractions of removed pixels.
     noise : float, 0 or more

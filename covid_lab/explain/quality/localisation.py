@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.ndimage import distance_transform_edt
+from skimage.filters import threshold_otsu
 
 from covid_project.gradcam import resize_heatmaps
 
@@ -131,7 +132,7 @@ def iou_at_otsu(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     maps, defined = _on_masks(maps, masks)
     overlap = np.full(len(maps), np.nan)
     for i in np.flatnonzero(defined & (np.ptp(maps, axis=(1, 2)) > 0)):
-        hot = maps[i] > _otsu_threshold(maps[i])
+        hot = maps[i] > threshold_otsu(maps[i])
         overlap[i] = (hot & masks[i]).sum() / (hot | masks[i]).sum()
     return overlap
 
@@ -177,19 +178,6 @@ def box_masks(boxes: Sequence[ArrayLike], size: tuple[int, int]) -> np.ndarray:
             mask |= ((y >= top) & (y <= bottom))[:, None] & (x >= left) & (x <= right)
             mask[int((top + bottom) / 2 * height), int((left + right) / 2 * width)] = True
     return masks
-
-
-def _otsu_threshold(values: np.ndarray, bins: int = 256) -> float:
-    """Centre of the bin after which a cut separates the values best; Otsu 1979, equation 18.
-
-    The best cut has the largest variance between the classes, w₀ w₁ (m₀ − m₁)².
-    """
-    counts, edges = np.histogram(values, bins)
-    centres = (edges[:-1] + edges[1:]) / 2
-    below, above = np.cumsum(counts)[:-1], np.cumsum(counts[::-1])[-2::-1]
-    sums = np.cumsum(counts * centres)
-    difference = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
-    return float(centres[np.argmax(below * above * difference**2)])
 
 
 def _on_masks(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

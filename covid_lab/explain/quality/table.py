@@ -44,7 +44,8 @@ from covid_lab.explain.quality_terms import (
     is_lower_better,
 )
 from covid_lab.progress import tracked
-from covid_project.evaluation import drawn_rows, percentile_interval, wilson_interval
+from covid_lab.statistics import mean_interval
+from covid_project.evaluation import wilson_interval
 
 ROUNDING = 1e-6  # of a mean similarity, so that equal maps do not pass as less similar
 
@@ -149,7 +150,12 @@ def explanation_quality(
     >>> from covid_lab.explain.gradcam import grad_cam
     >>> from covid_lab.explain.gradients import saliency
     >>> methods = {"grad-cam": grad_cam, "saliency": saliency}
-    >>> table = explanation_quality(model, images, methods)  # doctest: +SKIP
+    >>> model = keras.saving.load_model("model.keras", compile=False)
+    >>> images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1)).astype(np.uint8)
+    >>> table = explanation_quality(model, images, methods, tests=("stability",))
+    explanations: heatmaps: ...
+    >>> table["test"].unique().tolist()
+    ['stability']
     """
     images = checked_images(model, images)
     masks = {} if masks is None else masks
@@ -204,44 +210,6 @@ def explanation_quality(
         ],
         columns=COLUMNS,
     )
-
-
-def mean_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float, int]:
-    """Mean of the defined values, its 95 % interval, and their number.
-
-    Parameters
-    ----------
-    values : np.ndarray, (N,), float
-        One value per image, NaN where undefined.
-    seed : int
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    mean : float
-        Mean of the values that are defined.
-    low : float
-        Lower end of the percentile interval of a bootstrap over images, 2000 resamples; NaN for
-        fewer than two values.
-    high : float
-        Upper end.
-    n : int
-        Number of values that are defined.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> mean, low, high, n = mean_interval(np.array([0.0, 1.0, np.nan]))
-    >>> mean, n
-    (0.5, 2)
-    """
-    values = values[~np.isnan(values)]
-    n = len(values)
-    if n < 2:
-        return (float(values[0]) if n else np.nan), np.nan, np.nan, n
-    drawn = drawn_rows(np.random.default_rng(seed), n)
-    resampled = np.concatenate([values[rows].mean(axis=1) for rows in drawn])
-    return float(values.mean()), *percentile_interval(resampled), n
 
 
 def _localisation(heatmaps: Heatmaps, masks: Mapping[str, np.ndarray]) -> list[_Measurement]:

@@ -1,4 +1,4 @@
-"""Random changes to radiographs that train the lung segmentation (`covid_lab.lung_training`).
+"""Random changes to radiographs that train the lung segmentation (`covid_lab.lungs.training`).
 
 The labelled lungs are mostly clear, and their images come from two hospitals. Drawn opacities,
 tubes, marks and borders, and changes of grey values and geometry stand in for other patients and
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from covid_lab.lung_network import FIELD, OUTSIDE
+from covid_lab.lungs.network import FIELD, OUTSIDE
 
 # A label is the set of classes that a pixel may have, one bit each.
 SURELY_OUTSIDE, MAYBE_FIELD = np.uint8(1 << OUTSIDE), np.uint8(1 << FIELD)
@@ -28,7 +28,7 @@ def distort(
     image : np.ndarray, uint8 (S, S)
         Grey values.
     labels : np.ndarray, uint8 (S, S)
-        Set of the classes that each pixel may have: bit k stands for class k of `lung_network`.
+        Set of the classes that each pixel may have: bit k stands for class k of `network`.
     rng : np.random.Generator
         Decides everything.
 

@@ -9,12 +9,13 @@ Dice on ten adults of ``shenzhen_masks.zip``, whose images were also inspected d
 mean 0.84, from 0.78 to 0.88. Most masks are too large below the heart's left border. On phantoms
 the mean is 0.94 in health, 0.89 and 0.82 with patchy lesions in one and in both lungs, and 0.76
 with extensive lesions, whose opaque parts are left out. ``tests/test_lungs.py`` measures all this.
-The held-out images of the network are in ``covid_lab/lung_unet.json``, with both methods.
+The held-out images of the network are in ``covid_lab/lungs/unet.json``, with both methods.
 """
 
 import numpy as np
 from scipy import ndimage
 
+from covid_lab.masks import resized_mask
 from covid_project.images import resize
 
 _SIDE = 60  # pixels at which the regions are sought
@@ -40,12 +41,19 @@ def segment_lungs_classically(images: np.ndarray) -> np.ndarray:
     ------
     ValueError
         Another dtype or shape.
+
+    Examples
+    --------
+    >>> from covid_lab.phantoms import draw_radiograph
+    >>> image = draw_radiograph(np.random.default_rng(0), size=128).image
+    >>> segment_lungs_classically(image[None]).shape
+    (1, 128, 128)
     """
     images = checked_images(images)
     masks = np.empty(images.shape, bool)
     for mask, image in zip(masks, images, strict=True):
         lungs = _segment(resize(image, (_SIDE, _SIDE)).astype(np.float32))
-        mask[...] = resize(np.uint8(255) * lungs, image.shape) >= 128
+        mask[...] = resized_mask(lungs, image.shape)
     return masks
 
 

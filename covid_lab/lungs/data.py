@@ -15,8 +15,8 @@ import pandas as pd
 from scipy import ndimage
 from sklearn.model_selection import GroupShuffleSplit
 
-from covid_lab.lung_augmentation import SURELY_OUTSIDE, add_opacities
-from covid_lab.lung_network import FIELD, HEART, SIDE
+from covid_lab.lungs.augmentation import SURELY_OUTSIDE, add_opacities
+from covid_lab.lungs.network import FIELD, HEART, SIDE
 from covid_lab.phantoms import SEVERITIES, draw_radiograph
 from covid_lab.studies.ct_phantoms import draw_slice
 from covid_project.images import decode, resize

@@ -1,15 +1,15 @@
 """Train the network that segments lungs (`covid_lab.lungs`) and measure it on held-out images.
 
-    python -m covid_lab.lung_training --data FOLDER [--test] [--measure-only]
+    python -m covid_lab.lungs.training --data FOLDER [--test] [--measure-only]
 
-The folder holds the archives named in `lung_data`. No source has both outlines of a lung, so the
+The folder holds the archives named in `data`. No source has both outlines of a lung, so the
 training has two stages. The first learns the outline to the spine from children. Its network then
 decides, wherever it is sure, which pixels between the lungs of adults belong to a lung behind the
 heart. The second stage learns from adults, children and drawn chests (`phantoms`).
 
-Writes the weights to `lungs.WEIGHTS` and a record with settings, versions, fingerprints of the data
-and Dice coefficients to `lungs.RECORD`. The test images are read with ``--test`` only. Training
-takes about half an hour on two cores.
+Writes the weights to `segmentation.WEIGHTS` and a record with settings, versions, fingerprints of
+the data and Dice coefficients to `segmentation.RECORD`. The test images are read with ``--test``
+only. Training takes about half an hour on two cores.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy import stats
 
-from covid_lab import lungs
-from covid_lab.lung_augmentation import distort
-from covid_lab.lung_data import ARCHIVES, TEST_SETS, Masks, decide_heart, read_all
-from covid_lab.lung_network import (
+from covid_lab.lungs import segmentation
+from covid_lab.lungs.augmentation import distort
+from covid_lab.lungs.classical import segment_lungs_classically
+from covid_lab.lungs.data import ARCHIVES, TEST_SETS, Masks, decide_heart, read_all
+from covid_lab.lungs.network import (
     FIELD,
     HEART,
     OUTSIDE,
@@ -36,8 +36,8 @@ from covid_lab.lung_network import (
     compile_probabilities,
     write_weights,
 )
-from covid_lab.lungs_classical import segment_lungs_classically
 from covid_lab.masks import dice
+from covid_lab.statistics import mean_interval
 from covid_project.files import fingerprint, versions, write_text
 from covid_project.training import cosine_schedule, set_seed
 
@@ -48,7 +48,6 @@ FRACTIONS = (  # of the examples, in the two stages
     {"children": 0.95, "no chest": 0.05},
     {"adults": 0.4, "children": 0.4, "phantoms": 0.15, "no chest": 0.05},
 )
-RESAMPLES = 2000  # of the bootstrap
 
 Sources = Mapping[str, tuple[np.ndarray, np.ndarray]]  # name → images and labels, uint8 (N, S, S)
 
@@ -118,7 +117,7 @@ def train(sources: Sources, steps: tuple[int, int] = STEPS) -> keras.Model:
     Parameters
     ----------
     sources : mapping
-        As from `lung_data.read_all`.
+        As from `data.read_all`.
     steps : tuple of int
         Batches of each stage.
 
@@ -176,19 +175,17 @@ def mean_dice(values: np.ndarray, seed: int = 0) -> dict[str, float]:
     dict of str to float
         dice (mean) with low and high (95 % percentile bootstrap over images), lowest, and n.
     """
-    interval = stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=seed
-    ).confidence_interval
+    mean, low, high, _ = mean_interval(values, seed)
     return {
-        "dice": round(float(values.mean()), 4),
-        "low": round(float(interval.low), 4),
-        "high": round(float(interval.high), 4),
+        "dice": round(mean, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
         "lowest": round(float(values.min()), 4),
         "n": len(values),
     }
 
 
-def measure(found: Masks, behind_heart: bool, probabilities: lungs.Probabilities) -> dict:
+def measure(found: Masks, behind_heart: bool, probabilities: segmentation.Probabilities) -> dict:
     """Measure the network and the classical segmentation on the same images.
 
     Parameters
@@ -197,7 +194,7 @@ def measure(found: Masks, behind_heart: bool, probabilities: lungs.Probabilities
     behind_heart : bool
         Whether the masks reach the spine.
     probabilities : callable
-        See `lung_network.compile_probabilities`.
+        See `network.compile_probabilities`.
 
     Returns
     -------
@@ -205,22 +202,22 @@ def measure(found: Masks, behind_heart: bool, probabilities: lungs.Probabilities
         behind_heart, and three summaries of `mean_dice`: network (in the convention of the masks),
         fields (the network's lung fields) and classical (which only knows lung fields).
     """
-    convention = lungs.masks_from(probabilities, found.images, behind_heart)
-    fields = lungs.masks_from(probabilities, found.images, behind_heart=False)
+    convention = segmentation.masks_from(probabilities, found.images, behind_heart)
+    fields = segmentation.masks_from(probabilities, found.images, behind_heart=False)
     classical = segment_lungs_classically(found.images)
     named = {"network": convention, "fields": fields, "classical": classical}
     dices = {name: mean_dice(dice(masks, found.masks)) for name, masks in named.items()}
     return {"behind_heart": behind_heart, **dices}
 
 
-def precision_loss(network: keras.Model, stored: lungs.Probabilities, validation) -> dict:
+def precision_loss(network: keras.Model, stored: segmentation.Probabilities, validation) -> dict:
     """Compare the network with its stored weights in half precision, on validation images.
 
     Parameters
     ----------
     network : keras.Model
     stored : callable
-        Probabilities of the stored network, see `lung_network.compile_probabilities`.
+        Probabilities of the stored network, see `network.compile_probabilities`.
     validation : mapping of str to tuple
         Name → `Masks`, and whether these reach the spine.
 
@@ -235,7 +232,7 @@ def precision_loss(network: keras.Model, stored: lungs.Probabilities, validation
         difference = np.abs(exact(found.images) - stored(found.images)).max()
         probability = max(probability, float(difference))
         both = [
-            dice(lungs.masks_from(one, found.images, behind_heart), found.masks)
+            dice(segmentation.masks_from(one, found.images, behind_heart), found.masks)
             for one in (exact, stored)
         ]
         coefficient = max(coefficient, float(np.abs(both[0] - both[1]).max()))
@@ -255,7 +252,9 @@ def measure_test(data: Path) -> dict[str, dict]:
         Name of the set → result of `measure`.
     """
     return {
-        name: measure(held_out.read(data), held_out.behind_heart, lungs.network_probabilities())
+        name: measure(
+            held_out.read(data), held_out.behind_heart, segmentation.network_probabilities()
+        )
         for name, held_out in TEST_SETS.items()
         if (Path(data) / held_out.archive).is_file()
     }
@@ -270,19 +269,19 @@ def main() -> None:
     options = parser.parse_args()
     sources, validation = read_all(options.data, SEED)
     if options.measure_only:
-        record = json.loads(lungs.RECORD.read_text("utf-8"))
-        probabilities = lungs.network_probabilities()
+        record = json.loads(segmentation.RECORD.read_text("utf-8"))
+        probabilities = segmentation.network_probabilities()
     else:
         start = time.monotonic()
         network = train(sources)
         minutes = (time.monotonic() - start) / 60
-        write_weights(network, lungs.WEIGHTS)
-        probabilities = lungs.network_probabilities()
+        write_weights(network, segmentation.WEIGHTS)
+        probabilities = segmentation.network_probabilities()
         record = {
             "side": SIDE,
             "widths": WIDTHS,
             "parameters": network.count_params(),
-            "bytes": lungs.WEIGHTS.stat().st_size,
+            "bytes": segmentation.WEIGHTS.stat().st_size,
             "seed": SEED,
             "batch": BATCH,
             "steps": STEPS,
@@ -301,7 +300,7 @@ def main() -> None:
     }
     if options.test:
         record["test"] = measure_test(options.data)
-    write_text(lungs.RECORD, json.dumps(record, indent=2) + "\n")
+    write_text(segmentation.RECORD, json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 
 

@@ -1,10 +1,10 @@
 """Lung masks of frontal chest radiographs, from a small U-Net whose weights are shipped.
 
 `segment_lungs` finds the lungs, opaque ones included, and `implausible` names masks that cannot be
-two lungs. `covid_lab.lung_training` trained the network; its record beside the weights holds the
+two lungs. `covid_lab.lungs.training` trained the network; its record beside the weights holds the
 Dice coefficients on held-out images: 0.940 (95 % CI 0.934–0.945, n = 259) for the lung fields of
 adults from another hospital, 0.937 (0.926–0.946, n = 100) for the lungs of adults with pneumonia,
-with the part behind the heart. `lungs_classical` needs neither weights nor TensorFlow.
+with the part behind the heart. `classical` needs neither weights nor TensorFlow.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from covid_lab.lungs_classical import checked_images
+from covid_lab.lungs.classical import checked_images
 from covid_project.images import resize
 
-WEIGHTS = Path(__file__).with_name("lung_unet.weights.h5")
-RECORD = Path(__file__).with_name("lung_unet.json")
+WEIGHTS = Path(__file__).with_name("unet.weights.h5")
+RECORD = Path(__file__).with_name("unet.json")
 LEAST_AREA, MOST_AREA = 0.06, 0.6  # of the image, both lungs together
 LEAST_BALANCE = 0.25  # area of the smaller lung as a fraction of the larger
 _SIDE = 128  # pixels of the network's images
 _CHUNK = 256  # images at once, which limits the memory
 
-# Images uint8 (N, 128, 128) → float32 (N, 128, 128, 3), see `lung_network.compile_probabilities`.
+# Images uint8 (N, 128, 128) → float32 (N, 128, 128, 3), see `network.compile_probabilities`.
 Probabilities = Callable[[np.ndarray], np.ndarray]
 
 
@@ -51,6 +51,14 @@ def segment_lungs(images: np.ndarray, *, behind_heart: bool = False) -> np.ndarr
         Another dtype or shape.
     FileNotFoundError
         The weights are missing.
+
+    Examples
+    --------
+    >>> from covid_lab.phantoms import draw_radiograph
+    >>> image = draw_radiograph(np.random.default_rng(0), size=128).image
+    >>> masks = segment_lungs(image[None])
+    >>> implausible(masks).tolist()
+    ['']
     """
     return masks_from(network_probabilities(), checked_images(images), behind_heart)
 
@@ -91,7 +99,7 @@ def masks_from(probabilities: Probabilities, images: np.ndarray, behind_heart: b
     Parameters
     ----------
     probabilities : callable
-        See `covid_lab.lung_network.compile_probabilities`.
+        See `covid_lab.lungs.network.compile_probabilities`.
     images : np.ndarray, uint8 (N, S, S)
     behind_heart : bool
         See `segment_lungs`.
@@ -117,7 +125,7 @@ def network_probabilities() -> Probabilities:
     Returns
     -------
     callable
-        See `covid_lab.lung_network.compile_probabilities`.
+        See `covid_lab.lungs.network.compile_probabilities`.
 
     Raises
     ------
@@ -126,12 +134,12 @@ def network_probabilities() -> Probabilities:
     """
     if not WEIGHTS.is_file():
         raise FileNotFoundError(
-            f"{WEIGHTS} is missing: restore it, train it with `python -m covid_lab.lung_training`, "
-            "or use `covid_lab.lungs_classical.segment_lungs_classically`, which needs no weights"
+            f"{WEIGHTS} is missing: restore it, train it (`python -m covid_lab.lungs.training`) "
+            "or use `covid_lab.lungs.classical.segment_lungs_classically`, which needs no weights"
         )
-    from covid_lab import lung_network
+    from covid_lab.lungs import network
 
-    return lung_network.compile_probabilities(lung_network.load_network(WEIGHTS))
+    return network.compile_probabilities(network.load_network(WEIGHTS))
 
 
 def _cleaned(probability: np.ndarray) -> np.ndarray:
