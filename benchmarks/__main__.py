@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import commands, explain, lungs, near_copies, perturbations, training
+from benchmarks import (
+    commands,
+    explain,
+    lungs,
+    near_copies,
+    perturbations,
+    solution,
+    statistics,
+    training,
+)
 from benchmarks.runner import differs, line, promises, run, update, worse
 from covid_project.files import read_csv
 
@@ -17,6 +26,8 @@ SUITES = {
     "perturbations": perturbations.benchmarks,
     "lungs": lungs.benchmarks,
     "near copies": near_copies.benchmarks,
+    "statistics": statistics.benchmarks,
+    "course run": solution.benchmarks,
     "commands": commands.benchmarks,
 }
 

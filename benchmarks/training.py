@@ -1,12 +1,11 @@
-"""Benchmarks of training: batches, steps and sweeps, against the usual ways to do the same.
+"""Benchmarks of training: steps and sweeps, against the usual ways to do the same.
 
 The images are drawn; the time of a step does not depend on their content.
 """
 
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -16,13 +15,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from PIL import Image
 
 from benchmarks.runner import Benchmark
 from covid_lab.phantoms import draw_radiograph
 from covid_lab.training import compile_classifier, fit
 from covid_project.augmentation import NONE, augment
-from covid_project.files import cached_array
 from covid_project.models import (
     BATCH,
     baseline_cnn,
@@ -37,12 +34,7 @@ from covid_project.pipeline import feature_batches, training_batches
 from covid_project.settings import Augmentation
 from covid_project.training import set_seed
 
-AUGMENTATION = Augmentation(
-    flip=True, rotation=10, zoom=0.1, shift=0, brightness=0, contrast=0
-)  # the three kinds that all the peers have too
-# Of the mean over an epoch's augmented images: each side draws its own rotations and zooms, which
-# leaves a difference of a few grey levels of 255.
-SAME_MEAN = 0.02
+AUGMENTATION = Augmentation(flip=True, rotation=10, zoom=0.1, shift=0, brightness=0, contrast=0)
 SAME_ACCURACY = 0.02
 SAME_LOSS = 1e-4
 
@@ -82,56 +74,9 @@ def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
         One comparison.
     """
     scale = scale or Scale()
-    for part in (batches, waiting, steps, sweep):
+    for part in (waiting, steps, sweep):
         yield from part(scale)
         keras.backend.clear_session()
-
-
-def batches(scale: Scale) -> Iterator[Benchmark]:
-    """Measure an epoch of augmented batches, from arrays and from files.
-
-    All images are the same radiograph. The mean over an epoch then shows whether two sides augment
-    alike, although their random numbers differ.
-
-    Parameters
-    ----------
-    scale : Scale
-        Scale of the benchmarks.
-
-    Yields
-    ------
-    Benchmark
-        One comparison.
-    """
-    image = _radiographs(1, scale.stored_size)[0][0]
-    folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
-    try:
-        for number in range(scale.images):
-            path = folder / "files" / ("COVID" if number % 2 else "NORMAL") / f"{number:05}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image[..., 0]).save(path)
-        small = Image.fromarray(image[..., 0]).resize((scale.image_size,) * 2, Image.NEAREST)
-        images = np.repeat(np.asarray(small)[None, ..., None], scale.images, axis=0)
-        cached = cached_array(folder / "images.npy", lambda: images)
-        labels = np.arange(scale.images) % 2
-        ours = training_batches(cached, labels, scale.batch, AUGMENTATION, seed=0)
-        facts = {"agreement": _mean_difference, "tolerance": SAME_MEAN, "repeats": scale.repeats}
-        peers = {
-            "Keras' ImageDataGenerator, from arrays": (_generator(images, labels, scale), 5),
-            "Keras' layers in tf.data, from arrays": (_in_dataset(images, labels, scale), 5),
-            "Keras' ImageDataGenerator, from files": (_from_files(folder / "files", scale), 12),
-        }
-        for against, (peer, promised) in peers.items():
-            yield Benchmark(
-                name=f"{scale.images} augmented images, {scale.image_size} px, cached once",
-                against=against,
-                ours=lambda: _epoch_mean(ours),
-                peer=peer,
-                promised=promised,
-                **facts,
-            )
-    finally:
-        shutil.rmtree(folder)
 
 
 def waiting(scale: Scale) -> Iterator[Benchmark]:
@@ -345,73 +290,3 @@ def _copy(images: np.ndarray, number: int) -> np.ndarray:
             for first in range(0, len(images), BATCH)
         ]
     )
-
-
-def _epoch_mean(data: Iterable) -> np.ndarray:
-    """Return the mean image (H, W) of an epoch's batches, in grey values 0–255."""
-    total, count = 0.0, 0
-    for batch in data:
-        total, count = total + np.asarray(batch[0], np.float32).sum(0), count + len(batch[0])
-    return total[..., 0] / count
-
-
-def _mean_difference(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the mean difference of two images in the inner half, as a fraction of the grey range.
-
-    Near the frame the sides differ in what they show from outside.
-    """
-    side = len(found) // 4
-    inner = slice(side, -side)
-    return float(np.abs(found - expected)[inner, inner].mean() / 255)
-
-
-def _generator(images: np.ndarray, labels: np.ndarray, scale: Scale) -> Callable[[], np.ndarray]:
-    source = _image_data_generator().flow(
-        images.astype(np.float32), labels, batch_size=scale.batch, seed=0
-    )
-    return lambda: _epoch_mean(_epoch(source))
-
-
-def _from_files(folder: Path, scale: Scale) -> Callable[[], np.ndarray]:
-    with redirect_stdout(StringIO()):
-        source = _image_data_generator().flow_from_directory(
-            folder,
-            target_size=(scale.image_size,) * 2,
-            color_mode="grayscale",
-            class_mode="binary",
-            batch_size=scale.batch,
-            seed=0,
-        )
-    return lambda: _epoch_mean(_epoch(source))
-
-
-def _image_data_generator():
-    return tf.keras.preprocessing.image.ImageDataGenerator(
-        horizontal_flip=True,
-        rotation_range=AUGMENTATION.rotation,
-        zoom_range=AUGMENTATION.zoom,
-        fill_mode="reflect",
-    )
-
-
-def _epoch(source) -> Iterator:
-    return (source[number] for number in range(len(source)))
-
-
-def _in_dataset(images: np.ndarray, labels: np.ndarray, scale: Scale) -> Callable[[], np.ndarray]:
-    zoom = (-AUGMENTATION.zoom, AUGMENTATION.zoom)
-    transform = keras.Sequential(
-        [
-            layers.RandomFlip("horizontal"),
-            layers.RandomRotation(AUGMENTATION.rotation / 360),
-            layers.RandomZoom(zoom, zoom),
-        ]
-    )
-    data = (
-        tf.data.Dataset.from_tensor_slices((images, labels))
-        .shuffle(len(images))
-        .batch(scale.batch)
-        .map(lambda x, y: (transform(x, training=True), y), num_parallel_calls=tf.data.AUTOTUNE)
-        .prefetch(tf.data.AUTOTUNE)
-    )
-    return lambda: _epoch_mean(data)

@@ -190,25 +190,10 @@ def _explain(options: argparse.Namespace) -> int:
     from covid_project.data import DataError
     from covid_project.models import WeightsUnavailable
 
-    request = Request(
-        methods=tuple(options.method or ["grad-cam"]),
-        targets=tuple(options.target or ["predicted"]),
-        classes=options.classes,
-        layer=options.layer,
-        one_scale=options.one_scale,
-        colour_map=options.colour_map,
-        masks=options.masks,
-        table=options.table,
-        columns=options.columns,
-        finding=options.finding,
-        feature_maps=options.feature_maps,
-        input_range=options.input_range,
-        size=options.size,
-        output=options.output,
-        trust=options.trust,
-    )
     try:
-        found = explain_files(options.model, options.images, options.out, request)
+        found = explain_files(
+            options.model, options.images, options.out, _request(Request, options)
+        )
     except (DataError, ValueError, WeightsUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -227,9 +212,8 @@ def _audit(options: argparse.Namespace) -> int:
     from covid_lab.audit.findings import worst
     from covid_project.data import DataError
 
-    chosen = {name: getattr(options, name) for name in command.OPTIONS}
     try:
-        findings = command.run(command.Request(**chosen))
+        findings = command.run(_request(command.Request, options))
     except (DataError, FileNotFoundError) as error:  # 1 is kept for what the audit itself finds
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -243,10 +227,8 @@ def _external(options: argparse.Namespace) -> int:
     from covid_project.data import DataError
     from covid_project.models import WeightsUnavailable
 
-    chosen = {name: getattr(options, name) for name in command.OPTIONS}
-    chosen["models"] = tuple(chosen["models"])
     try:
-        print(f"page: {command.run(command.Request(**chosen))}")
+        print(f"page: {command.run(_request(command.Request, options))}")
     except (DataError, ModelRefused, NotKept, WeightsUnavailable, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -341,6 +323,12 @@ def _figures(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _request(kind: type, options: argparse.Namespace):
+    """Fill a dataclass with the options of its fields; those not given have its defaults."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in given.items() if value is not None})
 
 
 def _refused(what: str, reasons: list[str]) -> int:

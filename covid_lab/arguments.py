@@ -106,12 +106,16 @@ def _add_explain(commands) -> argparse.ArgumentParser:
     explain.add_argument("--out", type=Path, required=True, help="folder to write")
     explain.add_argument(
         "--method",
+        dest="methods",
+        metavar="METHOD",
         action="append",
         help="gradcam (the default), gradcam++, hirescam, layercam, eigencam, scorecam, saliency, "
         "smoothgrad, integratedgradients, occlusion or lime (may be repeated)",
     )
     explain.add_argument(
         "--target",
+        dest="targets",
+        metavar="TARGET",
         action="append",
         type=str.strip,
         help="predicted (the default), true (the class folder that the image is in), or a class; "

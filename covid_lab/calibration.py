@@ -92,9 +92,7 @@ def expected_calibration_error(
     return total / labels.shape[-1]
 
 
-def calibration(
-    labels: np.ndarray, scores: np.ndarray, *, bins: int = BINS, seed: int = 0
-) -> dict[str, float]:
+def calibration(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Measure the calibration of a model, and what a perfectly calibrated model would show.
 
     The calibration error of finitely many images is never 0: even labels drawn with exactly the
@@ -107,8 +105,6 @@ def calibration(
         0 or 1.
     scores : np.ndarray, (N,)
         Logits.
-    bins : int, from 1
-        Number of bins of equal width over the probability.
     seed : int, from 0
         Of the bootstrap and the draws.
 
@@ -135,15 +131,15 @@ def calibration(
     labels, scores = checked(labels, scores)
     probability = expit(scores.astype(np.float64))
     rng = np.random.default_rng(seed)
-    error = float(expected_calibration_error(labels, probability, bins))
+    error = float(expected_calibration_error(labels, probability))
     squared = (probability - labels) ** 2
     resampled, brier, ideal = [], [], []
     for rows in drawn_rows(rng, len(labels)):
-        resampled.append(expected_calibration_error(labels[rows], probability[rows], bins))
+        resampled.append(expected_calibration_error(labels[rows], probability[rows]))
         brier.append(squared[rows].mean(axis=1))
     for part in resampled:
         drawn = rng.random((len(part), len(labels))) < probability
-        ideal.append(expected_calibration_error(drawn, probability, bins))
+        ideal.append(expected_calibration_error(drawn, probability))
     ideal = np.concatenate(ideal)
     ece_low, ece_high = percentile_interval(np.concatenate(resampled))
     brier_low, brier_high = percentile_interval(np.concatenate(brier))

@@ -15,7 +15,7 @@ import nbformat
 import yaml
 
 from covid_lab.notebooks import code_cells, is_kept, is_parameters, sources, without_chatter
-from covid_lab.report.build import SOURCE, Report
+from covid_lab.report.build import Report
 from covid_lab.runs.runner import EXECUTED
 from covid_lab.runs.settings import NOTEBOOKS
 from covid_project.files import read_csv, whole_file
@@ -61,9 +61,7 @@ class Refused(RuntimeError):
         self.reasons = reasons
 
 
-def submit(
-    results: Path, group: int, folder: Path, *, draft: bool = False, source: Path = SOURCE
-) -> list[Path]:
+def submit(results: Path, group: int, folder: Path, *, draft: bool = False) -> list[Path]:
     """Check everything, then write ``Report_group<n>.pdf`` and ``covid_project_group<n>.zip``.
 
     Parameters
@@ -76,8 +74,6 @@ def submit(
         Where the two files are written.
     draft : bool
         Only warn of places that the team has not filled; all other faults are still refused.
-    source : Path
-        The report's LaTeX source.
 
     Returns
     -------
@@ -89,7 +85,7 @@ def submit(
     Refused
         With every reason. Nothing is written then.
     """
-    report = Report(results, source)
+    report = Report(results)
     places = [*unfilled_places(results), *report.unfilled_places()]
     reasons = [*code_faults(results), *report.faults()]
     if reasons or (places and not draft):

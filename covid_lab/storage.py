@@ -26,7 +26,7 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
-def bound_cache(folder: Path, limit: float, keep: Sequence[Path] = ()) -> list[Path]:
+def bound_cache(folder: Path, limit: float) -> list[Path]:
     """Delete the oldest entries of a cache until it holds at most ``limit`` bytes.
 
     Parameters
@@ -35,8 +35,6 @@ def bound_cache(folder: Path, limit: float, keep: Sequence[Path] = ()) -> list[P
         Each file and folder directly in it is an entry, which is deleted as a whole or not at all.
     limit : float
         Bytes.
-    keep : sequence of Path
-        Entries that contain one of these paths, or are inside one, are not deleted.
 
     Returns
     -------
@@ -51,8 +49,6 @@ def bound_cache(folder: Path, limit: float, keep: Sequence[Path] = ()) -> list[P
     for entry, (_, size) in sorted(used.items(), key=lambda item: item[1][0]):
         if total <= limit:
             break
-        if any(entry.is_relative_to(path) or Path(path).is_relative_to(entry) for path in keep):
-            continue
         gone = entry.with_name(f"{PART}{entry.name}")  # a leftover, should this be interrupted
         os.replace(entry, gone)
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()

@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from covid_lab.progress import tracked
-from covid_lab.runs.workers import each
 from covid_project.evaluation import point_metrics
 from covid_project.files import append_rows, read_csv, write_csv
 from covid_project.tuning import OBJECTIVE, resumed_trials
@@ -22,8 +20,6 @@ def measure_each(
     *,
     identity: Mapping[str, object],
     title: str,
-    workers: int = 1,
-    backend: str = "loky",
 ) -> pd.DataFrame:
     """Measure named cases and return one row for each.
 
@@ -41,10 +37,6 @@ def measure_each(
         are moved to another file.
     title : str
         Names the work in its lines of progress.
-    workers : int, from 1
-        Processes at once.
-    backend : {"loky", "ray", "dask"}
-        See `covid_lab.runs.workers.each`.
 
     Returns
     -------
@@ -64,32 +56,21 @@ def measure_each(
     """
     rows = resumed_trials(path, identity)
     waiting = [name for name in cases if rows.empty or name not in set(rows["case"])]
-    measured = partial(_measured, run_case)
-    done = each(measured, [cases[name] for name in waiting], workers=workers, backend=backend)
-    for index, (found, seconds, failure) in tracked(done, f"{title}: cases", len(waiting)):
-        name = waiting[index]
-        if failure:
-            print(f"{title}: {name}: {failure}", flush=True)
+    for name in tracked(waiting, f"{title}: cases"):
+        begun, found = time.perf_counter(), {}
+        try:
+            found = run_case(cases[name])
+        except FloatingPointError as error:
+            print(f"{title}: {name}: {error}", flush=True)
+        seconds = round(time.perf_counter() - begun, 2)
         row = {"case": name, **found, "seconds": seconds, **identity}
         rows = append_rows(path, pd.DataFrame([row]))
     rows = rows.set_index("case")
     others = [name for name in rows.index if name not in cases]
     rows = rows.loc[[*cases, *others]].reset_index()
-    if not rows.equals(read_csv(path)):  # several workers finish in any order
+    if not rows.equals(read_csv(path)):  # an earlier call had the cases in another order
         write_csv(path, rows)
     return rows[: len(cases)]
-
-
-def _measured(
-    run_case: Callable[[object], Mapping[str, float]], case: object
-) -> tuple[dict[str, float], float, str]:
-    """Return the columns of a case, its seconds, and why it failed, if it did."""
-    begun, found, failure = time.perf_counter(), {}, ""
-    try:
-        found = dict(run_case(case))
-    except FloatingPointError as error:
-        failure = str(error)
-    return found, round(time.perf_counter() - begun, 2), failure
 
 
 def validation_columns(

@@ -14,8 +14,9 @@ from covid_project.data import CLASSES
 COURSE = {"train": 3, "val": 2, "test": 2}  # images per class of the small course tree
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+def encoded(image: Image.Image | np.ndarray, kind: str = "PNG", **options) -> bytes:
     stream = io.BytesIO()
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     image.save(stream, kind, **options)
     return stream.getvalue()
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import yaml
 
-from covid_lab.runs.settings import PROFILES
+from covid_lab.runs.settings import profile_values
 from covid_project.settings import PROJECT
 
 
 def small_profile(study: str) -> dict:
-    """Return the values of a study's demo profile, to be made smaller."""
-    return yaml.safe_load((PROFILES / f"{study}_demo.yaml").read_text(encoding="utf-8"))
+    """Return the values of a study's demo, to be made smaller."""
+    return profile_values(study, demo=True)
 
 
 def run_study(folder: Path, study: str, values: dict, data: str | Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from image_files import encoded
 from PIL import Image
 
 from covid_lab.audit.data_checks import AREA, RULES, audit_data, named_pairs
@@ -16,12 +17,6 @@ from covid_project.data import DataError
 from covid_project.evaluation import wilson_interval
 
 SIDE = 64
-
-
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,7 @@ def clean(radiographs):
         for label in ("NORMAL", "COVID")
         for number in range(n)
     ]
-    return {name: png(image) for name, image in zip(names, radiographs, strict=True)}
+    return {name: encoded(image) for name, image in zip(names, radiographs, strict=True)}
 
 
 def audited(files, folder, **how):
@@ -57,12 +52,12 @@ def gravest(audit, *verdicts):
 
 
 def mirrored(content):
-    return png(np.asarray(Image.open(io.BytesIO(content)))[:, ::-1])
+    return encoded(np.asarray(Image.open(io.BytesIO(content)))[:, ::-1])
 
 
 def brighter(content):
     pixels = np.asarray(Image.open(io.BytesIO(content))).astype(float)
-    return png(np.clip(0.9 * pixels + 20, 0, 255).astype(np.uint8))
+    return encoded(np.clip(0.9 * pixels + 20, 0, 255).astype(np.uint8))
 
 
 def test_a_clean_set_passes_everything_that_applies(clean, tmp_path):
@@ -182,7 +177,7 @@ def test_patients_within_one_split_pass(clean, tmp_path):
 
 
 def test_data_without_a_split_have_nothing_across_it_and_warn_of_copies(radiographs, tmp_path):
-    files = {f"{'ab'[k % 2]}/{k}.png": png(image) for k, image in enumerate(radiographs)}
+    files = {f"{'ab'[k % 2]}/{k}.png": encoded(image) for k, image in enumerate(radiographs)}
     audit = audited(files | {"a/copy.png": files["a/0.png"]}, tmp_path)
     found = by_check(audit)
     for check in (
@@ -197,7 +192,7 @@ def test_data_without_a_split_have_nothing_across_it_and_warn_of_copies(radiogra
 
 def test_imbalance_of_classes_and_of_splits_is_told(radiographs, tmp_path):
     files = {
-        f"{split}/{name}/{k}.png": png(radiographs[k])
+        f"{split}/{name}/{k}.png": encoded(radiographs[k])
         for k, (split, name) in enumerate(
             [("train", "a")] * 14 + [("train", "b")] * 2 + [("test", "a")] * 2 + [("test", "b")] * 6
         )

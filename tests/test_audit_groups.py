@@ -170,5 +170,5 @@ def test_where_there_is_nothing_to_compare_the_balance_says_so():
         class_balance([])
     with pytest.raises(DataError, match="nothing to test"):
         split_balance(one.iloc[:0])
-    with pytest.raises(DataError, match="source"):
-        split_balance(one, "source")
+    with pytest.raises(DataError, match="split"):
+        split_balance(one[["label"]])

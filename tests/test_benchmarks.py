@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import commands, explain, growth, memory, perturbations, training
+from benchmarks import commands, explain, growth, memory, perturbations, solution, training
 from benchmarks.runner import Benchmark, differs, line, measure, promises, run, update, worse
 from covid_project.files import read_csv
+from covid_project.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 TINY = explain.Scale(
@@ -221,11 +222,22 @@ SMALL = training.Scale(
 )  # fmt: skip
 
 
-def test_batches_of_the_peers_are_augmented_alike():
-    for benchmark in training.batches(SMALL):
-        ours, peer = benchmark.ours(), benchmark.peer()
-        assert benchmark.agreement(ours, peer) <= benchmark.tolerance, benchmark.against
-        assert benchmark.agreement(ours, peer[:, ::-1] * 0.9) > benchmark.tolerance
+def test_the_epochs_of_the_committed_run_are_counted():
+    settings = load_settings(ROOT / "results" / "settings.yaml", data="unused", results="unused")
+    trials = pd.read_csv(ROOT / "results" / "tuning_baseline.csv")
+    found = solution.baseline_epochs(ROOT / "results", settings)
+    fewest = trials["best_epoch"].sum() + len(pd.read_csv(ROOT / "results/history_baseline.csv"))
+    assert fewest < found <= settings.baseline.max_epochs * (len(trials) + 2)
+
+
+def test_the_generator_gives_every_file_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(solution, "MEASURED", 6)
+    solution.write_files(tmp_path)
+    source = solution.generator(tmp_path, 32)
+    images, labels = source[0]
+    assert images.shape == (6, 32, 32, 1)
+    assert sorted(labels) == [0, 0, 0, 1, 1, 1]
+    assert len(source) == 1
 
 
 def test_the_sweep_on_features_learns_what_the_whole_network_learns():

@@ -144,9 +144,10 @@ def test_a_study(tmp_path):
     """A module, a notebook and a file of settings, all of the same name."""
     project = copy_project(tmp_path / "project")
     (project / "covid_lab" / "studies" / "brightness.py").write_text(STUDY)
+    small = {"size": 32, "train": 2, "val": 2, "test": 2}
     profile = {"data": None, "results": "made", "seed": 1, "expected_seconds": {},
-               "phantoms": {"size": 32, "train": 2, "val": 2, "test": 2}}  # fmt: skip
-    (project / "profiles" / "brightness_demo.yaml").write_text(yaml.safe_dump(profile))
+               "phantoms": None, "demo": {"phantoms": small}}  # fmt: skip
+    (project / "profiles" / "brightness.yaml").write_text(yaml.safe_dump(profile))
     first = nbformat.read(project / "baseline.ipynb", as_version=4).cells
     setup = [cell for cell in first if cell.cell_type == "code"][:3]
     code = (

@@ -28,11 +28,14 @@ def test_every_committed_profile_reads_and_survives_a_round_trip(profile, tmp_pa
     assert load(path) == settings
 
 
-def test_every_study_has_a_notebook_and_two_profiles():
-    assert STUDIES
-    for name in STUDIES:
-        for profile in (name, f"{name}_demo"):
-            assert (PROFILES / f"{profile}.yaml").is_file()
+@pytest.mark.parametrize("study", STUDIES)
+def test_without_data_a_studys_demo_is_run_on_drawn_images(study):
+    load = of_study(study)
+    demo, full = load(), load(data="some.zip")
+    assert demo.data is None
+    assert demo.phantoms is not None
+    assert Path(demo.results) == PROJECT / "results" / "demo" / study
+    assert full.phantoms is None
 
 
 def test_with_data_the_course_runs_and_without_the_demo_on_drawn_images(tmp_path, monkeypatch):

@@ -1,12 +1,11 @@
 """What trains the lung segmentation: labels, loss, distortions and files, against counting."""
 
-import io
 import json
 import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from image_files import encoded
 
 from covid_lab.lungs import data, segmentation, training
 from covid_lab.lungs.augmentation import add_opacities, distort
@@ -169,20 +168,14 @@ def test_no_patient_is_in_training_and_validation():
     assert len(set(patients[kept])) == 5
 
 
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
 def test_pairs_and_children_are_read_by_name_and_unsafe_masks_left_out(tmp_path, rng):
     image = rng.integers(0, 256, (20, 20), np.uint8)
     mask = np.zeros((20, 20), np.uint8)
     mask[5:15, 5:15] = 255
     with zipfile.ZipFile(tmp_path / "pairs.zip", "w") as file:
         for name in "ba":
-            file.writestr(f"set/images/{name}.png", png(image))
-            file.writestr(f"set/masks/{name}.png", png(mask))
+            file.writestr(f"set/images/{name}.png", encoded(image))
+            file.writestr(f"set/masks/{name}.png", encoded(mask))
     found = data.read_pairs(tmp_path / "pairs.zip", "set", 20)
     assert found.patients.tolist() == ["a", "b"]
     np.testing.assert_array_equal(found.masks[1], mask > 0)
@@ -200,8 +193,8 @@ def test_pairs_and_children_are_read_by_name_and_unsafe_masks_left_out(tmp_path,
     ):
         table = ["image,mask,margin"]
         for name, margin in rows.items():
-            images.writestr(f"chest_xray/{name}.jpeg", png(image))
-            masks.writestr(f"chest_xray_lung_masks/masks/{name}.png", png(mask))
+            images.writestr(f"chest_xray/{name}.jpeg", encoded(image))
+            masks.writestr(f"chest_xray_lung_masks/masks/{name}.png", encoded(mask))
             table.append(f"chest_xray/{name}.jpeg,masks/{name}.png,{margin}")
         masks.writestr("chest_xray_lung_masks/masks.csv", "\n".join(table))
     found, pneumonia = data.read_children(tmp_path, 20)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from image_files import grey_png
 from PIL import Image
 
 from covid_lab.datasets import described, open_dataset
@@ -15,19 +16,12 @@ from covid_lab.reading.layouts import find_classes, masks_among
 from covid_project.data import DataError
 
 
-def png(value: int) -> bytes:
-    stream = io.BytesIO()
-    pixels = np.random.default_rng(value).integers(0, 256, (6, 6), dtype=np.uint8)
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def write(folder: Path, names: list[str], **texts: str) -> Path:
     """Write an image for each name, and text files."""
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(number))
+        path.write_bytes(grey_png(number, 6, 6))
     for name, text in texts.items():
         (folder / name.replace("__", ".")).write_text(text, encoding="utf-8")
     return folder
@@ -223,7 +217,7 @@ def test_zips_whose_names_do_not_say_how_they_are_encoded(tmp_path, encoding):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for number, name in enumerate(tree("正常", "新冠")):
             info = Cp437(name.encode(encoding).decode("cp437"))
-            archive.writestr(info, png(number))
+            archive.writestr(info, grey_png(number, 6, 6))
     counts, _ = read(tmp_path / "set.zip", classes=("正常", "新冠"))
     assert counts == {("", "正常"): 3, ("", "新冠"): 3}
 
@@ -240,7 +234,7 @@ class Cp437(zipfile.ZipInfo):
 def test_backslashes_of_windows(tmp_path):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for number, name in enumerate(tree("train/A", "train/B")):
-            archive.writestr(name.replace("/", "\\"), png(number))
+            archive.writestr(name.replace("/", "\\"), grey_png(number, 6, 6))
     dataset = open_dataset(tmp_path / "set.zip", classes=("A", "B"), as_found=True)
     assert dataset.table["path"].tolist() == sorted(tree("train/A", "train/B"))
     assert set(dataset.table["split"]) == {"train"}

@@ -63,6 +63,7 @@ def test_histograms_are_percentages_of_each_set(rng):
     for patch in figure.axes[0].patches:
         steps = patch.get_xy()[1:-1:2, 1]
         assert steps.sum() == pytest.approx(100, abs=0.1)
+        assert np.abs(patch.get_xy()[:, 0]).min() < 1e-9  # no bin on both sides of the threshold
 
 
 def test_visible_maps_keep_order_and_blank_ones():

@@ -132,7 +132,7 @@ def test_the_heat_is_compared_with_the_nodules_share_of_the_picture(finished):
 )
 def test_settings_that_cannot_work_are_refused_at_once(changes, said):
     with pytest.raises(SettingsError, match=said):
-        study.load_settings("lung_nodules_demo", changes=changes)
+        study.load_settings(changes=changes)
 
 
 def test_the_binary_task_begins_at_the_given_malignancy():

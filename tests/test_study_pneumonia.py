@@ -3,6 +3,7 @@
 import shutil
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +18,9 @@ from covid_lab.studies.pneumonia import (
     adapt_kept,
     augmented_batches,
     begin,
+    change_input,
     clean_cut,
+    freeze_all_but_last,
     load_settings,
     other_site,
     patients,
@@ -27,7 +30,8 @@ from covid_lab.studies.pneumonia import (
 )
 from covid_project.data import DataError
 from covid_project.evaluation import metrics_table
-from covid_project.models import build_backbone, split_at
+from covid_project.files import read_csv
+from covid_project.models import build_backbone, logits, split_at
 from covid_project.settings import PROJECT, Augmentation, SettingsError
 
 SHARED = PROJECT.parent / "shared"
@@ -59,6 +63,7 @@ def finished(tmp_path_factory):
     values["cnn"] |= network
     values["cnn_filters"] = 4
     values["transfer"] |= {"weights": "random", "tuned_epochs": 1, "last_layers": 3}
+    values["transfer"]["augmented_copies"] = 0
     values["transfer"]["head"] |= network
     values["explained"] = 1
     values["mlp_units"] = [8, 4]
@@ -113,13 +118,27 @@ def test_no_patient_is_in_training_and_validation(finished):
     assert learning.groupby("group").size().max() == 2
 
 
-def test_the_saved_threshold_has_equal_errors_on_validation(finished):
+def test_the_threshold_of_validation_has_equal_errors_there(finished):
     scores = pd.read_csv(finished / "scores_mlp_val.csv")
+    threshold = pd.read_csv(finished / "history_mlp.csv")["validation_threshold"].iloc[0]
     positive = scores["label"] == 1
-    sensitivity = (scores["score"][positive] > 0).mean()
-    specificity = (scores["score"][~positive] <= 0).mean()
+    sensitivity = (scores["score"][positive] > threshold).mean()
+    specificity = (scores["score"][~positive] <= threshold).mean()
     # One image of a class is the finest step that there is.
     assert abs(sensitivity - specificity) <= 1 / positive.value_counts().min()
+
+
+def test_the_models_threshold_has_equal_errors_on_the_other_collection(finished):
+    settings = load_settings(changes={"other_site": str(finished.parent / "elsewhere")})
+    images, labels = other_site(settings, 32)
+    model = keras.models.load_model(finished / "models" / "mlp.keras")
+    chosen = read_csv(finished / "series.csv").groupby("input").mean(numeric_only=True)
+    measured = chosen.filter(like="balanced_accuracy").mean(axis=1)
+    scores = logits(model, change_input(images, measured.idxmax()))
+    errors = (scores[labels == 1] <= 0).mean(), (scores[labels == 0] > 0).mean()
+    assert abs(errors[0] - errors[1]) <= 1 / 6
+    rules = pd.read_csv(finished / "thresholds.csv").query("stage == 'mlp'")
+    assert rules.groupby("rule")["threshold"].first()["chosen"] == 0
 
 
 def test_patients_are_read_from_the_names():
@@ -219,6 +238,10 @@ def test_the_cut_leaves_the_last_layers_above_it():
         lower, upper = split_at(backbone, cut)
         image = np.random.default_rng(0).uniform(0, 255, (1, 32, 32, 1)).astype(np.float32)
         np.testing.assert_allclose(upper(lower(image)), backbone(image), atol=1e-4)
+    freeze_all_but_last(backbone, 0)
+    assert all(layer.trainable for layer in backbone.layers)
+    freeze_all_but_last(backbone, 30)
+    assert [layer.trainable for layer in backbone.layers].index(True) == len(names) - 30
     with pytest.raises(ValueError, match="cannot be cut below the last 1000"):
         clean_cut(backbone, 1000)
 

@@ -203,7 +203,7 @@ def test_unknown_settings_and_other_data_are_refused(tmp_path):
     with pytest.raises(SettingsError, match="no data"):
         load_settings("robustness")
     with pytest.raises(SettingsError, match=r"recipes\.thesis\.loss"):
-        load_settings("robustness_demo", changes={"recipes.thesis.loss": "hinge"})
+        load_settings(changes={"recipes.thesis.loss": "hinge"})
     with pytest.raises(DataError, match=r"no file .*give the path of a MedMNIST"):
         begin(load_settings(data=tmp_path / "breastmnist.npz", results=tmp_path / "made"))
 

@@ -35,22 +35,20 @@ class ChiSquare:
     cramers_v: float
 
 
-def split_balance(table: pd.DataFrame, column: str = "label") -> ChiSquare:
-    """Test whether a column's distribution differs between the splits.
+def split_balance(table: pd.DataFrame) -> ChiSquare:
+    """Test whether the classes are differently frequent in the splits.
 
     This is the χ² test of independence without Yates' correction.
 
     Parameters
     ----------
     table : pd.DataFrame
-        One row per image with the columns split and ``column``.
-    column : str
-        Name of the column, such as label or source.
+        One row per image with the columns split and label.
 
     Returns
     -------
     ChiSquare
-        With one split or one value there is nothing to test: statistic 0, no degrees of freedom,
+        With one split or one class there is nothing to test: statistic 0, no degrees of freedom,
         p-value 1.
 
     Raises
@@ -66,8 +64,8 @@ def split_balance(table: pd.DataFrame, column: str = "label") -> ChiSquare:
     >>> found.statistic, found.degrees, found.p_value
     (0.0, 1, 1.0)
     """
-    require_columns(table, ("split", column))
-    counts = pd.crosstab(table["split"], table[column]).to_numpy()
+    require_columns(table, ("split", "label"))
+    counts = pd.crosstab(table["split"], table["label"]).to_numpy()
     if not counts.size:
         raise DataError("no images: there is nothing to test")
     smaller = min(counts.shape) - 1

@@ -61,9 +61,6 @@ class Request:
     seed: int = 0
 
 
-OPTIONS = tuple(field.name for field in dataclasses.fields(Request))
-
-
 def run(request: Request) -> list[Finding]:
     """Audit a data set, print the findings and write the files.
 

@@ -18,6 +18,8 @@ from covid_project.data import DataError
 NEAR = 0.75  # similarity from which two images count as copies
 PAIR_COLUMNS = ["first", "second", "kind", "similarity"]
 
+Progress = Callable[[int, int], None]
+
 
 def hashes(images: Iterable[np.ndarray]) -> np.ndarray:
     """Hash the decoded pixels of each image (SHA-256).
@@ -108,13 +110,7 @@ def exact_pairs(contents: np.ndarray) -> pd.DataFrame:
     return _pair_table(first[later], second[later], "exact", 1.0)
 
 
-def near_pairs(
-    images: np.ndarray,
-    *,
-    threshold: float = NEAR,
-    seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> pd.DataFrame:
+def near_pairs(images: np.ndarray) -> pd.DataFrame:
     """Find images that show the same picture although their pixels differ.
 
     Equal images count as near copies as well. An image without contrast has no near copy.
@@ -123,19 +119,13 @@ def near_pairs(
     ----------
     images : np.ndarray, uint8 (N, S, S) or (N, S, S, 1)
         Grey values. S = 128 is enough; the benchmark uses it.
-    threshold : float, -1 to 1
-        Least similarity of a pair.
-    seed : int
-        Of the copies from which the descriptor is learned.
-    progress : callable
-        Called with (pairs compared, pairs in all).
 
     Returns
     -------
     pd.DataFrame
         One row per pair, sorted by first and second: first, second (row numbers, first below
         second), kind ("near", or "mirrored" if one is the mirror image of the other), similarity
-        (float, correlation of the aligned details).
+        (float from `NEAR`, correlation of the aligned details).
 
     Raises
     ------
@@ -152,22 +142,18 @@ def near_pairs(
     0      0       4  mirrored         1.0
     """
     images = _checked(images)
-    return _near_pairs(images, np.arange(len(images)), threshold, seed, progress)
+    return _near_pairs(images, np.arange(len(images)))
 
 
 def _near_pairs(
-    images: np.ndarray,
-    rows: np.ndarray,
-    threshold: float,
-    seed: int,
-    progress: Callable[[int, int], None],
+    images: np.ndarray, rows: np.ndarray, seed: int = 0, progress: Progress = lambda *_: None
 ) -> pd.DataFrame:
     """Find `near_pairs` among the images in some rows, without copying these."""
     contrast = images.max((1, 2), initial=0) > images.min((1, 2), initial=255)
     rows = rows[contrast[rows]]
     if len(rows) < 2:
         return _pair_table([], [], [], [])
-    return near_copies(images, rows, threshold, seed, progress)
+    return near_copies(images, rows, NEAR, seed, progress)
 
 
 def duplicate_pairs(
@@ -175,9 +161,8 @@ def duplicate_pairs(
     table: pd.DataFrame,
     *,
     contents: np.ndarray | None = None,
-    threshold: float = NEAR,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda *_: None,
 ) -> pd.DataFrame:
     """Find exact and near copies, with their splits and whether their labels agree.
 
@@ -193,9 +178,10 @@ def duplicate_pairs(
     contents : np.ndarray, (N,), optional
         `hashes` of the images in their own size. None: of ``images``, which resizing may have made
         equal.
-    threshold : float, -1 to 1
-        Least similarity of a near copy.
-    seed, progress : see `near_pairs`
+    seed : int
+        Of the copies from which the descriptor is learned.
+    progress : callable
+        Called with (pairs compared, pairs in all).
 
     Returns
     -------
@@ -219,7 +205,7 @@ def duplicate_pairs(
         )
     exact = exact_pairs(contents)
     distinct = np.setdiff1d(np.arange(len(images)), exact["second"])
-    near = _near_pairs(images, distinct, threshold, seed, progress)
+    near = _near_pairs(images, distinct, seed, progress)
     pairs = pd.concat([exact, near]).sort_values(["first", "second"]).reset_index(drop=True)
     splits, labels = table["split"].to_numpy(), table["label"].to_numpy()
     return pairs.assign(

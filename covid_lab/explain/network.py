@@ -38,7 +38,7 @@ def flatten(
 
     All layers are shared. A layer `inner` of a nested model `outer` gets the place ``outer/inner``
     (see `place`). Where several nested models have layers of the same name, all but the first are
-    called through an `Alias`.
+    called through an `_Alias`.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def place(node) -> str:
 
 
 def operation_of(node) -> keras.Operation:
-    """The layer or operation that is called, without an `Alias`.
+    """The layer or operation that is called, without an `_Alias`.
 
     Parameters
     ----------
@@ -96,19 +96,11 @@ def operation_of(node) -> keras.Operation:
         The layer or operation.
     """
     operation = node.operation
-    return operation.operation if isinstance(operation, Alias) else operation
+    return operation.operation if isinstance(operation, _Alias) else operation
 
 
-class Alias(layers.Layer):
-    """A layer under another name, because the layers of a model must have different names.
-
-    Parameters
-    ----------
-    operation : keras.Operation
-        The layer or operation to call.
-    name : str
-        Its other name.
-    """
+class _Alias(layers.Layer):
+    """A layer under another name, because the layers of a model must have different names."""
 
     def __init__(self, operation: keras.Operation, name: str):
         super().__init__(name=name)
@@ -116,37 +108,9 @@ class Alias(layers.Layer):
         self.built = True
 
     def call(self, *arguments, **options):
-        """Call the layer.
-
-        Parameters
-        ----------
-        *arguments : object
-            Arguments of the layer.
-        **options : object
-            Keyword arguments of the layer.
-
-        Returns
-        -------
-        tensor or list of tensor
-            Outputs of the layer.
-        """
         return self.operation(*arguments, **options)
 
     def compute_output_spec(self, *arguments, **options):
-        """Shape and type of the layer's outputs.
-
-        Parameters
-        ----------
-        *arguments : object
-            Arguments of the layer.
-        **options : object
-            Keyword arguments of the layer.
-
-        Returns
-        -------
-        keras.KerasTensor or list of keras.KerasTensor
-            Symbolic outputs.
-        """
         return self.operation.compute_output_spec(*arguments, **options)
 
 
@@ -169,7 +133,7 @@ def _inlined(model: keras.Model, tensors: list, prefix: str, names: dict[str, ob
         if known is not operation:
             name = f"{prefix}{operation.name}".replace("/", "__")
             if name not in names:
-                names[name] = Alias(operation, name)
+                names[name] = _Alias(operation, name)
             outputs = names[name](*arguments, **options)
         else:
             outputs = operation(*arguments, **options)

@@ -206,7 +206,7 @@ def _traced(tensor: keras.KerasTensor, producers: dict, linear: dict) -> tuple:
         return None, None
     layer, inputs = operation_of(node), node.input_tensors
     name = place(node)
-    if isinstance(layer, (LogOdds, MeanProbability)):
+    if isinstance(layer, (_LogOdds, _MeanProbability)):
         return None, f"log-odds ({name})"
     if has_activation(layer):
         if isinstance(layer, (layers.Activation, *ACTIVATION_LAYERS)) or _is_operation(
@@ -229,7 +229,7 @@ def _traced(tensor: keras.KerasTensor, producers: dict, linear: dict) -> tuple:
         kinds = {_probability_kind(branch, producers) for branch in inputs}
         if len(kinds) == 1 and None not in kinds:
             branches = [_traced(branch, producers, linear)[0] for branch in inputs]
-            mean = MeanProbability(kinds.pop())(branches)
+            mean = _MeanProbability(kinds.pop())(branches)
             return mean, f"log-odds: {name} averages {len(inputs)} probabilities"
     if isinstance(layer, (*_UNBOUNDED, layers.BatchNormalization)):
         return None, f"a logit: {name} is linear"
@@ -274,51 +274,28 @@ def _by_values(model: keras.Model) -> tuple:
         return None, f"a logit: its values reach {values.min():.3g} to {values.max():.3g}"
     together = values.shape[1] > 1 and np.allclose(values.sum(axis=1), 1, atol=1e-2)
     if together:
-        return LogOdds("softmax")(output), "log-probabilities: all values are in 0..1 and sum to 1"
-    return LogOdds("sigmoid")(output), "log-odds: all values are in 0..1, as probabilities are"
+        return _LogOdds("softmax")(output), "log-probabilities: all values are in 0..1 and sum to 1"
+    return _LogOdds("sigmoid")(output), "log-odds: all values are in 0..1, as probabilities are"
 
 
-class LogOdds(layers.Layer):
-    """Log-odds log p − log(1 − p) of probabilities, or log p of those that sum to 1.
-
-    Parameters
-    ----------
-    kind : str
-        "sigmoid" for log-odds, "softmax" for log p.
-    """
+class _LogOdds(layers.Layer):
+    """Log-odds log p − log(1 − p) of probabilities, or log p of those that sum to 1 (softmax)."""
 
     def __init__(self, kind: str):
         super().__init__(dtype="float32")
         self.kind = kind
 
     def call(self, probabilities):
-        """Convert probabilities to scores.
-
-        Parameters
-        ----------
-        probabilities : tensor, float, [0, 1]
-            Probabilities of any shape.
-
-        Returns
-        -------
-        tensor, float32
-            Scores of the same shape.
-        """
         known = ops.clip(ops.cast(probabilities, "float32"), SMALLEST, 1 - SMALLEST)
         odds = ops.log(known)
         return odds if self.kind == "softmax" else odds - ops.log1p(-known)
 
 
-class MeanProbability(layers.Layer):
+class _MeanProbability(layers.Layer):
     """Log-odds of a mean of sigmoids, or log of a mean of softmaxes, from the logits.
 
     With p_i = σ(z_i), log (Σ p_i / Σ (1 − p_i)) = LSE(log σ(z_i)) − LSE(log σ(−z_i)), where LSE is
     the logarithm of a sum of exponentials. In this form a saturated member keeps its gradient.
-
-    Parameters
-    ----------
-    kind : str
-        "sigmoid" or "softmax".
     """
 
     def __init__(self, kind: str):
@@ -326,18 +303,6 @@ class MeanProbability(layers.Layer):
         self.kind = kind
 
     def call(self, logits):
-        """Convert the logits of several models to scores of their mean.
-
-        Parameters
-        ----------
-        logits : list of tensor, (N, K), float
-            Logits of each model.
-
-        Returns
-        -------
-        tensor, (N, K), float32
-            Scores.
-        """
         stacked = ops.stack([ops.cast(member, "float32") for member in logits])
         if self.kind == "softmax":
             return ops.logsumexp(ops.log_softmax(stacked, axis=-1), axis=0) - np.log(len(logits))

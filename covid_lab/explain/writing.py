@@ -213,6 +213,6 @@ def _lung_share(heat: np.ndarray, lungs: np.ndarray) -> dict[str, float]:
     return {"lung_share": enlarged[lungs].sum() / enlarged.sum(), "lung_area": lungs.mean()}
 
 
-def _shortened(name: str, longest: int = 28) -> str:
+def _shortened(name: str) -> str:
     name = "".join(letter if letter.isprintable() else "·" for letter in name)
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+    return name if len(name) <= 28 else f"{name[:27]}…"

@@ -51,9 +51,6 @@ class Request:
     seed: int = 0
 
 
-OPTIONS = tuple(field.name for field in dataclasses.fields(Request))
-
-
 def run(request: Request) -> Path:
     """Score the models on external images, and write tables, figures and the page.
 

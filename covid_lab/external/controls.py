@@ -70,24 +70,13 @@ def border_model() -> Pipeline:
     Returns
     -------
     Pipeline
-        Not fitted; `border_pixels` → class.
+        Not fitted; `_border_pixels` → class.
     """
     return make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(0, 5, 11)))
 
 
-def border_pixels(images: np.ndarray) -> np.ndarray:
-    """Extract the outer tenth of each image, standardised by its mean and standard deviation.
-
-    Parameters
-    ----------
-    images : np.ndarray, uint8 (N, 32, 32), 0–255
-        Grey values.
-
-    Returns
-    -------
-    np.ndarray, float32 (N, D)
-        The D pixels of the border.
-    """
+def _border_pixels(images: np.ndarray) -> np.ndarray:
+    """Pixels of the border, float32 (N, D), standardised by each image's mean and deviation."""
     pixels = images[:, border(SIDE)].astype(np.float32)
     return (pixels - pixels.mean(1, keepdims=True)) / (pixels.std(1, keepdims=True) + 1)
 
@@ -109,10 +98,10 @@ def border_scores(images: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.n
     np.ndarray, float (N,)
         Scores of models that have not seen the image; positive where the border indicates COVID.
     """
-    pixels = border_pixels(np.stack([resize(image, (SIDE, SIDE)) for image in images]))
+    pixels = _border_pixels(np.stack([resize(image, (SIDE, SIDE)) for image in images]))
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     return cross_val_predict(border_model(), pixels, labels, cv=folds, method="decision_function")
 
 
 def _pixels(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    return border_pixels(ImageFiles(dataset, rows, SIDE)[:][..., 0])
+    return _border_pixels(ImageFiles(dataset, rows, SIDE)[:][..., 0])

@@ -81,7 +81,7 @@ def mitigate(own: Path, target: Path, out: Path, target_split: str = "val") -> d
     ValueError
         No method qualifies, see `choose`.
     """
-    bench = open_bench(own, target, target_split, out / "cache")
+    bench = _open_bench(own, target, target_split, out / "cache")
     table = compare(bench, out)
     shares = {two_exits_name(share): share for share in bench.settings.shares} | {ROBUST: 0.0}
     eligible = table[table["method"].isin([*shares, REFERENCE])]
@@ -176,27 +176,8 @@ def close_to_best(table: pd.DataFrame) -> list[str]:
     return [stage for stage in TRAINING if (close & (table["stage"] == stage)).any()]
 
 
-def open_bench(own: Path, target: Path, target_split: str, cache: Path) -> Bench:
-    """Read the images of both collections and build the network.
-
-    Parameters
-    ----------
-    own, target : Path
-        See `mitigate`.
-    target_split : str
-        See `mitigate`.
-    cache : Path
-        Folder for the features.
-
-    Returns
-    -------
-    Bench
-
-    Raises
-    ------
-    DataError
-        The split is a test split, or a split lacks a class.
-    """
+def _open_bench(own: Path, target: Path, target_split: str, cache: Path) -> Bench:
+    """Read the images of both collections and build the network; a test split is refused."""
     if target_split == "test":
         raise DataError("choices must not be made on a test split; give another target_split")
     ours = open_dataset(own, classes=CLASSES, as_found=True)

@@ -161,21 +161,19 @@ def _lung_probability(network: keras.Model, images: np.ndarray) -> np.ndarray:
 # ---- measuring ----------------------------------------------------------------------------------
 
 
-def mean_dice(values: np.ndarray, seed: int = 0) -> dict[str, float]:
+def mean_dice(values: np.ndarray) -> dict[str, float]:
     """Summarise the Dice coefficients of a set of images.
 
     Parameters
     ----------
     values : np.ndarray, float (N,), 0–1
-    seed : int, from 0
-        Of the bootstrap.
 
     Returns
     -------
     dict of str to float
         dice (mean) with low and high (95 % percentile bootstrap over images), lowest, and n.
     """
-    mean, low, high, _ = mean_interval(values, seed)
+    mean, low, high, _ = mean_interval(values)
     return {
         "dice": round(mean, 4),
         "low": round(low, 4),

@@ -137,7 +137,7 @@ def _separator(text: str) -> str:
 
 
 def columns_of(
-    table: pd.DataFrame, name: str, chosen: Mapping[str, str], needed: Sequence[str]
+    table: pd.DataFrame, name: str, chosen: Mapping[str, str] | None, needed: Sequence[str]
 ) -> dict[str, str]:
     """Find the columns of a table by their roles.
 
@@ -147,8 +147,8 @@ def columns_of(
         The table, see `read_table`.
     name : str
         Name of the table, for messages.
-    chosen : mapping of str to str
-        Role → column, where the user names it.
+    chosen : mapping of str to str, or None
+        Role → column, where the user names it; None: the user cannot.
     needed : sequence of str
         Roles that must be found.
 
@@ -170,7 +170,7 @@ def columns_of(
     """
     plain = {re.sub(r"[\s_-]", "", column.casefold()): column for column in reversed(table.columns)}
     found = {}
-    for role, column in chosen.items():
+    for role, column in (chosen or {}).items():
         if role not in ROLES:
             raise DataError(f"columns: {role!r} is none of {', '.join(ROLES)}")
         if column not in table:
@@ -186,7 +186,8 @@ def columns_of(
     if missing:
         raise DataError(
             f"{name}: which column is the {' and the '.join(missing)}? Found: "
-            f"{listed(table.columns)}. Name it, for example --columns {missing[0]}=COLUMN"
+            f"{listed(table.columns)}. "
+            + ("Rename it" if chosen is None else f"Name it: --columns {missing[0]}=COLUMN")
         )
     return found
 

@@ -1,7 +1,7 @@
 """Patients of images, from the names of files and folders or from a table."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -177,9 +177,7 @@ def groups_from_folders(folders: pd.Series, labels: pd.Series) -> tuple[pd.Serie
     )
 
 
-def groups_from_table(
-    paths: Iterable[str], table: pd.DataFrame, columns: Mapping[str, str] | None = None
-) -> tuple[np.ndarray, str]:
+def groups_from_table(paths: Iterable[str], table: pd.DataFrame) -> tuple[np.ndarray, str]:
     """Return the patient of each image from a table.
 
     Parameters
@@ -188,8 +186,6 @@ def groups_from_table(
         POSIX paths.
     table : pd.DataFrame of str
         One row per image, see `manifests.read_table`; rows of other images are ignored.
-    columns : mapping of str to str, optional
-        Role ("path", "patient") → column, where its name is unusual.
 
     Returns
     -------
@@ -205,7 +201,7 @@ def groups_from_table(
         or all images have one patient.
     """
     paths = list(paths)
-    roles = columns_of(table, "the metadata", columns or {}, ("path", "patient"))
+    roles = columns_of(table, "the metadata", None, ("path", "patient"))
     known = table[[roles["path"], roles["patient"]]].set_axis(["path", "patient"], axis=1)
     known = known.assign(name=match_images(known["path"], paths))
     known = known[known["name"].notna() & (known["patient"] != "")]
@@ -223,8 +219,8 @@ def groups_from_table(
     patients = pairs["patient"].nunique()
     if patients == 1 and len(paths) > 1:
         raise DataError(
-            f"the metadata name one patient for all images, in the column {roles['patient']}: name "
-            "the right one with --columns patient=COLUMN"
+            f"the metadata name one patient for all images, in the column {roles['patient']}: "
+            "rename the right one to patient"
         )
     of_image = dict(pairs.itertuples(index=False))
     groups = np.array([of_image.get(path, path) for path in paths], dtype=object)

@@ -35,17 +35,8 @@ _NUMBER = re.compile(
 )
 
 
-def text_of(source: str) -> str:
-    """Remove the comments from LaTeX source.
-
-    Parameters
-    ----------
-    source : str
-
-    Returns
-    -------
-    str
-    """
+def _text_of(source: str) -> str:
+    """Remove the comments from LaTeX source."""
     return re.sub(r"(?<!\\)%.*", "", source)
 
 
@@ -63,7 +54,7 @@ def applicable(source: str, evidence: Evidence) -> str:
         The source without the comments and without each ``\ifmade{key}{...}`` whose value was not
         made. The lines keep their numbers.
     """
-    text, start = text_of(source), 0
+    text, start = _text_of(source), 0
     while match := _IFMADE.search(text, start):
         end = _closing_brace(text, match.end())
         if match.group(1) not in evidence.values:
@@ -84,7 +75,7 @@ def observations(text: str) -> dict[str, str]:
     dict of str to str
         The text of each ``\observation{key}{text}``, by key.
     """
-    text = text_of(text)
+    text = _text_of(text)
     return {
         match.group(1): " ".join(text[match.end() : _closing_brace(text, match.end()) - 1].split())
         for match in re.finditer(r"\\observation\{([^}#]+)\}\{", text)
@@ -110,7 +101,7 @@ def filled(source: str, seen: Mapping[str, str]) -> str:
             return match.group()
         return seen[match.group(1)] + "\n" * match.group().count("\n")  # lines keep their numbers
 
-    return re.sub(rf"\\observe\{{([^}}#]+)\}}\{{{_HINT}\}}", put, text_of(source))
+    return re.sub(rf"\\observe\{{([^}}#]+)\}}\{{{_HINT}\}}", put, _text_of(source))
 
 
 def stale_observations(text: str, models: Mapping[str, str]) -> list[str]:
@@ -165,7 +156,7 @@ def typed_results(source: str, evidence: Evidence) -> list[str]:
     -------
     list of str
     """
-    head, _, text = text_of(source).partition(r"\begin{document}")
+    head, _, text = _text_of(source).partition(r"\begin{document}")
     text = text.partition(r"\begin{thebibliography}")[0]
     for pattern in _KEYS:
         text = re.sub(pattern, lambda match: _blank(match.group()), text)
@@ -227,7 +218,7 @@ def loose_ends(source: str) -> list[str]:
     -------
     list of str
     """
-    text = text_of(source)
+    text = _text_of(source)
     floats = {label for label in _labels(text) if label.startswith(("fig:", "tab:"))}
     questions = len(re.findall(r"\\question\{", text))
     few = f"{questions} questions are answered, the sheet asks {QUESTIONS}"
@@ -253,7 +244,7 @@ def undefined(source: str, evidence: Evidence) -> list[str]:
     -------
     list of str
     """
-    text = text_of(source)
+    text = _text_of(source)
     complaints = []
     for kind, pattern, made in (
         ("value", r"\\(?:val|choice|ifyes)\{([^}#]+)\}", set(evidence.values)),
@@ -278,7 +269,7 @@ def references(source: str) -> list[str]:
     -------
     list of str
     """
-    text = text_of(source)
+    text = _text_of(source)
     labels = _labels(text)
     twice = {label for label in labels if labels.count(label) > 1}
     lost = sorted(_cited(text) - _items(text))
@@ -321,7 +312,7 @@ def marked_places(source: str) -> list[str]:
     list of str
     """
     place = rf"\\(?:teamplace|observe\{{[^}}#]+\}})\{{({_HINT})\}}"
-    found = re.findall(place, text_of(source))
+    found = re.findall(place, _text_of(source))
     return [f"to be written by the team: {' '.join(what.split())}" for what in found]
 
 
@@ -337,7 +328,7 @@ def figure_names(source: str) -> list[str]:
     list of str
         Names without suffix, in order.
     """
-    return re.findall(r"\\(?:made|narrowfigure|widefigure)\{([^}#]+)\}", text_of(source))
+    return re.findall(r"\\(?:made|narrowfigure|widefigure)\{([^}#]+)\}", _text_of(source))
 
 
 def figure_path(results: Path, name: str) -> Path:

@@ -113,7 +113,7 @@ def course_settings(
         No such profile; no data and a profile without phantoms; a key or value that is not allowed.
     """
     profile = profile or (None if data else "demo")
-    values = merged(read_file(COURSE), read_file(profile_path(profile)) if profile else {})
+    values = merged(read_file(COURSE), read_file(_profile_path(profile)) if profile else {})
     for key, value in (changes or {}).items():
         change_value(values, key, value)
     names = [item.name for item in fields(LabOptions) if item.name in values]
@@ -194,6 +194,7 @@ def load_profile[Kind: RunSettings](
     kind: type[Kind],
     file: str | Path,
     *,
+    demo: bool = False,
     data: str | Path | None = None,
     results: str | Path | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -206,6 +207,8 @@ def load_profile[Kind: RunSettings](
         The study's subclass of `RunSettings`.
     file : str or Path
         Name in ``profiles/`` or path of a YAML file.
+    demo : bool
+        Whether to change what the profile lists under ``demo``.
     data, results : str or Path, optional
         Used instead of the profile's.
     changes : mapping of str to object, optional
@@ -221,7 +224,7 @@ def load_profile[Kind: RunSettings](
     SettingsError
         No such profile, no data, a key or value that is not allowed.
     """
-    values = read_file(profile_path(file))
+    values = profile_values(file, demo)
     for key, value in (changes or {}).items():
         change_value(values, key, value)  # whole: {backbones: …} replaces those of the profile
     data = values.get("data") if data is None else data
@@ -240,9 +243,9 @@ def load_study[Kind: RunSettings](
     kind : type
         The study's subclass of `RunSettings`.
     name : str
-        Name of the study; its profiles are ``<name>`` and ``<name>_demo``.
+        Name of the study and of its profile.
     file : str or Path, optional
-        Profile to use instead of both.
+        Profile to use instead.
     data : str or Path, optional
     **options : object
         ``results`` and ``changes`` of `load_profile`.
@@ -257,29 +260,38 @@ def load_study[Kind: RunSettings](
     SettingsError
         As `load_profile`.
     """
-    return load_profile(kind, file or (name if data else f"{name}_demo"), data=data, **options)
+    demo = file is None and not data
+    return load_profile(kind, file or name, demo=demo, data=data, **options)
 
 
 # ---- common -------------------------------------------------------------------------------------
 
 
-def profile_path(profile: str | Path) -> Path:
-    """Find the file of a profile.
+def profile_values(profile: str | Path, demo: bool = False) -> dict[str, Any]:
+    """Read the values of a study's profile.
 
     Parameters
     ----------
     profile : str or Path
-        Name in ``profiles/`` without suffix, or path of a YAML file.
+        Name in ``profiles/`` or path of a YAML file.
+    demo : bool
+        Whether to change what it lists, by dotted key, under ``demo``.
 
     Returns
     -------
-    Path
-
-    Raises
-    ------
-    SettingsError
-        There is no such file.
+    dict of str to object
     """
+    values = read_file(_profile_path(profile))
+    changes = values.pop("demo", {})
+    if demo and not changes:  # a file of its own
+        return read_file(_profile_path(f"{profile}_demo"))
+    for key, value in changes.items() if demo else ():
+        change_value(values, key, value)
+    return values
+
+
+def _profile_path(profile: str | Path) -> Path:
+    """Find the file of a profile; ``SettingsError`` where there is none."""
     for path in (PROFILES / f"{profile}.yaml", Path(profile).expanduser()):
         if path.is_file():
             return path

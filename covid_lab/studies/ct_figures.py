@@ -110,6 +110,7 @@ def validation_curves(histories: Mapping[str, pd.DataFrame]) -> plt.Figure:
             mark = {"marker": MARKERS[number], "markersize": 6, "markevery": [best.name]}
             axis.plot(history["epoch"], history[column], label=name, **line, **mark)
         axis.set_xlabel("epoch (mark: the one that is kept)")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("validation loss (nats)")
     axes[1].set_ylabel("validation accuracy")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -172,7 +173,9 @@ def source_histograms(scores: Mapping[str, Mapping[str, np.ndarray]], positive: 
     figure, axes = plt.subplots(1, len(scores), **size)
     for axis, (network, sets) in zip(axes.flat, scores.items(), strict=True):
         everything = np.concatenate([np.ravel(values) for values in sets.values()])
-        bins = np.linspace(everything.min(), everything.max(), 41)
+        width = np.ptp(everything) / 40  # the threshold, 0, is an edge
+        first, last = np.floor(everything.min() / width), np.ceil(everything.max() / width)
+        bins = np.arange(first, last + 1) * width
         for number, (name, values) in enumerate(sets.items()):
             weights = np.full(np.size(values), 100 / np.size(values))
             style = {"color": COLOURS[number], "linestyle": DASHES[number], "label": name}

@@ -66,6 +66,7 @@ class Pretrained:
     width: float = within(0.1, 2)  # alpha of the MobileNets
     weights: str  # "imagenet", "random", or the path of a weights file
     without_weights: str = one_of("stop", "random")  # when they are unavailable
+    augmented_copies: int = within(0, 100)
     head: Network
     last_layers: int = within(0, 1000)  # fine-tuned; 0: those of the backbone's last stage
     tuned_epochs: int = within(1, 1000)
@@ -78,7 +79,7 @@ class Settings(RunSettings):
 
     validation_share: float = within(0.01, 0.5)  # fraction of the training images
     inputs: tuple[str, ...]  # keys of `INPUTS`, of which one is chosen on images of another kind
-    styled_copies: int = within(0, 100)  # of each training image, in random styles
+    styled_copies: int = within(0, 100)  # of each training image, for the networks from scratch
     other_site: str | None  # archive of another collection, whose validation split helps to choose
     normalization: str = one_of_registry("normalization", "STRATEGIES")
     augmentation: Augmentation
@@ -435,7 +436,21 @@ def clean_cut(backbone: keras.Model, last_layers: int) -> str:
     )
 
 
-def adapt_kept(results: Path, seed: int = 0) -> pd.DataFrame:
+def freeze_all_but_last(backbone: keras.Model, last_layers: int) -> None:
+    """Freeze the layers of a backbone below its last ones: its cut may be lower than these.
+
+    Parameters
+    ----------
+    backbone : keras.Model
+        Changed in place.
+    last_layers : int, from 0
+        Number of layers, counted from the output, that stay as they are; 0 for all.
+    """
+    for layer in backbone.layers[:-last_layers] if last_layers else []:
+        layer.trainable = False
+
+
+def adapt_kept(results: Path, seed: int = 0, source: str = KEPT) -> pd.DataFrame:
     """Choose thresholds from the unlabelled images of the test split, using stored scores.
 
     No image is read. The rules were fixed on validation scores (`covid_lab.external.adapt`); the
@@ -448,6 +463,8 @@ def adapt_kept(results: Path, seed: int = 0) -> pd.DataFrame:
         is written to it.
     seed : int, from 0
         Seed of the bootstrap.
+    source : str
+        What the table says of the scores, `covid_lab.external.adapted.KEPT` or ``NOW``.
 
     Returns
     -------
@@ -470,7 +487,7 @@ def adapt_kept(results: Path, seed: int = 0) -> pd.DataFrame:
             table = adapted_metrics(scores["label"], scores["score"], reference, seed)
             table.insert(0, "stage", stage)
             table.insert(1, "split", split)
-            table.insert(2, "source", KEPT)
+            table.insert(2, "source", source)
             shown = (table["metric"] == "accuracy") & (split == "test")
             tables.append(table.assign(published=np.where(shown, published, np.nan)))
     found = pd.concat(tables, ignore_index=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from image_files import chunk, encoded
 from PIL import Image, ImageCms
 
 READ, LISTED, EITHER, WHOLE = "read", "listed", "either", "as it was, or listed"
@@ -49,16 +50,6 @@ class Case:
     tolerance: float = 0
     stem: str = "x"
     suffix: str = "png"
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(width: int, height: int, bits: int, colours: int, rows: bytes) -> bytes:

@@ -11,24 +11,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from covid_lab.__main__ import main
 from covid_lab.datasets import open_dataset
-from covid_lab.runs.settings import PROFILES, STUDIES
+from covid_lab.runs.settings import STUDIES, profile_values
 from covid_project.data import DataError
 from covid_project.files import read_csv
-from covid_project.settings import COURSE, Settings, SettingsError, load_settings
+from covid_project.settings import COURSE, Settings, SettingsError, load_settings, read_file
 
 SEED = 24
-# Name → declared type, loader of changed values, file of the others.
-LOADERS = {"course": (Settings, partial(load_settings, data="x.zip", results="r"), COURSE)} | {
-    name: (module.Settings, partial(module.load_settings, name), PROFILES / f"{name}.yaml")
+# Name → declared type, loader of changed values, the other values.
+LOADERS = {
+    "course": (Settings, partial(load_settings, data="x.zip", results="r"), read_file(COURSE))
+} | {
+    study: (module.Settings, module.load_settings, profile_values(study, demo=True))
     for study in STUDIES
-    for name in [f"{study}_demo"]
     for module in [importlib.import_module(f"covid_lab.studies.{study}")]
 }
 PATHS = {"data", "results", "boxes"}  # made absolute before they are checked
@@ -62,8 +62,8 @@ def fields_of(kind: type, values: dict, prefix: str = ""):
 
 FIELDS = [
     (profile, *field)
-    for profile, (kind, _, file) in LOADERS.items()
-    for field in fields_of(kind, yaml.safe_load(file.read_text(encoding="utf-8")))
+    for profile, (kind, _, values) in LOADERS.items()
+    for field in fields_of(kind, values)
     if field[0] not in PATHS
 ]
 EDGES = [0, -1, 1, 2**31, 2**63, -0.0, 1e-300, 1e300, math.inf, -math.inf, math.nan, 10**400]

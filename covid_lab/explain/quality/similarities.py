@@ -48,16 +48,13 @@ def similarity(first: Heatmaps, second: Heatmaps) -> dict[str, np.ndarray]:
     }
 
 
-def similarity_of_pairs(heatmaps: Heatmaps, pairs: int = PAIRS, seed: int = 0) -> dict[str, float]:
+def similarity_of_pairs(heatmaps: Heatmaps, seed: int = 0) -> dict[str, float]:
     """Mean similarity of the maps of different images: the similarity expected by chance.
 
     Parameters
     ----------
     heatmaps : Heatmaps
         Maps of N images.
-    pairs : int, 1 or more
-        Random pairs of images, without repetition; all pairs where there are fewer. Arun et al.
-        2021 use 50 (see `sanity`).
     seed : int
         Seed of the pairs.
 
@@ -67,7 +64,7 @@ def similarity_of_pairs(heatmaps: Heatmaps, pairs: int = PAIRS, seed: int = 0) -
         One entry for each of `MEASURES`; NaN where no pair has two maps to compare.
     """
     left, right = np.triu_indices(len(heatmaps.maps), k=1)
-    drawn = np.random.default_rng(seed).permutation(len(left))[:pairs]
+    drawn = np.random.default_rng(seed).permutation(len(left))[:PAIRS]
     found = similarity(heatmaps.take(left[drawn]), heatmaps.take(right[drawn]))
     return {
         name: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan

@@ -1,0 +1,272 @@
+"""Benchmark of the whole course run, against the recipe of published notebooks for the same task.
+
+Their recipe: `ImageDataGenerator` reads and augments the files in every epoch, the first network
+has convolution, BatchNorm, ReLU and pooling from full resolution on, and every epoch of transfer
+learning runs through the frozen backbone. Both sides search the same trials with the same epochs.
+A whole run of theirs takes hours, so both are estimated: the seconds per image and epoch, measured
+here, times the images and epochs of the committed run. The images are drawn; the time does not
+depend on what they show.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from benchmarks.course import MEASURED, epoch_seconds, per_image, read_counts
+from benchmarks.runner import Benchmark
+from benchmarks.training import plain_cnn
+from covid_project.files import read_csv
+from covid_project.models import (
+    BACKBONES,
+    baseline_cnn,
+    build_backbone,
+    outputs,
+    split_at,
+    transfer_head,
+    transfer_model,
+    unfreeze_above,
+)
+from covid_project.normalization import normalization_layer
+from covid_project.pipeline import training_batches
+from covid_project.settings import PROJECT, Settings, load_settings
+from covid_project.training import TrainingLog, classification_metrics, set_seed
+
+RUN = PROJECT / "results"
+BATCH = 32
+STORED = 256  # pixels of the files
+
+
+def benchmarks(run: Path = RUN) -> Iterator[Benchmark]:
+    """Estimate the seconds of the course run by both recipes, in one process.
+
+    Parameters
+    ----------
+    run : Path
+        Results folder of the finished run whose settings and numbers of epochs are used.
+
+    Yields
+    ------
+    Benchmark
+        One comparison.
+    """
+    settings = load_settings(run / "settings.yaml", data="unused", results="unused")
+    counts = read_counts(run) | {"baseline_epochs": baseline_epochs(run, settings)}
+    yield Benchmark(
+        name="trainings of the course run, estimated from seconds per epoch",
+        against="published notebooks: generator, full resolution, frozen layers in every epoch",
+        ours=lambda: sum(ours(settings, counts).values()),
+        peer=lambda: sum(published(settings, counts).values()),
+        promised=5,
+        repeats=2,
+        unit="seconds",
+    )
+
+
+def baseline_epochs(run: Path, settings: Settings) -> int:
+    """Count the epochs that the baseline was trained in a finished run.
+
+    Parameters
+    ----------
+    run : Path
+        Results folder of the run.
+    settings : Settings
+        Settings of the run.
+
+    Returns
+    -------
+    int
+        Epochs of all trials, of the first training and of the final one.
+    """
+    spec = settings.baseline
+    trials = read_csv(run / "tuning_baseline.csv")["best_epoch"]
+    stopped = np.minimum(trials + spec.patience, spec.max_epochs).sum()
+    return int(stopped) + spec.initial_epochs + len(read_csv(run / "history_baseline.csv"))
+
+
+def ours(settings: Settings, counts: dict[str, int]) -> dict[str, float]:
+    """Estimate the parts of our run: frozen features once, then small networks on them.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+    counts : dict of str to int
+        images, baseline_epochs, head_epochs and fine_tuning_epochs.
+
+    Returns
+    -------
+    dict of str to float
+        Part → seconds.
+    """
+    set_seed(0)
+    spec, images = settings.transfer, drawn(settings.image_size)
+    labels = np.arange(MEASURED) % 2
+    model = baseline_cnn(
+        settings.image_size,
+        normalization_layer("fixed", images),
+        filters=int(settings.baseline.start["filters"]),
+        dropout=0.2,
+    )
+    batches = training_batches(images, labels, BATCH, settings.augmentation, 0)
+    baseline = second_epoch(model, batches)
+    backbone = frozen_backbone(settings)
+    cut = BACKBONES[spec.backbone].frozen_up_to
+    lower, upper = split_at(backbone, cut)
+    large = drawn(spec.image_size)
+    below, maps = per_image(lambda: outputs(lower, large, amounts=settings.augmentation))
+    maps = maps.astype(np.float16)
+    above, pooled = per_image(lambda: outputs(upper, maps))
+    head = epoch_seconds(transfer_head(pooled.shape[1], dropout=0.2), [pooled], labels, BATCH)
+    whole = transfer_model(backbone, dropout=0.2)
+    unfreeze_above(whole, cut)
+    tuned = epoch_seconds(split_at(whole, cut)[1], [maps], labels, BATCH)
+    each = counts["images"] / MEASURED
+    return {
+        "baseline": each * counts["baseline_epochs"] * baseline,
+        "features": counts["images"] * (1 + spec.augmented_copies) * (below + above),
+        "new layers": each * counts["head_epochs"] * head,
+        "fine-tuning": each * counts["fine_tuning_epochs"] * tuned,
+    }
+
+
+def published(settings: Settings, counts: dict[str, int]) -> dict[str, float]:
+    """Estimate the parts of the same search by the recipe of published notebooks.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+    counts : dict of str to int
+        As in `ours`.
+
+    Returns
+    -------
+    dict of str to float
+        Part → seconds.
+    """
+    set_seed(0)
+    spec, each = settings.transfer, counts["images"] / MEASURED
+    filters = int(settings.baseline.start["filters"])
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        write_files(Path(folder))
+        plain = second_epoch(
+            plain_cnn(settings.image_size, filters), generator(folder, settings.image_size)
+        )
+        model = transfer_model(frozen_backbone(settings), dropout=0.2)
+        source = generator(folder, spec.image_size)
+        head = second_epoch(model, source)
+        unfreeze_above(model, BACKBONES[spec.backbone].frozen_up_to)
+        tuned = second_epoch(model, source)
+    return {
+        "baseline": each * counts["baseline_epochs"] * plain,
+        "new layers": each * counts["head_epochs"] * head,
+        "fine-tuning": each * counts["fine_tuning_epochs"] * tuned,
+    }
+
+
+def frozen_backbone(settings: Settings) -> keras.Model:
+    """Build the backbone of the run with random weights, which are as fast as pretrained ones.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+
+    Returns
+    -------
+    keras.Model
+        Images → features.
+    """
+    spec = settings.transfer
+    backbone = build_backbone(spec.backbone, spec.image_size, width=spec.width, weights="random")
+    backbone.trainable = False
+    return backbone
+
+
+def second_epoch(model: keras.Model, batches) -> float:
+    """Measure the second epoch of a training, as the first one traces.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Model with one logit; compiled and trained here.
+    batches : tf.data.Dataset or keras.utils.PyDataset
+        Images and labels.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=classification_metrics())
+    log = TrainingLog()
+    model.fit(batches, epochs=2, callbacks=[log], verbose=0)
+    return float(log.history["seconds"].iloc[-1])
+
+
+def drawn(image_size: int) -> np.ndarray:
+    """Draw noise, in grey values 0–255.
+
+    Parameters
+    ----------
+    image_size : int
+        Pixels along each side.
+
+    Returns
+    -------
+    np.ndarray, uint8 (MEASURED, image_size, image_size, 1)
+        Images.
+    """
+    shape = (MEASURED, image_size, image_size, 1)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write_files(folder: Path) -> None:
+    """Write the images as PNG files of two classes, at the stored size.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets a folder for each class.
+    """
+    for number, image in enumerate(drawn(STORED)):
+        path = folder / ("COVID" if number % 2 else "NORMAL") / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+
+
+def generator(folder: str | Path, image_size: int):
+    """Read and augment the files in every epoch, as published notebooks do.
+
+    Parameters
+    ----------
+    folder : str or Path
+        From `write_files`.
+    image_size : int
+        Pixels along each side.
+
+    Returns
+    -------
+    keras.utils.PyDataset
+        Grey images and labels.
+    """
+    source = tf.keras.preprocessing.image.ImageDataGenerator(
+        horizontal_flip=True, rotation_range=10, zoom_range=0.1
+    )
+    with redirect_stdout(StringIO()):
+        return source.flow_from_directory(
+            folder,
+            target_size=(image_size, image_size),
+            color_mode="grayscale",
+            class_mode="binary",
+            batch_size=BATCH,
+            seed=0,
+        )
