@@ -1,5 +1,6 @@
 """Executed notebooks: their code, and which of their outputs may be distributed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -80,7 +81,9 @@ def without_chatter(cell: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [output for output in outputs if output.get("text") != ""]
 
 
-def keep_outputs(results: Path, folder: Path = PROJECT) -> list[Path]:
+def keep_outputs(
+    results: Path, folder: Path = PROJECT, names: Sequence[str] = NOTEBOOKS
+) -> list[Path]:
     """Write the outputs of a run into the project's notebooks, without images of the data set.
 
     Text, tables and curves are stored. A line, `NOT_SHOWN`, replaces each picture that shows images
@@ -93,6 +96,8 @@ def keep_outputs(results: Path, folder: Path = PROJECT) -> list[Path]:
     folder : Path
         Folder of the notebooks to write to. Their code must be the executed code; their text may
         have changed.
+    names : sequence of str
+        Names of the notebooks; those of a study are in the folder ``studies``.
 
     Returns
     -------
@@ -105,7 +110,7 @@ def keep_outputs(results: Path, folder: Path = PROJECT) -> list[Path]:
         A notebook was not executed, or its code changed since. Nothing is written then.
     """
     texts = {}
-    for name in NOTEBOOKS:
+    for name in names:
         path, executed = folder / f"{name}.ipynb", results / EXECUTED / f"{name}.ipynb"
         if not executed.is_file():
             raise OutputsRefused(f"{executed} is missing: run the notebooks with covid_lab run")
