@@ -51,9 +51,7 @@ def test_a_team_writes_deletes_and_adds_without_a_fault(results, source):
     plant(source, "\\section{Conclusions}", PARAGRAPH)
     plant(source, "Table~\\ref{tab:exploration} the statistics of their grey values", "no table")
     assert report.source_faults() == []
-    assert report.warnings() == [
-        "tab:exploration is never referred to"
-    ]
+    assert report.warnings() == ["tab:exploration is never referred to"]
 
 
 def test_a_typed_result_is_a_warning_and_a_lost_reference_a_fault(results, source):

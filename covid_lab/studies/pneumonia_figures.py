@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from covid_project.evaluation import confusion
@@ -220,6 +221,7 @@ def training_curves(history: pd.DataFrame, best_epoch: int) -> plt.Figure:
         for epoch in begins:
             axis.axvline(epoch - 0.5, color="0.5", linestyle="--", label="fine-tuning begins")
         axis.set(xlabel="epoch", ylabel="cross-entropy (nats)" if name == "loss" else name)
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes[0].set_ylim(bottom=0)
     lines = axes[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside upper center", ncols=len(lines[0]))
