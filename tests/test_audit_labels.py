@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from conftest import SHARED, write_images
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
 from covid_lab.__main__ import main
 from covid_lab.audit import command, labels, network_features, second_reader
@@ -146,14 +147,23 @@ def test_planted_flips_are_found_among_classes_that_are_apart(rng, classes):
     assert control["precision"] > 0.9
 
 
-def test_sets_of_labels_do_not_touch_each_other(rng):
+class Exact(LogisticRegression):
+    """Converge fully: where the usual tolerance stops depends on the last digits."""
+
+    def fit(self, scores, given):
+        self.set_params(tol=1e-10, max_iter=1000)
+        return super().fit(scores.astype(np.float64), given)
+
+
+def test_sets_of_labels_do_not_touch_each_other(rng, monkeypatch):
+    monkeypatch.setattr(labels, "LogisticRegression", Exact)
     features, given = blobs(rng, 150, 3, distance=2)
     planted = plant_flips(given, 3, rng)
     folds = prepare(given, np.arange(150)).folds
     together = out_of_fold(features, planted, folds)
     for number, changed in enumerate(planted):
         alone = out_of_fold(features, changed[None], folds)
-        np.testing.assert_allclose(alone[0], together[number], atol=1e-2)
+        np.testing.assert_allclose(alone[0], together[number], atol=2e-3)
 
 
 def test_a_patient_is_never_in_training_and_test_folds(rng):

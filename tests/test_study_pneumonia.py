@@ -265,7 +265,7 @@ def test_the_series_is_read_from_the_name():
 
 def test_unknown_settings_and_missing_data_are_refused():
     with pytest.raises(SettingsError, match=r"cnn\.depth"):
-        load_settings("pneumonia_demo", changes={"cnn.depth": 3})
+        load_settings(changes={"cnn.depth": 3})
     with pytest.raises(SettingsError, match="no data"):
         load_settings("pneumonia")
 

@@ -283,8 +283,6 @@ def profile_values(profile: str | Path, demo: bool = False) -> dict[str, Any]:
     """
     values = read_file(_profile_path(profile))
     changes = values.pop("demo", {})
-    if demo and not changes:  # a file of its own
-        return read_file(_profile_path(f"{profile}_demo"))
     for key, value in changes.items() if demo else ():
         change_value(values, key, value)
     return values
