@@ -34,6 +34,7 @@ SLOW = {  # files that take more than twenty seconds, left out by `make test`
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Mark slow tests; keep together, for several processes, tests that share what they need."""
     for item in items:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from image_files import png
 from PIL import Image
-from test_reading_layouts import png, tree, write
+from test_reading_layouts import tree, write
 
 from covid_lab.__main__ import main
 from covid_lab.audit.command import Request, audit
