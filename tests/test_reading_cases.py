@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from image_files import png
+from image_files import grey_png
 from PIL import Image
 from test_reading_layouts import tree, write
 
@@ -134,7 +134,7 @@ def test_course_data_are_taken_as_they_are(tmp_path):
 def test_archives_whose_names_are_mended_are_arranged(tmp_path):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for number, name in enumerate(tree("COVID", "NORMAL", each=12)):
-            archive.writestr(name.replace("/", "\\"), png(number))
+            archive.writestr(name.replace("/", "\\"), grey_png(number, 6, 6))
     dataset = opened(tmp_path / "set.zip")
     assert not is_course_data(dataset, tmp_path / "set.zip")
     arrange(dataset, tmp_path / "a.zip", source="set.zip")
