@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from study_runs import run_study, small_profile
 
 from covid_lab import phantoms
@@ -244,6 +245,17 @@ def test_the_cut_leaves_the_last_layers_above_it():
     assert [layer.trainable for layer in backbone.layers].index(True) == len(names) - 30
     with pytest.raises(ValueError, match="cannot be cut below the last 1000"):
         clean_cut(backbone, 1000)
+
+
+def test_drawn_images_and_another_collection_are_stored_by_name(tmp_path):
+    phantoms.write_dataset(tmp_path / "site", {"train": 2, "val": 3, "test": 2}, 48, 9)
+    changes = {"other_site": str(tmp_path / "site")}
+    changes["phantoms"] = {"size": 48, "train": 12, "val": 4, "test": 4}
+    run = begin(load_settings(results=tmp_path / "made", changes=changes))
+    kept = yaml.safe_load((run.folder / "settings.yaml").read_text(encoding="utf-8"))
+    assert kept["other_site"] == "site"
+    assert kept["data"].startswith("phantoms-")
+    assert run.settings.other_site == str(tmp_path / "site")
 
 
 def test_another_collection_needs_both_classes(tmp_path):

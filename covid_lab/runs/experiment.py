@@ -12,8 +12,10 @@ from covid_lab.datasets import load_images
 from covid_lab.runs.settings import RunSettings, drawn_phantoms
 from covid_lab.storage import filled_array
 from covid_project.data import Dataset
+from covid_project.files import write_text
 from covid_project.models import model_fingerprint
 from covid_project.results import Run
+from covid_project.settings import as_yaml
 
 
 class StudyRun(Run):
@@ -130,4 +132,10 @@ def begin[Kind: RunSettings](
     if settings.data is None:
         drawn = draw(settings) if draw else drawn_phantoms(settings.phantoms, settings.seed)
         settings = dataclasses.replace(settings, data=str(drawn))
-    return StudyRun(settings, open_data(Path(settings.data), settings))
+    run = StudyRun(settings, open_data(Path(settings.data), settings))
+    if settings.other_data:  # only names are stored: paths differ between machines
+        paths = {name: getattr(settings, name) for name in ("data", *settings.other_data)}
+        names = {name: path and Path(path).name for name, path in paths.items()}
+        kept = dataclasses.replace(settings, results=run.folder.name, **names)
+        write_text(run.folder / "settings.yaml", as_yaml(kept))
+    return run

@@ -173,6 +173,8 @@ class RunSettings:
         Time of each notebook, from which the time left is computed.
     """
 
+    other_data = ()  # names of a study's further settings that are paths of data
+
     data: str | None
     results: str
     seed: int = within(0, 2**31 - 1)
@@ -230,6 +232,9 @@ def load_profile[Kind: RunSettings](
     data = values.get("data") if data is None else data
     values["data"] = data and str(_absolute(data))  # the notebook runs in another folder
     values["results"] = str(_absolute(results) or _in_project(values.get("results"), ""))
+    for name in kind.other_data:
+        if values.get(name):
+            values[name] = str(_absolute(values[name]))
     return read_settings(kind, values)
 
 
@@ -289,7 +294,7 @@ def profile_values(profile: str | Path, demo: bool = False) -> dict[str, Any]:
 
 
 def _profile_path(profile: str | Path) -> Path:
-    """Find the file of a profile; ``SettingsError`` where there is none."""
+    """Find the file of a profile, or raise ``SettingsError``."""
     for path in (PROFILES / f"{profile}.yaml", Path(profile).expanduser()):
         if path.is_file():
             return path

@@ -1,6 +1,7 @@
 """CT slices with and without a finding, in two folders: settings and splits of the study."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,9 @@ from covid_lab.studies.ct import slice_groups
 from covid_lab.studies.pruning import SCOPES
 from covid_lab.studies.splits import dealt_once
 from covid_project.data import DataError, Dataset
-from covid_project.files import write_text
-from covid_project.settings import Augmentation, as_yaml, one_of, one_of_registry, within
+from covid_project.settings import Augmentation, one_of, one_of_registry, within
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
-OTHER_DATA = ("boxes", "unseen")  # settings that are paths
 COMPARED = 128  # pixels at which near copies are sought, as measured in `audit.duplicates`
 
 
@@ -64,6 +63,8 @@ class Compression:
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
     """All settings of the study."""
+
+    other_data = ("boxes", "unseen")
 
     negative: str  # class folders; the positive one is label 1 everywhere
     positive: str
@@ -113,32 +114,8 @@ class Settings(RunSettings):
         return (self.normalization, self.augmentation, self.image_size)
 
 
-def load_settings(file: str | Path | None = None, **options) -> Settings:
-    """Read the settings of a profile; the paths of boxes and unseen images become absolute.
-
-    Parameters
-    ----------
-    file : str or Path, optional
-        Profile, see `covid_lab.runs.settings.load_study`.
-    **options
-        Further arguments of `load_study`.
-
-    Returns
-    -------
-    Settings
-        The settings.
-
-    Raises
-    ------
-    SettingsError
-        A setting is unknown, missing or out of range.
-    """
-    settings = load_study(Settings, "ct_lesions", file, **options)
-    others = {name: getattr(settings, name) for name in OTHER_DATA}
-    return replace(
-        settings,
-        **{name: path and str(Path(path).expanduser().absolute()) for name, path in others.items()},
-    )
+# Settings of a profile, by name or path; without data that of drawn images.
+load_settings = partial(load_study, Settings, "ct_lesions")
 
 
 def begin(settings: Settings) -> experiment.StudyRun:
@@ -154,13 +131,7 @@ def begin(settings: Settings) -> experiment.StudyRun:
     StudyRun
         The run, see `covid_lab.runs.experiment.begin`.
     """
-    run = experiment.begin(settings, open_data)
-    paths = {name: getattr(settings, name) for name in ("data", *OTHER_DATA)}
-    named = {name: path and Path(path).name for name, path in paths.items()}
-    if any(paths[name] for name in OTHER_DATA):  # only names: paths differ between machines
-        kept = replace(settings, results=run.folder.name, **named)
-        write_text(run.folder / "settings.yaml", as_yaml(kept))
-    return run
+    return experiment.begin(settings, open_data)
 
 
 def open_data(source: Path, settings: Settings) -> Dataset:

@@ -1,7 +1,8 @@
 """Paediatric pneumonia (Kermany et al. 2018): settings and splits of the study."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -21,13 +22,12 @@ from covid_lab.studies.splits import dealt_once
 from covid_project.augmentation import augment
 from covid_project.data import CLASSES as PHANTOM_CLASSES
 from covid_project.data import DataError, Dataset, listed
-from covid_project.files import cached_array, read_csv, write_csv, write_text
+from covid_project.files import cached_array, read_csv, write_csv
 from covid_project.models import split_at
 from covid_project.pipeline import feature_batches, untuned
 from covid_project.settings import (
     Augmentation,
     SettingsError,
-    as_yaml,
     one_of,
     one_of_registry,
     within,
@@ -77,6 +77,8 @@ class Pretrained:
 class Settings(RunSettings):
     """All settings of the study."""
 
+    other_data = ("other_site",)
+
     validation_share: float = within(0.01, 0.5)  # fraction of the training images
     inputs: tuple[str, ...]  # keys of `INPUTS`, of which one is chosen on images of another kind
     styled_copies: int = within(0, 100)  # of each training image, for the networks from scratch
@@ -121,29 +123,8 @@ class Settings(RunSettings):
         )
 
 
-def load_settings(file: str | Path | None = None, **options) -> Settings:
-    """Read the settings of a profile; the path of the other collection becomes absolute.
-
-    Parameters
-    ----------
-    file : str or Path, optional
-        Profile, see `covid_lab.runs.settings.load_study`.
-    **options
-        Further arguments of `load_study`.
-
-    Returns
-    -------
-    Settings
-        The settings.
-
-    Raises
-    ------
-    SettingsError
-        A setting is unknown, missing or out of range.
-    """
-    settings = load_study(Settings, "pneumonia", file, **options)
-    site = settings.other_site
-    return replace(settings, other_site=site and str(Path(site).expanduser().absolute()))
+# Settings of a profile, by name or path; without data that of drawn images.
+load_settings = partial(load_study, Settings, "pneumonia")
 
 
 def begin(settings: Settings) -> experiment.StudyRun:
@@ -159,12 +140,7 @@ def begin(settings: Settings) -> experiment.StudyRun:
     StudyRun
         The run, see `covid_lab.runs.experiment.begin`.
     """
-    run = experiment.begin(settings, open_data)
-    if settings.other_site:  # only names are stored: paths differ between machines
-        names = {name: Path(getattr(settings, name)).name for name in ("data", "other_site")}
-        kept = replace(settings, results=run.folder.name, **names)
-        write_text(run.folder / "settings.yaml", as_yaml(kept))
-    return run
+    return experiment.begin(settings, open_data)
 
 
 def open_data(source: Path, settings: Settings) -> Dataset:
