@@ -95,10 +95,11 @@ def estimate(settings: Settings, like: Path) -> pd.DataFrame:
     maps = maps.astype(np.float16)
     per_upper, pooled = per_image(lambda: outputs(upper, maps))
     head = transfer_head(pooled.shape[1], dropout=0.2)
-    head_epoch = epoch_seconds(head, [pooled], labels, 32) / MEASURED
+    head_epoch = epoch_seconds(head, feature_batches([pooled], labels, 32, 0)) / MEASURED
     model = transfer_model(backbone, dropout=0.2)
     trained = unfreeze_above(model, cut)
-    fine_epoch = epoch_seconds(split_at(model, cut)[1], [maps], labels, 32) / MEASURED
+    maps_in_batches = feature_batches([maps], labels, 32, 0)
+    fine_epoch = epoch_seconds(split_at(model, cut)[1], maps_in_batches) / MEASURED
     counts = read_counts(like)
     complete, copies = counts["images"], 1 + spec.augmented_copies
     parts = {
@@ -161,19 +162,15 @@ def per_image(compute) -> tuple[float, np.ndarray]:
     return (time.perf_counter() - start) / MEASURED, found
 
 
-def epoch_seconds(model: keras.Model, copies, labels, batch_size: int) -> float:
-    """Measure the second epoch of a training.
+def epoch_seconds(model: keras.Model, batches) -> float:
+    """Measure the second epoch of a training, as the first one traces.
 
     Parameters
     ----------
     model : keras.Model
         Model with one logit; it is compiled and trained here.
-    copies : sequence of np.ndarray, each (N, ...)
-        Inputs: copies of the same N images.
-    labels : np.ndarray, (N,), 0 or 1
-        Labels.
-    batch_size : int, from 1
-        Images per batch.
+    batches : tf.data.Dataset or keras.utils.PyDataset
+        Inputs and labels.
 
     Returns
     -------
@@ -183,7 +180,6 @@ def epoch_seconds(model: keras.Model, copies, labels, batch_size: int) -> float:
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=classification_metrics())
     log = TrainingLog()
-    batches = feature_batches(copies, labels, batch_size, 0)
     model.fit(batches, epochs=2, callbacks=[log], verbose=0, shuffle=False)
     return float(log.history["seconds"].iloc[-1])
 

@@ -14,12 +14,11 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from benchmarks.course import MEASURED, epoch_seconds, per_image, read_counts
+from benchmarks.course import MEASURED, epoch_seconds, estimate, read_counts
 from benchmarks.runner import Benchmark
 from benchmarks.training import plain_cnn
 from covid_project.files import read_csv
@@ -27,16 +26,13 @@ from covid_project.models import (
     BACKBONES,
     baseline_cnn,
     build_backbone,
-    outputs,
-    split_at,
-    transfer_head,
     transfer_model,
     unfreeze_above,
 )
 from covid_project.normalization import normalization_layer
 from covid_project.pipeline import training_batches
 from covid_project.settings import PROJECT, Settings, load_settings
-from covid_project.training import TrainingLog, classification_metrics, set_seed
+from covid_project.training import set_seed
 
 RUN = PROJECT / "results"
 BATCH = 32
@@ -57,12 +53,12 @@ def benchmarks(run: Path = RUN) -> Iterator[Benchmark]:
         One comparison.
     """
     settings = load_settings(run / "settings.yaml", data="unused", results="unused")
-    counts = read_counts(run) | {"baseline_epochs": baseline_epochs(run, settings)}
+    work = settings, run, baseline_epochs(run, settings)
     yield Benchmark(
         name="trainings of the course run, estimated from seconds per epoch",
         against="published notebooks: generator, full resolution, frozen layers in every epoch",
-        ours=lambda: sum(ours(settings, counts).values()),
-        peer=lambda: sum(published(settings, counts).values()),
+        ours=lambda: ours(*work),
+        peer=lambda: published(*work),
         promised=5,
         repeats=2,
         unit="seconds",
@@ -90,126 +86,64 @@ def baseline_epochs(run: Path, settings: Settings) -> int:
     return int(stopped) + spec.initial_epochs + len(read_csv(run / "history_baseline.csv"))
 
 
-def ours(settings: Settings, counts: dict[str, int]) -> dict[str, float]:
-    """Estimate the parts of our run: frozen features once, then small networks on them.
+def ours(settings: Settings, run: Path, epochs: int) -> float:
+    """Estimate our trainings: frozen features once, then small networks on them.
 
     Parameters
     ----------
     settings : Settings
         Settings of the run.
-    counts : dict of str to int
-        images, baseline_epochs, head_epochs and fine_tuning_epochs.
-
-    Returns
-    -------
-    dict of str to float
-        Part → seconds.
-    """
-    set_seed(0)
-    spec, images = settings.transfer, drawn(settings.image_size)
-    labels = np.arange(MEASURED) % 2
-    model = baseline_cnn(
-        settings.image_size,
-        normalization_layer("fixed", images),
-        filters=int(settings.baseline.start["filters"]),
-        dropout=0.2,
-    )
-    batches = training_batches(images, labels, BATCH, settings.augmentation, 0)
-    baseline = second_epoch(model, batches)
-    backbone = frozen_backbone(settings)
-    cut = BACKBONES[spec.backbone].frozen_up_to
-    lower, upper = split_at(backbone, cut)
-    large = drawn(spec.image_size)
-    below, maps = per_image(lambda: outputs(lower, large, amounts=settings.augmentation))
-    maps = maps.astype(np.float16)
-    above, pooled = per_image(lambda: outputs(upper, maps))
-    head = epoch_seconds(transfer_head(pooled.shape[1], dropout=0.2), [pooled], labels, BATCH)
-    whole = transfer_model(backbone, dropout=0.2)
-    unfreeze_above(whole, cut)
-    tuned = epoch_seconds(split_at(whole, cut)[1], [maps], labels, BATCH)
-    each = counts["images"] / MEASURED
-    return {
-        "baseline": each * counts["baseline_epochs"] * baseline,
-        "features": counts["images"] * (1 + spec.augmented_copies) * (below + above),
-        "new layers": each * counts["head_epochs"] * head,
-        "fine-tuning": each * counts["fine_tuning_epochs"] * tuned,
-    }
-
-
-def published(settings: Settings, counts: dict[str, int]) -> dict[str, float]:
-    """Estimate the parts of the same search by the recipe of published notebooks.
-
-    Parameters
-    ----------
-    settings : Settings
-        Settings of the run.
-    counts : dict of str to int
-        As in `ours`.
-
-    Returns
-    -------
-    dict of str to float
-        Part → seconds.
-    """
-    set_seed(0)
-    spec, each = settings.transfer, counts["images"] / MEASURED
-    filters = int(settings.baseline.start["filters"])
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        write_files(Path(folder))
-        plain = second_epoch(
-            plain_cnn(settings.image_size, filters), generator(folder, settings.image_size)
-        )
-        model = transfer_model(frozen_backbone(settings), dropout=0.2)
-        source = generator(folder, spec.image_size)
-        head = second_epoch(model, source)
-        unfreeze_above(model, BACKBONES[spec.backbone].frozen_up_to)
-        tuned = second_epoch(model, source)
-    return {
-        "baseline": each * counts["baseline_epochs"] * plain,
-        "new layers": each * counts["head_epochs"] * head,
-        "fine-tuning": each * counts["fine_tuning_epochs"] * tuned,
-    }
-
-
-def frozen_backbone(settings: Settings) -> keras.Model:
-    """Build the backbone of the run with random weights, which are as fast as pretrained ones.
-
-    Parameters
-    ----------
-    settings : Settings
-        Settings of the run.
-
-    Returns
-    -------
-    keras.Model
-        Images → features.
-    """
-    spec = settings.transfer
-    backbone = build_backbone(spec.backbone, spec.image_size, width=spec.width, weights="random")
-    backbone.trainable = False
-    return backbone
-
-
-def second_epoch(model: keras.Model, batches) -> float:
-    """Measure the second epoch of a training, as the first one traces.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Model with one logit; compiled and trained here.
-    batches : tf.data.Dataset or keras.utils.PyDataset
-        Images and labels.
+    run : Path
+        Results folder of the run.
+    epochs : int
+        Epochs of the baseline.
 
     Returns
     -------
     float
         Seconds.
     """
-    loss = keras.losses.BinaryCrossentropy(from_logits=True)
-    model.compile("adam", loss, metrics=classification_metrics())
-    log = TrainingLog()
-    model.fit(batches, epochs=2, callbacks=[log], verbose=0, shuffle=False)
-    return float(log.history["seconds"].iloc[-1])
+    set_seed(0)
+    images = drawn(settings.image_size)
+    normalization = normalization_layer("fixed", images)
+    filters = int(settings.baseline.start["filters"])
+    model = baseline_cnn(settings.image_size, normalization, filters=filters, dropout=0.2)
+    labels = np.arange(MEASURED) % 2
+    batches = training_batches(images, labels, BATCH, settings.augmentation, 0)
+    baseline = epoch_seconds(model, batches) / MEASURED * read_counts(run)["images"] * epochs
+    return baseline + estimate(settings, run)["seconds"].sum()
+
+
+def published(settings: Settings, run: Path, epochs: int) -> float:
+    """Estimate the same search by the recipe of published notebooks.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings of the run.
+    run : Path
+        Results folder of the run.
+    epochs : int
+        Epochs of the baseline.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
+    set_seed(0)
+    spec, counts = settings.transfer, read_counts(run)
+    backbone = build_backbone(spec.backbone, spec.image_size, width=spec.width, weights="random")
+    backbone.trainable = False
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        write_files(Path(folder))
+        plain = plain_cnn(settings.image_size, int(settings.baseline.start["filters"]))
+        seconds = epochs * epoch_seconds(plain, generator(folder, settings.image_size))
+        model, source = transfer_model(backbone, dropout=0.2), generator(folder, spec.image_size)
+        seconds += counts["head_epochs"] * epoch_seconds(model, source)
+        unfreeze_above(model, BACKBONES[spec.backbone].frozen_up_to)
+        seconds += counts["fine_tuning_epochs"] * epoch_seconds(model, source)
+    return seconds / MEASURED * counts["images"]
 
 
 def drawn(image_size: int) -> np.ndarray:
