@@ -39,34 +39,22 @@ def benchmarks() -> Iterator[Benchmark]:
             repeats=7,
         )
     if DATA.is_file():
-        yield _promise("`covid-lab audit` of 2,200 radiographs", 20.0, audit)
-        yield _promise("`covid-lab explain`, from start to the overlay", 8.0, explain, repeats=3)
+        yield _promise("`covid-lab audit` of 2,200 radiographs", 20.0, _audit)
+        yield _promise("`covid-lab explain`, from start to the overlay", 8.0, _explain, repeats=3)
     yield _promise("`make run`, the demo, after installation", 300.0, lambda: make("run"))
     yield _promise("`make test`, after installation", 300.0, lambda: make("test"))
 
 
-def audit() -> float:
-    """Measure an audit of the course's images.
-
-    Returns
-    -------
-    float
-        Seconds.
-    """
+def _audit() -> float:
+    """Measure an audit of the course's images."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         options = ["--data", str(DATA), "--out", folder]
         # A check that fails ends the command with 1.
         return seconds([sys.executable, "-m", "covid_lab", "audit", *options], allowed=(0, 1))
 
 
-def explain() -> float:
-    """Measure the explanation of one radiograph by the kept baseline.
-
-    Returns
-    -------
-    float
-        Seconds.
-    """
+def _explain() -> float:
+    """Measure the explanation of one radiograph by the kept baseline."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         with zipfile.ZipFile(DATA) as archive:
             name = next(name for name in archive.namelist() if name.endswith(".png"))

@@ -16,19 +16,8 @@ LOOSEST_HASH = 16  # bits of 64 that may differ; the default is 10
 LOOSEST_COSINE = 0.8  # of fastdup; its default is 0.9
 
 
-def imagededup(folder: Path) -> dict:
-    """Find copies by perceptual hash; the score is 1 − bits / 64.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the images.
-
-    Returns
-    -------
-    dict
-        "setting" (the tool's default threshold) and "pairs" (two file names and a score each).
-    """
+def _imagededup(folder: Path) -> dict:
+    """Find copies by perceptual hash; the score is 1 − bits / 64."""
     from imagededup.methods import PHash
 
     found = PHash(verbose=False).find_duplicates(
@@ -40,19 +29,8 @@ def imagededup(folder: Path) -> dict:
     return {"setting": 1 - 10 / 64, "pairs": sorted(pairs)}
 
 
-def cleanvision(folder: Path) -> dict:
-    """Find sets of exact and near duplicates; every score is 1.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the images.
-
-    Returns
-    -------
-    dict
-        "setting" (the tool's default threshold) and "pairs" (two file names and a score each).
-    """
+def _cleanvision(folder: Path) -> dict:
+    """Find sets of exact and near duplicates; every score is 1."""
     from cleanvision import Imagelab
 
     lab = Imagelab(data_path=str(folder), verbose=False)
@@ -66,19 +44,8 @@ def cleanvision(folder: Path) -> dict:
     return {"setting": 1.0, "pairs": sorted(pairs)}
 
 
-def fastdup(folder: Path) -> dict:
-    """Find copies by the cosine similarity of a network's features.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the images.
-
-    Returns
-    -------
-    dict
-        "setting" (the tool's default threshold) and "pairs" (two file names and a score each).
-    """
+def _fastdup(folder: Path) -> dict:
+    """Find copies by the cosine similarity of a network's features."""
     import fastdup as package
 
     with tempfile.TemporaryDirectory() as work:
@@ -92,7 +59,7 @@ def fastdup(folder: Path) -> dict:
     return {"setting": 0.9, "pairs": sorted(pairs)}
 
 
-TOOLS = {"imagededup": imagededup, "cleanvision": cleanvision, "fastdup": fastdup}
+TOOLS = {"imagededup": _imagededup, "cleanvision": _cleanvision, "fastdup": _fastdup}
 
 if __name__ == "__main__":
     tool, folder = sys.argv[1:]

@@ -91,9 +91,9 @@ def estimate(settings: Settings, like: Path) -> pd.DataFrame:
     images = np.random.default_rng(0).integers(0, 256, (MEASURED, size, size, 1), dtype=np.uint8)
     labels = np.arange(MEASURED) % 2
     amounts = settings.augmentation
-    per_lower, maps = per_image(lambda: outputs(lower, images, amounts=amounts))
+    per_lower, maps = _per_image(lambda: outputs(lower, images, amounts=amounts))
     maps = maps.astype(np.float16)
-    per_upper, pooled = per_image(lambda: outputs(upper, maps))
+    per_upper, pooled = _per_image(lambda: outputs(upper, maps))
     head = transfer_head(pooled.shape[1], dropout=0.2)
     head_epoch = epoch_seconds(head, feature_batches([pooled], labels, 32, 0)) / MEASURED
     model = transfer_model(backbone, dropout=0.2)
@@ -141,21 +141,8 @@ def read_counts(like: Path) -> dict[str, int]:
     }
 
 
-def per_image(compute) -> tuple[float, np.ndarray]:
-    """Measure the second call of a function, as the first one traces.
-
-    Parameters
-    ----------
-    compute : callable
-        Works on `MEASURED` images.
-
-    Returns
-    -------
-    seconds : float
-        Seconds per image.
-    found : np.ndarray
-        What the function returned.
-    """
+def _per_image(compute) -> tuple[float, np.ndarray]:
+    """Seconds per image of the second call, as the first one traces, and its result."""
     compute()  # traces
     start = time.perf_counter()
     found = compute()

@@ -4,8 +4,6 @@ Ratios are the peer's time over ours. A method that may cost 1.1 predictions is 
 1 / 1.1. The images are drawn; a network's time does not depend on their content.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from benchmarks.runner import Benchmark
 from covid_lab.explain.gradcam import heatmap_function, last_spatial_layer
 from covid_lab.explain.heatmaps import Heatmaps
 from covid_lab.explain.lime import lime, segment
-from covid_lab.explain.occlusion import occlusion_function
+from covid_lab.explain.occlusion import occlusion
 from covid_lab.models import available_backbone
 from covid_project.gradcam import normalize_heatmaps
 from covid_project.models import baseline_cnn, transfer_model
@@ -51,7 +49,6 @@ class Scale:
     batch: int = 16
     patch: int = 20
     stride: int = 10
-    memory_images: int = 8
     samples: int = 500  # of LIME
     superpixels: int = 50
     repeats: int = 9
@@ -74,24 +71,13 @@ def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
         One comparison.
     """
     scale = scale or Scale()
-    for part in (mobilenet, resnet, baseline, pneumonia, lime_samples, memory):
+    for part in (_mobilenet, _resnet, _baseline, _pneumonia, _lime_samples):
         yield from part(scale)
         keras.backend.clear_session()
 
 
-def mobilenet(scale: Scale) -> Iterator[Benchmark]:
-    """Measure Grad-CAM with the network of the committed run, at one layer and at four.
-
-    Parameters
-    ----------
-    scale : Scale
-        Scale of the benchmarks.
-
-    Yields
-    ------
-    Benchmark
-        One comparison.
-    """
+def _mobilenet(scale: Scale) -> Iterator[Benchmark]:
+    """Measure Grad-CAM with the network of the committed run, at one layer and at four."""
     keras.utils.set_random_seed(SEED)
     images = _images(scale.batch, scale.image_size)
     backbone, weights = _quietly(available_backbone, "MobileNetV2", images)
@@ -100,19 +86,8 @@ def mobilenet(scale: Scale) -> Iterator[Benchmark]:
     yield from _several_layers("MobileNetV2", STAGES, 12, model, weights, images, scale)
 
 
-def resnet(scale: Scale) -> Iterator[Benchmark]:
-    """Measure Grad-CAM and occlusion with ResNet50V2, whose receptive fields soon cover the image.
-
-    Parameters
-    ----------
-    scale : Scale
-        Scale of the benchmarks.
-
-    Yields
-    ------
-    Benchmark
-        One comparison.
-    """
+def _resnet(scale: Scale) -> Iterator[Benchmark]:
+    """Measure Grad-CAM and occlusion with ResNet50V2; its receptive fields soon cover the image."""
     keras.utils.set_random_seed(SEED)
     images = _images(scale.batch, scale.image_size)
     backbone, weights = _quietly(available_backbone, "ResNet50V2", images, weights="random")
@@ -121,19 +96,8 @@ def resnet(scale: Scale) -> Iterator[Benchmark]:
     yield from _occlusion("ResNet50V2", 5, model, weights, images[:1], scale)
 
 
-def baseline(scale: Scale) -> Iterator[Benchmark]:
-    """Measure Grad-CAM with the network that is trained from scratch.
-
-    Parameters
-    ----------
-    scale : Scale
-        Scale of the benchmarks.
-
-    Yields
-    ------
-    Benchmark
-        One comparison.
-    """
+def _baseline(scale: Scale) -> Iterator[Benchmark]:
+    """Measure Grad-CAM with the network that is trained from scratch."""
     keras.utils.set_random_seed(SEED)
     images = _images(scale.batch, scale.baseline_size)
     normalization = normalization_layer("fixed", images)
@@ -142,19 +106,8 @@ def baseline(scale: Scale) -> Iterator[Benchmark]:
     yield from _grad_cam("baseline CNN", 8, model, "random", images, scale, prediction=np.nan)
 
 
-def pneumonia(scale: Scale) -> Iterator[Benchmark]:
-    """Measure occlusion with the network, patch and stride of the published pneumonia notebook.
-
-    Parameters
-    ----------
-    scale : Scale
-        Scale of the benchmarks.
-
-    Yields
-    ------
-    Benchmark
-        One comparison.
-    """
+def _pneumonia(scale: Scale) -> Iterator[Benchmark]:
+    """Measure occlusion with the network, patch and stride of the published pneumonia notebook."""
     keras.utils.set_random_seed(SEED)
     images = _images(1, scale.image_size, channels=3)
     model = keras.Sequential([keras.Input(images.shape[1:]), layers.Rescaling(1 / 255)])
@@ -170,21 +123,8 @@ def pneumonia(scale: Scale) -> Iterator[Benchmark]:
     yield from _occlusion("pneumonia CNN", 20, model, "random", images, scale)
 
 
-def lime_samples(scale: Scale) -> Iterator[Benchmark]:
-    """Measure LIME on one image, against its forward passes and against the library.
-
-    All three use the same samples of the same superpixels, drawn with the same seed.
-
-    Parameters
-    ----------
-    scale : Scale
-        Scale of the benchmarks.
-
-    Yields
-    ------
-    Benchmark
-        One comparison.
-    """
+def _lime_samples(scale: Scale) -> Iterator[Benchmark]:
+    """Measure LIME on one image, against its forward passes and against the library."""
     keras.utils.set_random_seed(SEED)
     images = _images(1, scale.image_size)
     backbone, weights = _quietly(available_backbone, "MobileNetV2", images)
@@ -243,32 +183,6 @@ def lime_samples(scale: Scale) -> Iterator[Benchmark]:
     )
 
 
-def memory(scale: Scale) -> Iterator[Benchmark]:
-    """Measure the memory for four times the images, beyond the maps themselves, as a ratio.
-
-    Parameters
-    ----------
-    scale : Scale
-        Scale of the benchmarks.
-
-    Yields
-    ------
-    Benchmark
-        One comparison.
-    """
-    count = scale.memory_images
-    for method in ("grad_cam", "occlusion"):
-        yield Benchmark(
-            name=f"memory of {method} for {4 * count} images, MobileNetV2, {scale.image_size} px",
-            against=f"for {count} images",
-            ours=lambda method=method: _mebibytes(method, 4 * count, scale.image_size),
-            peer=lambda method=method: _mebibytes(method, count, scale.image_size),
-            promised=0.9,
-            repeats=scale.long_repeats,
-            unit="MiB",
-        )
-
-
 def _grad_cam(
     network: str,
     promised: float,
@@ -305,7 +219,7 @@ def _grad_cam(
             peer=peer,
             promised=least,
             agreement=lambda ours, logits: _relative(ours.scores, logits[:, 0]),
-            tolerance=10 * SAME_SCORE,  # BatchNorm is folded here: other roundings, 50 layers deep
+            tolerance=10 * SAME_SCORE,  # roundings of 50 layers
             **facts,
         )
 
@@ -355,7 +269,6 @@ def _occlusion(
         lambda images: model(images, training=False),
         input_signature=[tf.TensorSpec((None, *image.shape[1:]), tf.float32)],
     )
-    explain = occlusion_function(model, scale.patch, scale.stride, fill=GREY)
     picture = image[0].astype(np.float32)
     starts = sorted(
         {*range(0, len(picture) - scale.patch, scale.stride), len(picture) - scale.patch}
@@ -395,7 +308,7 @@ def _occlusion(
         yield Benchmark(
             name=f"occlusion {scale.patch}/{scale.stride}, {network}, {len(picture)} px, 1 image",
             against=against,
-            ours=lambda: explain(image, 1),
+            ours=lambda: occlusion(model, image, 1, scale.patch, scale.stride, fill=GREY),
             peer=peer,
             promised=least,
             agreement=agreement,
@@ -420,13 +333,6 @@ def _library_maps(model: keras.Model, images: np.ndarray, layer: str) -> np.ndar
 
 def _relative(found: np.ndarray, expected: np.ndarray) -> float:
     return np.abs(found - expected).max() / np.abs(expected).max()
-
-
-def _mebibytes(method: str, count: int, size: int) -> float:
-    """Return the number that `benchmarks.memory` prints."""
-    command = [sys.executable, "-m", "benchmarks.memory", method, str(count), str(size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
 
 
 def _images(count: int, size: int, channels: int = 1) -> np.ndarray:

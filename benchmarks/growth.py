@@ -1,9 +1,8 @@
 """How time and memory grow with the number of images: ``python -m benchmarks.growth``.
 
 Each stage runs in a process of its own, which measures itself on a data set of drawn images. The
-results are ``results/growth.csv`` and the figure ``results/figures/growth.pdf``. Memory is the peak
-of the process above its memory before the stage. The size of the uint8 images, which grows by
-nature, is shown beside it.
+result is ``results/growth.csv``. Memory is the peak of the process above its memory before the
+stage. The size of the uint8 images, which grows by nature, is beside it.
 """
 
 import argparse
@@ -15,14 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.memory import peak
 from benchmarks.runner import machine, versions
-from covid_project.files import whole_file, write_csv
+from covid_project.files import write_csv
 
 COUNTS = (500, 2000, 8000, 14_000)
 SIZE = 128  # pixels, of the files and of the images
@@ -51,21 +48,8 @@ def draw(folder: Path, count: int) -> None:
 # ---- stages: each takes the folder and its number of images, and returns the work to measure ----
 
 
-def load(folder: Path, _: int) -> Callable[[], object]:
-    """Prepare to decode and resize all images into the array on disk.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the images.
-    _ : int
-        Not used.
-
-    Returns
-    -------
-    callable
-        The work to measure.
-    """
+def _load(folder: Path, _: int) -> Callable[[], object]:
+    """Prepare to decode and resize all images into the array on disk."""
     from covid_lab.datasets import load_images, open_dataset
     from covid_lab.storage import filled_array
 
@@ -83,42 +67,16 @@ def load(folder: Path, _: int) -> Callable[[], object]:
     return work
 
 
-def audit(folder: Path, _: int) -> Callable[[], object]:
-    """Prepare all checks of ``python -m covid_lab audit``.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the images.
-    _ : int
-        Not used.
-
-    Returns
-    -------
-    callable
-        The work to measure.
-    """
+def _audit(folder: Path, _: int) -> Callable[[], object]:
+    """Prepare all checks of ``python -m covid_lab audit``."""
     from covid_lab.audit.command import Request
     from covid_lab.audit.command import audit as audited
 
     return lambda: audited(Request(data=folder))
 
 
-def training_epoch(_: Path, count: int) -> Callable[[], object]:
-    """Prepare one epoch of the baseline in augmented batches of 32.
-
-    Parameters
-    ----------
-    _ : Path
-        Not used.
-    count : int, from 1
-        Number of images.
-
-    Returns
-    -------
-    callable
-        The work to measure.
-    """
+def _training_epoch(_: Path, count: int) -> Callable[[], object]:
+    """Prepare one epoch of the baseline in augmented batches of 32."""
     from covid_lab.training import fit
     from covid_project.pipeline import training_batches
     from covid_project.settings import Augmentation
@@ -134,21 +92,8 @@ def training_epoch(_: Path, count: int) -> Callable[[], object]:
     )
 
 
-def evaluation(_: Path, count: int) -> Callable[[], object]:
-    """Prepare the logit of every image, and the metrics with their intervals.
-
-    Parameters
-    ----------
-    _ : Path
-        Not used.
-    count : int, from 1
-        Number of images.
-
-    Returns
-    -------
-    callable
-        The work to measure.
-    """
+def _evaluation(_: Path, count: int) -> Callable[[], object]:
+    """Prepare the logit of every image, and the metrics with their intervals."""
     from covid_project.evaluation import metrics_table
     from covid_project.models import logits
 
@@ -158,21 +103,8 @@ def evaluation(_: Path, count: int) -> Callable[[], object]:
     return lambda: metrics_table(labels, logits(model, images))
 
 
-def explanation(_: Path, count: int) -> Callable[[], object]:
-    """Prepare Grad-CAM of every image, `PART` at a time.
-
-    Parameters
-    ----------
-    _ : Path
-        Not used.
-    count : int, from 1
-        Number of images.
-
-    Returns
-    -------
-    callable
-        The work to measure.
-    """
+def _explanation(_: Path, count: int) -> Callable[[], object]:
+    """Prepare Grad-CAM of every image, `PART` at a time."""
     from covid_lab.explain.gradcam import grad_cam
 
     images, _ = _images(count)
@@ -185,11 +117,11 @@ def explanation(_: Path, count: int) -> Callable[[], object]:
 
 
 STAGES = {
-    "load": load,
-    "audit": audit,
-    "training epoch": training_epoch,
-    "evaluation": evaluation,
-    "explanation": explanation,
+    "load": _load,
+    "audit": _audit,
+    "training epoch": _training_epoch,
+    "evaluation": _evaluation,
+    "explanation": _explanation,
 }
 
 
@@ -206,28 +138,13 @@ def _network(images: np.ndarray):
     return baseline_cnn(SIZE, normalization_layer("fixed", images), filters=16, dropout=0.3)
 
 
-def measured(stage: str, folder: Path, count: int) -> dict[str, float]:
-    """Measure a stage in this process.
-
-    Parameters
-    ----------
-    stage : str, key of `STAGES`
-        The stage.
-    folder : Path
-        Folder of the images.
-    count : int, from 1
-        Number of images.
-
-    Returns
-    -------
-    dict of str to float
-        "seconds" and "mib" (peak memory above the memory before, in MiB).
-    """
+def _measured(stage: str, folder: Path, count: int) -> dict[str, float]:
+    """Measure a stage in this process."""
     work = STAGES[stage](folder, count)
-    before, start = peak(), time.perf_counter()
+    before, start = _peak(), time.perf_counter()
     work()
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "mib": (peak() - before) / 2**20}
+    return {"seconds": seconds, "mib": (_peak() - before) / 2**20}
 
 
 def growth(counts: tuple[int, ...] = COUNTS) -> pd.DataFrame:
@@ -270,45 +187,20 @@ def growth(counts: tuple[int, ...] = COUNTS) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(cache_mib=lambda table: table["images"] * SIZE**2 / 2**20)
 
 
-def figure(table: pd.DataFrame) -> plt.Figure:
-    """Draw time and memory of each stage against the number of images, on logarithmic axes.
+def _peak() -> int:
+    """Largest memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not `ru_maxrss`, which on Linux begins with the peak of the process that started this one.
+        peak = next(text for text in status.read_text().splitlines() if text.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024
+    import resource
 
-    Parameters
-    ----------
-    table : pd.DataFrame
-        Result of `growth`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Two panels.
-    """
-    from covid_project.figures import COLOURS, DASHES, MARKERS, PAGE, STYLE
-
-    styles = zip(
-        (*COLOURS, "#CC79A7"), (*DASHES, (0, (5, 1, 1, 1, 1, 1))), (*MARKERS, "v"), strict=True
-    )
-    with plt.rc_context(STYLE):
-        drawn, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), layout="constrained")
-    for (stage, rows), (colour, dashes, marker) in zip(
-        table.groupby("stage", sort=False), styles, strict=False
-    ):
-        style = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4}
-        axes[0].plot(rows["images"], rows["seconds"], label=stage, **style)
-        axes[1].plot(rows["images"], rows["mib"], **style)
-    rows = table.drop_duplicates("images")
-    axes[1].plot(rows["images"], rows["cache_mib"], color="0.6", lw=3, label="uint8 images")
-    for axis, title in zip(axes, ("time (seconds)", "memory (MiB)"), strict=True):
-        axis.set(xscale="log", xlabel=f"images of {SIZE} × {SIZE} pixels", ylabel=title)
-        axis.set_xticks(rows["images"], [f"{count:,}" for count in rows["images"]])
-        axis.minorticks_off()
-    axes[0].set_yscale("log")
-    drawn.legend(loc="outside upper center", ncols=5)
-    return drawn
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure all stages at all numbers of images, write the table and draw it.
+    """Measure all stages at all numbers of images, and write the table.
 
     Parameters
     ----------
@@ -323,13 +215,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.stage:
         stage, folder, count = options.stage
-        print(json.dumps(measured(stage, Path(folder), int(count))))
+        print(json.dumps(_measured(stage, Path(folder), int(count))))
         return
     table = growth(tuple(options.counts)).assign(machine=machine(), versions=versions())
     write_csv(options.to / "growth.csv", table)
-    with whole_file(options.to / "figures" / "growth.pdf") as part:
-        figure(table).savefig(part, metadata={"CreationDate": None})
-    print(f"written: {options.to / 'growth.csv'} and {options.to / 'figures' / 'growth.pdf'}")
+    print(f"written: {options.to / 'growth.csv'}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.runner import Benchmark
 from covid_lab.lungs import segment_lungs
 from covid_lab.lungs.classical import segment_lungs_classically
-from covid_lab.lungs.data import TEST_SETS, Masks
+from covid_lab.lungs.data import TEST_SETS, Masks, read_pairs
 from covid_lab.masks import dice
 from covid_lab.phantoms import draw_radiograph
 
@@ -71,10 +71,10 @@ def benchmarks(scale: Scale | None = None, data: Path = DATA) -> Iterator[Benchm
         repeats=scale.repeats,
     )
     for name, promise in DICE.items():
-        held_out = TEST_SETS[name]
-        if not (data / held_out.archive).is_file():
+        archive, folder, behind_heart = TEST_SETS[name]
+        if not (data / archive).is_file():
             continue
-        found = held_out.read(data)
+        found = read_pairs(data / archive, folder)
         peers = {
             f"the {1 - promise:g} promised": lambda promise=promise: 1 - promise,
             "lungs_classical": lambda found=found: _error(
@@ -85,7 +85,7 @@ def benchmarks(scale: Scale | None = None, data: Path = DATA) -> Iterator[Benchm
             yield Benchmark(
                 name=f"1 − Dice on {name}, {len(found.images)} images",
                 against=against,
-                ours=lambda found=found, behind_heart=held_out.behind_heart: _error(
+                ours=lambda found=found, behind_heart=behind_heart: _error(
                     segment_lungs(found.images, behind_heart=behind_heart), found
                 ),
                 peer=peer,

@@ -204,28 +204,8 @@ def score(drawn: Draw, pairs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]
     return pd.DataFrame(rows, columns=["measure", "kind", "n", "value", "low", "high"]), others
 
 
-def by_peer(python: str, tool: str, drawn: Draw) -> dict:
-    """Find copies with another package.
-
-    Parameters
-    ----------
-    python : str
-        Python that can import the package.
-    tool : str, key of `benchmarks.copies_by_peers.TOOLS`
-        The package.
-    drawn : Draw
-        Images to search.
-
-    Returns
-    -------
-    dict
-        "version", "setting" and "pairs" (a table with first, second and score).
-
-    Raises
-    ------
-    RuntimeError
-        The other process fails.
-    """
+def _by_peer(python: str, tool: str, drawn: Draw) -> dict:
+    """Version, setting and pairs (first, second, score) of a package, by the Python that has it."""
     with tempfile.TemporaryDirectory() as folder:
         for row, image in enumerate(drawn.images):
             Image.fromarray(image).save(Path(folder, f"{row:05}.png"), compress_level=1)
@@ -242,24 +222,8 @@ def by_peer(python: str, tool: str, drawn: Draw) -> dict:
     return found | {"pairs": pairs[pairs["first"] != pairs["second"]]}
 
 
-def best_threshold(drawn: Draw, pairs: pd.DataFrame) -> float:
-    """Choose the score with the highest recall at `PRECISION`, or else the highest precision.
-
-    It is chosen on the draw that is scored. This favours the other package: our own threshold was
-    chosen on other images.
-
-    Parameters
-    ----------
-    drawn : Draw
-        Images among which the pairs were found.
-    pairs : pd.DataFrame
-        Columns first, second and score.
-
-    Returns
-    -------
-    float
-        The threshold.
-    """
+def _best_threshold(drawn: Draw, pairs: pd.DataFrame) -> float:
+    """Score with the highest recall at `PRECISION`, or else the highest precision, on this draw."""
     found = []
     for threshold in np.unique(pairs["score"].round(3)):
         table, _ = score(drawn, pairs[pairs["score"] >= threshold])
@@ -268,23 +232,8 @@ def best_threshold(drawn: Draw, pairs: pd.DataFrame) -> float:
     return max(found)[2]
 
 
-def compare(drawn: Draw, peers: str | None, say: Callable[[str], None] = print) -> pd.DataFrame:
-    """Compare the recall and precision of this project and of other packages.
-
-    Parameters
-    ----------
-    drawn : Draw
-        Images to search.
-    peers : str or None
-        Python that can import the other packages; None measures only this project.
-    say : callable
-        Called with messages.
-
-    Returns
-    -------
-    pd.DataFrame
-        One row per tool, setting, measure and kind, as in `score`.
-    """
+def _compare(drawn: Draw, peers: str | None, say: Callable[[str], None] = print) -> pd.DataFrame:
+    """Compare the recall and precision of this project and of other packages."""
     images = drawn.small()
     pairs = near_pairs(images)
     facts = {"tool": "covid_lab", "version": "", "setting": "default"}
@@ -293,14 +242,14 @@ def compare(drawn: Draw, peers: str | None, say: Callable[[str], None] = print) 
     say(f"pairs of two originals:\n{others.to_string()}")
     for tool in TOOLS if peers else ():
         try:
-            found = by_peer(peers, tool, drawn)
+            found = _by_peer(peers, tool, drawn)
         except RuntimeError as error:
             say(str(error))
             continue
         everything = found["pairs"]
         settings = {"default": found["setting"]}
         if everything["score"].max() > everything["score"].min():
-            settings["best on this draw"] = best_threshold(drawn, everything)
+            settings["best on this draw"] = _best_threshold(drawn, everything)
         for name, threshold in settings.items():
             table, _ = score(drawn, everything[everything["score"] >= threshold])
             facts = {"tool": tool, "version": found["version"]}
@@ -356,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=2024, help="of the draw (%(default)s)")
     options = parser.parse_args(arguments)
     drawn = draw(options.data, seed=options.seed)
-    table = compare(drawn, options.peers).assign(machine=machine())
+    table = _compare(drawn, options.peers).assign(machine=machine())
     shown = table.assign(who=table["tool"] + " " + table["version"] + " " + table["setting"])
     shown = shown.pivot_table("value", ["measure", "kind"], "who", sort=False)
     print(shown.round(3).to_string())

@@ -37,10 +37,6 @@ class Scale:
     repeats: int = 5
 
 
-class PeerMissing(RuntimeError):
-    """The outside package is not installed; the message says how to install it."""
-
-
 def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
     """Measure each perturbation of a batch of grey and of a batch of colour images.
 
@@ -56,16 +52,11 @@ def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
 
     Raises
     ------
-    PeerMissing
-        The package imagecorruptions is not installed.
+    ImportError
+        The package imagecorruptions is not installed; see ``requirements-bench.txt``.
     """
     scale = scale or Scale()
-    try:
-        peer = importlib.import_module(PACKAGE)
-    except ImportError as error:
-        raise PeerMissing(
-            f"{PACKAGE} cannot be imported ({error}): pip install -r requirements-bench.txt"
-        ) from None
+    peer = importlib.import_module(PACKAGE)
     rng = np.random.default_rng(0)
     for kind, channels in {"grey": 1, "colour": 3}.items():
         # Far from black and white, so that clipping does not change the mean of the noise.

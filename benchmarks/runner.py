@@ -19,8 +19,6 @@ import pandas as pd
 
 from covid_project.files import read_csv, write_csv
 
-WORSE = 2 / 3  # of the earlier ratio: below it, a benchmark counts as worse
-_KEY = ["suite", "name", "against"]
 _PACKAGES = ("tensorflow", "keras", "numpy", "tf-keras-vis", "lime")
 
 
@@ -175,29 +173,6 @@ def line(row: dict[str, Any]) -> str:
     return text + (": RESULTS DIFFER" if differs(row) else "")
 
 
-def promises(rows: Iterable[dict[str, Any]]) -> str:
-    """Write what was promised and whether it is kept, as a table in Markdown.
-
-    Parameters
-    ----------
-    rows : iterable of dict
-        Results of `measure`; rows without a promise are left out.
-
-    Returns
-    -------
-    str
-        The table.
-    """
-    lines = ["| what | against | times as fast | promised | kept |", "| --- " * 5 + "|"]
-    for row in rows:
-        if not np.isnan(row["promised"]):
-            ratio = f"{row['ratio']:.1f} ({row['ratio_low']:.1f}–{row['ratio_high']:.1f})"
-            kept = "yes" if row["ratio"] >= row["promised"] else "**no**"
-            cells = row["name"], row["against"], ratio, f"{row['promised']:.1f}", kept
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def differs(row: dict[str, Any]) -> bool:
     """Tell whether the two sides compute different results; then their times mean nothing.
 
@@ -230,32 +205,6 @@ def update(path: Path, rows: pd.DataFrame) -> None:
         before = before[~before["suite"].isin(rows["suite"])]
         rows = pd.concat([before, rows], ignore_index=True) if len(before) else rows
     write_csv(path, rows)
-
-
-def worse(rows: pd.DataFrame, before: pd.DataFrame) -> list[str]:
-    """Name the benchmarks whose ratio has fallen by more than a third.
-
-    Parameters
-    ----------
-    rows : pd.DataFrame
-        The new rows.
-    before : pd.DataFrame
-        Rows of an earlier run; may be empty.
-
-    Returns
-    -------
-    list of str
-        One message per benchmark.
-    """
-    if before.empty:
-        return []
-    both = rows.merge(before, on=_KEY, suffixes=("", "_before"))
-    return [
-        f"{row['name']} | {row['against']}: ratio {row['ratio']:.2f}, before "
-        f"{row['ratio_before']:.2f}"
-        for row in both.to_dict("records")
-        if row["ratio"] < WORSE * row["ratio_before"]
-    ]
 
 
 def machine() -> str:

@@ -14,18 +14,20 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
+from keras import layers
 from PIL import Image
 
 from benchmarks.course import MEASURED, epoch_seconds, estimate, read_counts
 from benchmarks.runner import Benchmark
-from benchmarks.training import plain_cnn
 from covid_project.files import read_csv
 from covid_project.models import (
     BACKBONES,
     baseline_cnn,
     build_backbone,
+    classification_head,
     transfer_model,
     unfreeze_above,
 )
@@ -57,8 +59,8 @@ def benchmarks(run: Path = RUN) -> Iterator[Benchmark]:
     yield Benchmark(
         name="trainings of the course run, estimated from seconds per epoch",
         against="published notebooks: generator, full resolution, frozen layers in every epoch",
-        ours=lambda: ours(*work),
-        peer=lambda: published(*work),
+        ours=lambda: _ours(*work),
+        peer=lambda: _published(*work),
         promised=5,
         repeats=2,
         unit="seconds",
@@ -86,25 +88,10 @@ def baseline_epochs(run: Path, settings: Settings) -> int:
     return int(stopped) + spec.initial_epochs + len(read_csv(run / "history_baseline.csv"))
 
 
-def ours(settings: Settings, run: Path, epochs: int) -> float:
-    """Estimate our trainings: frozen features once, then small networks on them.
-
-    Parameters
-    ----------
-    settings : Settings
-        Settings of the run.
-    run : Path
-        Results folder of the run.
-    epochs : int
-        Epochs of the baseline.
-
-    Returns
-    -------
-    float
-        Seconds.
-    """
+def _ours(settings: Settings, run: Path, epochs: int) -> float:
+    """Estimate our trainings: frozen features once, then small networks on them."""
     set_seed(0)
-    images = drawn(settings.image_size)
+    images = _drawn(settings.image_size)
     normalization = normalization_layer("fixed", images)
     filters = int(settings.baseline.start["filters"])
     model = baseline_cnn(settings.image_size, normalization, filters=filters, dropout=0.2)
@@ -114,30 +101,15 @@ def ours(settings: Settings, run: Path, epochs: int) -> float:
     return baseline + estimate(settings, run)["seconds"].sum()
 
 
-def published(settings: Settings, run: Path, epochs: int) -> float:
-    """Estimate the same search by the recipe of published notebooks.
-
-    Parameters
-    ----------
-    settings : Settings
-        Settings of the run.
-    run : Path
-        Results folder of the run.
-    epochs : int
-        Epochs of the baseline.
-
-    Returns
-    -------
-    float
-        Seconds.
-    """
+def _published(settings: Settings, run: Path, epochs: int) -> float:
+    """Estimate the same search by the recipe of published notebooks."""
     set_seed(0)
     spec, counts = settings.transfer, read_counts(run)
     backbone = build_backbone(spec.backbone, spec.image_size, width=spec.width, weights="random")
     backbone.trainable = False
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         write_files(Path(folder))
-        plain = plain_cnn(settings.image_size, int(settings.baseline.start["filters"]))
+        plain = _plain_cnn(settings.image_size, int(settings.baseline.start["filters"]))
         seconds = epochs * epoch_seconds(plain, generator(folder, settings.image_size))
         model, source = transfer_model(backbone, dropout=0.2), generator(folder, spec.image_size)
         seconds += counts["head_epochs"] * epoch_seconds(model, source)
@@ -146,19 +118,20 @@ def published(settings: Settings, run: Path, epochs: int) -> float:
     return seconds / MEASURED * counts["images"]
 
 
-def drawn(image_size: int) -> np.ndarray:
-    """Draw noise, in grey values 0–255.
+def _plain_cnn(image_size: int, filters: int) -> keras.Model:
+    """Build a plain network: four times convolution, BatchNorm, ReLU and pooling."""
+    images = keras.Input((image_size, image_size, 1))
+    x = layers.Rescaling(1 / 127.5, -1)(images)
+    for width in (filters, 2 * filters, 4 * filters, 8 * filters):
+        x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
+        x = layers.BatchNormalization(momentum=0.95)(x)  # as in ours: there are few steps
+        x = layers.MaxPooling2D()(layers.ReLU()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, classification_head(x, dropout=0.3))
 
-    Parameters
-    ----------
-    image_size : int
-        Pixels along each side.
 
-    Returns
-    -------
-    np.ndarray, uint8 (MEASURED, image_size, image_size, 1)
-        Images.
-    """
+def _drawn(image_size: int) -> np.ndarray:
+    """Draw noise, in grey values 0–255."""
     shape = (MEASURED, image_size, image_size, 1)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
@@ -171,7 +144,7 @@ def write_files(folder: Path) -> None:
     folder : Path
         Gets a folder for each class.
     """
-    for number, image in enumerate(drawn(STORED)):
+    for number, image in enumerate(_drawn(STORED)):
         path = folder / ("COVID" if number % 2 else "NORMAL") / f"{number:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[..., 0]).save(path)

@@ -1,11 +1,11 @@
-"""Benchmarks of training: steps and sweeps, against the usual ways to do the same.
+"""Benchmarks of training: waiting for batches, and a sweep against the usual way to do it.
 
 The images are drawn; the time of a step does not depend on their content.
 """
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -14,19 +14,16 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
 
 from benchmarks.runner import Benchmark
 from covid_lab.phantoms import draw_radiograph
 from covid_lab.training import compile_classifier, fit
-from covid_project.augmentation import NONE, augment
+from covid_project.augmentation import augment
 from covid_project.models import (
     BATCH,
     baseline_cnn,
     build_backbone,
-    classification_head,
     feature_copies,
-    logits,
     transfer_head,
 )
 from covid_project.normalization import normalization_layer
@@ -35,7 +32,6 @@ from covid_project.settings import Augmentation
 from covid_project.training import set_seed
 
 AUGMENTATION = Augmentation(flip=True, rotation=10, zoom=0.1, shift=0, brightness=0, contrast=0)
-SAME_ACCURACY = 0.02
 SAME_LOSS = 1e-4
 
 
@@ -44,12 +40,8 @@ class Scale:
     """Scale of the benchmarks: the promised one by default, or tiny to test them."""
 
     images: int = 512
-    stored_size: int = 256  # pixels of the files
     image_size: int = 128
     batch: int = 64
-    filters: int = 16  # of the course's baseline
-    learned: int = 960  # images, of which two thirds are held out
-    epochs: int = 25
     trials: int = 27
     trial_epochs: int = 30
     features: int = 128  # images of the sweep
@@ -74,26 +66,18 @@ def benchmarks(scale: Scale | None = None) -> Iterator[Benchmark]:
         One comparison.
     """
     scale = scale or Scale()
-    for part in (waiting, steps, sweep):
+    for part in (_waiting, _sweep):
         yield from part(scale)
         keras.backend.clear_session()
 
 
-def waiting(scale: Scale) -> Iterator[Benchmark]:
-    """Measure the fraction of an epoch of the baseline that is not spent waiting for batches.
-
-    Parameters
-    ----------
-    scale : Scale
-        Scale of the benchmarks.
-
-    Yields
-    ------
-    Benchmark
-        One comparison.
-    """
+def _waiting(scale: Scale) -> Iterator[Benchmark]:
+    """Measure the fraction of an epoch of the baseline that is not spent waiting for batches."""
     images, labels = _radiographs(scale.images, scale.image_size)
-    model = _baseline(images, scale)
+    model = baseline_cnn(
+        scale.image_size, normalization_layer("fixed", images), filters=16, dropout=0.3
+    )
+    compile_classifier(model, 1e-3)
     data = training_batches(images, labels, scale.batch, AUGMENTATION, seed=0)
 
     def busy_fraction() -> float:
@@ -118,71 +102,8 @@ def waiting(scale: Scale) -> Iterator[Benchmark]:
     )
 
 
-def steps(scale: Scale) -> Iterator[Benchmark]:
-    """Measure training steps of the baseline and of plain networks; their accuracies are compared.
-
-    Parameters
-    ----------
-    scale : Scale
-        Scale of the benchmarks.
-
-    Yields
-    ------
-    Benchmark
-        One comparison.
-    """
-    images, labels = _radiographs(scale.learned, scale.image_size)
-    held = scale.learned * 2 // 3
-    learning = training_batches(images[held:], labels[held:], 32, NONE, seed=0)
-    batch = (images[: scale.batch].astype(np.float32), labels[: scale.batch, None])
-
-    def side(build: Callable[[], keras.Model]) -> Callable[[], float]:
-        # Trains at once; the function that is returned takes eight steps.
-        set_seed(0)
-        model = build()
-        fit(model, learning, learning_rate=2e-3, epochs=scale.epochs)
-        accuracy = ((logits(model, images[:held]) > 0) == labels[:held]).mean()
-        compile_classifier(model, 1e-3)
-
-        def eight_steps() -> float:
-            for _ in range(8):
-                model.train_on_batch(*batch)
-            return accuracy
-
-        return eight_steps
-
-    ours = side(lambda: _baseline(images, scale))
-    # With as many feature maps as ours, the plain network is less accurate: nothing is promised.
-    equal = {"promised": 3, "tolerance": SAME_ACCURACY}
-    widths = {scale.filters: {}, scale.filters * 3 // 2: equal, scale.filters * 2: equal}
-    for filters, facts in widths.items():
-        yield Benchmark(
-            name=f"8 training steps of the baseline, {scale.image_size} px, batch {scale.batch}",
-            against=f"plain convolution, BatchNorm, ReLU, pooling, from {filters} feature maps on",
-            ours=ours,
-            peer=side(lambda filters=filters: plain_cnn(scale.image_size, filters)),
-            agreement=lambda found, expected: abs(found - expected),
-            repeats=scale.repeats,
-            **facts,
-        )
-
-
-def sweep(scale: Scale) -> Iterator[Benchmark]:
-    """Measure all trials of a head on features on disk, against epochs through the backbone.
-
-    Both train on the same augmented copies. One epoch of the peer is timed and counted as often as
-    the sweep has epochs.
-
-    Parameters
-    ----------
-    scale : Scale
-        Scale of the benchmarks.
-
-    Yields
-    ------
-    Benchmark
-        One comparison.
-    """
+def _sweep(scale: Scale) -> Iterator[Benchmark]:
+    """Measure all trials of a head on features on disk, against epochs through the backbone."""
     images, labels = _radiographs(scale.features, scale.transfer_size)
     held, copies = scale.features // 4, 2
     backbone = build_backbone("MobileNetV2", scale.transfer_size, weights="random")
@@ -236,38 +157,6 @@ def sweep(scale: Scale) -> Iterator[Benchmark]:
         tolerance=SAME_LOSS,
         repeats=scale.long_repeats,
     )
-
-
-def plain_cnn(image_size: int, filters: int) -> keras.Model:
-    """Build a plain network: four times convolution, BatchNorm, ReLU and pooling.
-
-    Parameters
-    ----------
-    image_size : int, from 16
-        Pixels along each side.
-    filters : int, from 1
-        Feature maps of the first convolution; each further one has twice as many.
-
-    Returns
-    -------
-    keras.Model
-        Model with one logit for grey images (N, image_size, image_size, 1), 0–255.
-    """
-    images = keras.Input((image_size, image_size, 1))
-    x = layers.Rescaling(1 / 127.5, -1)(images)
-    for width in (filters, 2 * filters, 4 * filters, 8 * filters):
-        x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization(momentum=0.95)(x)  # as in ours: there are few steps
-        x = layers.MaxPooling2D()(layers.ReLU()(x))
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(images, classification_head(x, dropout=0.3))
-
-
-def _baseline(images: np.ndarray, scale: Scale) -> keras.Model:
-    norm = normalization_layer("fixed", images)
-    model = baseline_cnn(scale.image_size, norm, filters=scale.filters, dropout=0.3)
-    compile_classifier(model, 1e-3)
-    return model
 
 
 def _radiographs(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:

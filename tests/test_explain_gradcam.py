@@ -1,20 +1,16 @@
-"""`covid_lab.explain.gradcam` against closed forms and another library."""
+"""Grad-CAM and its variants against closed forms, written-out equations and another library."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from cam_models import SIZE, closed_form, features_of, flattened_model, pooled_model, residual_model
 from keras import layers
 
-from covid_lab.explain.gradcam import (
-    METHODS,
-    grad_cam,
-    heatmap_function,
-    last_spatial_layer,
-    remove_final_activation,
-    spatial_layers,
-)
+from covid_lab.explain.features import last_spatial_layer, spatial_layers
+from covid_lab.explain.gradcam import METHODS, grad_cam, heatmap_function
+from covid_lab.explain.outputs import remove_final_activation
+
+SIZE = 16
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +20,54 @@ def _seed():
 
 @pytest.fixture
 def images():
-    return np.random.default_rng(3).integers(0, 256, (7, SIZE, SIZE, 1), dtype=np.uint8)
+    return np.random.default_rng(3).integers(0, 256, (4, SIZE, SIZE, 1), dtype=np.uint8)
+
+
+def pooled_model(classes=1):
+    """Conv–ReLU–global pooling–dense, the case in which Grad-CAM has a closed form."""
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Rescaling(1 / 255, name="rescale")(inputs)
+    x = layers.Conv2D(6, 3, strides=2, activation="relu", name="features")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.Dropout(0.5, name="drop")(x)
+    return keras.Model(inputs, layers.Dense(classes, name="top")(x))
+
+
+def flattened_model(classes=1):
+    """Conv–BN–ReLU–max pooling–dense: the gradient differs from place to place."""
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(4, 3, strides=2, name="conv")(x)
+    x = layers.BatchNormalization(moving_mean_initializer="random_normal", name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.MaxPooling2D(name="pool")(x)
+    x = layers.Dense(8, activation="tanh")(layers.Flatten()(x))
+    return keras.Model(inputs, layers.Dense(classes)(layers.Dropout(0.5)(x)))
+
+
+def residual_model():
+    """A stem and two residual blocks; `branch_*` lie beside a skip connection."""
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(4, 3, strides=2, activation="relu", name="stem")(x)
+    for block in ("a", "b"):
+        y = layers.Conv2D(4, 3, padding="same", activation="relu", name=f"branch_{block}")(x)
+        y = layers.Conv2D(4, 3, padding="same", name=f"linear_{block}")(y)
+        x = layers.ReLU(name=f"out_{block}")(layers.Add(name=f"add_{block}")([x, y]))
+    x = layers.Dense(5, activation="tanh")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def features_of(model, layer, images):
+    output = model.get_layer(layer).output
+    return keras.Model(model.inputs[0], output)(images.astype(np.float32), training=False).numpy()
+
+
+def closed_form(model, images, logit=0):
+    """Σ_k w_k A_k / (h w) for global average pooling and one dense layer, in float64."""
+    features = features_of(model, "features", images).astype(np.float64)
+    kernel = model.get_layer("top").get_weights()[0][:, logit].astype(np.float64)
+    return (features @ kernel) / (features.shape[1] * features.shape[2])
 
 
 def test_pooling_and_one_dense_layer_give_the_closed_form(images):
@@ -55,41 +98,145 @@ def test_each_of_several_logits_gives_its_own_closed_form(images):
     np.testing.assert_array_equal(heatmaps.target, target)
 
 
-def test_class_0_of_a_single_logit_is_minus_class_1(images):
+@pytest.mark.parametrize("method", ["grad-cam", "layercam"])
+def test_another_library_agrees(images, method):
+    from tf_keras_vis.gradcam import Gradcam
+    from tf_keras_vis.layercam import Layercam
+
+    model = flattened_model(3)
+    library = {"grad-cam": Gradcam, "layercam": Layercam}[method]
+    theirs = library(model, model_modifier=None)(
+        lambda logits: logits[:, 2],
+        images.astype(np.float32),
+        penultimate_layer="relu",
+        seek_penultimate_conv_layer=False,
+        activation_modifier=None,
+        expand_cam=False,
+        normalize_cam=False,
+    )
+    ours = grad_cam(model, images, 2, method=method).raw
+    assert np.abs(ours).max() > 0
+    np.testing.assert_allclose(ours, np.squeeze(theirs), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_grad_cam_plus_plus_equals_equation_19_written_out(target):
+    """The derivatives of Y = exp(z) for a dense layer on the features, in float64 and loops."""
+    inputs = keras.Input((6, 6, 1))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(3, 3, activation="relu", name="features")(x)
+    model = keras.Model(inputs, layers.Dense(1, name="top")(layers.Flatten()(x)))
+    images = np.random.default_rng(0).uniform(0, 255, (2, 6, 6, 1)).astype(np.float32)
+    found = grad_cam(model, images, target, method="grad-cam++")
+
+    sign = 1 if target == 1 else -1
+    kernel, bias = (w.astype(np.float64) for w in model.get_layer("top").get_weights())
+    gradient = sign * kernel.reshape(4, 4, 3)
+    for n, features in enumerate(features_of(model, "features", images).astype(np.float64)):
+        score = (gradient * features).sum() + sign * bias[0]
+        expected = np.zeros((4, 4))
+        for k in range(3):
+            total = sum(features[a, b, k] for a in range(4) for b in range(4))
+            weight = 0.0
+            for i in range(4):
+                for j in range(4):
+                    first = np.exp(score) * gradient[i, j, k]
+                    second = np.exp(score) * gradient[i, j, k] ** 2
+                    third = np.exp(score) * gradient[i, j, k] ** 3
+                    alpha = second / (2 * second + total * third)
+                    weight += alpha * max(first, 0)
+            expected += weight * features[:, :, k]
+        np.testing.assert_allclose(found.raw[n], expected / np.exp(score), rtol=1e-4)
+        np.testing.assert_allclose(found.maps[n], expected / expected.max(), rtol=1e-4)
+
+
+def test_grad_cam_plus_plus_stays_finite_where_exp_would_overflow(images):
+    model = pooled_model()
+    kernel, bias = model.get_layer("top").get_weights()
+    model.get_layer("top").set_weights([np.abs(kernel) * 1e5, bias])
+    heatmaps = grad_cam(model, images, 1, method="grad-cam++")
+    assert heatmaps.scores.min() > 1000
+    assert set(heatmaps.status) == {"ok"}
+
+
+def dense_model():
+    """One dense layer on the features: the gradient is its kernel, place by place."""
+    inputs = keras.Input((SIZE, SIZE, 1))
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Conv2D(3, 3, strides=3, activation="relu", name="features")(x)
+    return keras.Model(inputs, layers.Dense(1, name="top")(layers.Flatten()(x)))
+
+
+def dense_terms(model, images):
+    """Kernel (h, w, K) and features (N, h, w, K) in float64."""
+    features = features_of(model, "features", images).astype(np.float64)
+    kernel = model.get_layer("top").get_weights()[0].astype(np.float64)
+    return kernel.reshape(features.shape[1:]), features
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_hirescam_sums_to_the_score_and_layercam_keeps_the_positive_gradients(images, target):
+    model = dense_model()
+    model.get_layer("top").bias.assign([0.7])
+    kernel, features = dense_terms(model, images)
+    sign = 1 if target == 1 else -1
+    found = grad_cam(model, images, target, method="hirescam")
+    expected = sign * (kernel * features).sum(axis=-1)
+    np.testing.assert_allclose(found.raw, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.raw.sum(axis=(1, 2)), found.scores - sign * 0.7, atol=1e-5)
+    expected = (np.maximum(sign * kernel, 0) * features).sum(axis=-1)
+    found = grad_cam(model, images, target, method="layercam").raw
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_eigen_cam_is_the_projection_on_the_largest_eigenvector(images):
+    """The oracle diagonalises AᵀA in float64 instead of decomposing A."""
     model = flattened_model()
-    normal, covid = grad_cam(model, images, 0), grad_cam(model, images, 1)
-    assert np.abs(covid.raw).max() > 0
-    np.testing.assert_array_equal(normal.raw, -covid.raw)
-    np.testing.assert_array_equal(normal.scores, -covid.scores)
+    for layer in ("relu", "norm"):  # features without, and with, negative values
+        found = grad_cam(model, images, 1, layer, method="eigen-cam")
+        for raw, features in zip(found.raw, features_of(model, layer, images), strict=True):
+            matrix = features.reshape(-1, features.shape[-1]).astype(np.float64)
+            _, vectors = np.linalg.eigh(matrix.T @ matrix)
+            projected = matrix @ vectors[:, -1]
+            projected *= np.sign(projected.sum())
+            expected = projected.reshape(raw.shape)
+            np.testing.assert_allclose(raw, expected, atol=1e-4 * np.abs(expected).max())
+            if layer == "relu":
+                assert raw.min() > -1e-6
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-def test_predicted_target_is_the_class_with_the_largest_score(images, classes):
-    model = pooled_model(classes)
-    logits = model(images.astype(np.float32)).numpy()
-    if classes == 1:  # move the bias so that both classes are predicted
-        model.get_layer("top").bias.assign([-np.median(logits)])
-        logits = logits - np.median(logits)
-        predicted = np.where(logits[:, 0] > 0, 1, 0)
-        assert set(predicted) == {0, 1}
-    else:
-        predicted = logits.argmax(axis=1)
-    heatmaps = grad_cam(model, images, "predicted")
-    np.testing.assert_array_equal(heatmaps.target, predicted)
-    np.testing.assert_array_equal(heatmaps.raw, grad_cam(model, images, predicted).raw)
+# Blank and flat maps
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_batches_equal_single_images_and_the_last_batch_may_be_partial(images, method):
-    explain = heatmap_function(flattened_model(), ["relu"], method)
-    target = np.arange(len(images)) % 2
-    whole = explain(images, target)["relu"]
-    partial = explain(images, target, batch_size=3)["relu"]
-    np.testing.assert_allclose(partial.raw, whole.raw, atol=1e-7, rtol=1e-5)
-    for i in range(len(images)):
-        single = explain(images[i : i + 1], target[i])["relu"]
-        np.testing.assert_allclose(single.raw[0], whole.raw[i], atol=1e-7, rtol=1e-5)
-        assert single.status[0] == whole.status[i]
+def test_a_blank_map_says_that_the_layer_is_silent(images, method):
+    model = pooled_model()
+    model.get_layer("features").set_weights([np.zeros((3, 3, 1, 6)), -np.ones(6)])
+    assert set(grad_cam(model, images, 1, method=method).status) == {"zero features"}
+
+
+def test_a_model_that_does_not_look_at_the_image_gives_a_flat_map(images):
+    model = pooled_model()
+    model.get_layer("features").set_weights([np.zeros((3, 3, 1, 6)), np.ones(6)])
+    model.get_layer("top").set_weights([np.full((6, 1), 0.5), np.zeros(1)])
+    heatmaps = grad_cam(model, images, 1)
+    np.testing.assert_array_equal(heatmaps.maps, 1)
+    assert set(heatmaps.status) == {"ok"}
+
+
+def test_status_is_given_image_by_image():
+    """One channel sees bright images, the other dark ones; they speak for opposite classes."""
+    model = pooled_model()
+    kernel = np.zeros((3, 3, 1, 6))
+    kernel[..., 0], kernel[..., 1] = 1, -1
+    model.get_layer("features").set_weights([kernel, np.array([-4.5, 4.5, 0, 0, 0, 0])])
+    model.get_layer("top").set_weights([np.array([[1.0], [-1], [0], [0], [0], [0]]), np.zeros(1)])
+    images = np.stack([np.full((SIZE, SIZE, 1), value, np.uint8) for value in (250, 5)])
+    assert grad_cam(model, images, 1).status.tolist() == ["ok", "all negative"]
+    assert grad_cam(model, images, 0).status.tolist() == ["all negative", "ok"]
+
+
+# The model, the layer and the pass
 
 
 def test_batch_sizes_do_not_compile_the_model_again(images):
@@ -111,101 +258,15 @@ def test_batch_sizes_do_not_compile_the_model_again(images):
     assert len(passes_traced) == before + 1
 
 
-def test_no_images_give_empty_heatmaps(images):
-    heatmaps = grad_cam(pooled_model(), images[:0], 1)
-    assert heatmaps.maps.shape == heatmaps.raw.shape == (0, 7, 7)
-    assert heatmaps.scores.shape == heatmaps.target.shape == heatmaps.status.shape == (0,)
-
-
-def test_sequential_equals_functional(images):
-    functional, sequential = pooled_model(), pooled_model(kind="sequential")
-    sequential.set_weights(functional.get_weights())
-    expected, found = grad_cam(functional, images, 1), grad_cam(sequential, images, 1)
-    assert found.layer == expected.layer == "features"
-    np.testing.assert_array_equal(found.raw, expected.raw)
-
-
-def test_uint8_equals_float32(images):
-    model = flattened_model()
-    np.testing.assert_array_equal(
-        grad_cam(model, images, 1).raw, grad_cam(model, images.astype(np.float32), 1).raw
-    )
-
-
-def test_dropout_is_off_and_batch_normalisation_uses_its_moving_statistics(images):
-    model = flattened_model()
-    moving = model.get_layer("norm").get_weights()
-    first, second = grad_cam(model, images, 1), grad_cam(model, images, 1)
-    np.testing.assert_array_equal(first.raw, second.raw)
-    for before, after in zip(moving, model.get_layer("norm").get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
-
-
-def test_augmentation_inside_the_model_is_off(images):
-    plain = pooled_model()
-    inputs = keras.Input((SIZE, SIZE, 1))
-    x = layers.RandomContrast(0.9)(layers.RandomTranslation(0.4, 0.4)(inputs))
-    for layer in plain.layers[1:]:
-        x = layer(x)
-    augmented = keras.Model(inputs, x)
-    np.testing.assert_allclose(
-        grad_cam(augmented, images, 1).raw, closed_form(plain, images), rtol=1e-4, atol=1e-7
-    )
-
-
-# Removing the final activation
-
-
-@pytest.mark.parametrize("kind", ["functional", "sequential"])
-@pytest.mark.parametrize(("classes", "activation"), [(1, "sigmoid"), (3, "softmax")])
-def test_a_final_activation_changes_nothing(images, kind, classes, activation):
-    fused = pooled_model(classes, activation, kind)
-    logit = pooled_model(classes, None, kind)
-    logit.set_weights(fused.get_weights())
-    separate = keras.Model(logit.inputs, layers.Activation(activation)(logit.outputs[0]))
-    expected = grad_cam(logit, images, "predicted")
-    for model in (fused, separate):
-        found = grad_cam(model, images, "predicted")
-        np.testing.assert_allclose(found.raw, expected.raw, atol=1e-8)
-        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
-
-
-def test_a_saturated_sigmoid_still_has_a_map(images):
-    model = pooled_model(activation="sigmoid")
-    kernel, _ = model.get_layer("top").get_weights()
-    model.get_layer("top").set_weights([np.abs(kernel), np.array([200.0])])
-    assert (model(images.astype(np.float32)).numpy() == 1).all()
-    assert set(grad_cam(model, images, 1).status) == {"ok"}
-
-
 def test_removing_the_final_activation_leaves_the_given_model_as_it_was(images):
-    model = pooled_model(activation="sigmoid")
+    logits = pooled_model()
+    model = keras.Model(logits.inputs, layers.Activation("sigmoid")(logits.outputs[0]))
     values = images.astype(np.float32)
     probability, config = model(values).numpy(), model.get_config()
     logit = remove_final_activation(model)(values).numpy()
     np.testing.assert_allclose(1 / (1 + np.exp(-logit)), probability, rtol=1e-5)
     np.testing.assert_array_equal(model(values).numpy(), probability)
     assert model.get_config() == config
-
-
-def test_a_nested_model_that_ends_in_a_sigmoid_is_opened(images):
-    flat = pooled_model(activation="sigmoid")
-    nested = keras.Sequential([keras.Input((SIZE, SIZE, 1)), layers.ReLU(name="same"), flat])
-    values = images.astype(np.float32)
-    probability = nested(values).numpy()
-    logit = remove_final_activation(nested)(values).numpy()
-    np.testing.assert_allclose(1 / (1 + np.exp(-logit)), probability, rtol=1e-5)
-    assert np.ptp(logit) > 0
-    scores = grad_cam(nested, images, 1, layer="same").scores
-    np.testing.assert_allclose(scores, logit[:, 0], rtol=1e-5)
-
-
-def test_a_model_that_ends_in_a_logit_is_returned_as_it_is():
-    model = pooled_model()
-    assert remove_final_activation(model) is model
-
-
-# The layer
 
 
 def test_the_last_layer_is_the_activation_before_pooling():
@@ -233,33 +294,6 @@ def test_repeating_a_grey_channel_does_not_count_as_a_meeting_of_branches():
         last_spatial_layer(model)
 
 
-def test_a_backbone_in_one_piece_is_opened(images):
-    flat = pooled_model()
-    inputs = keras.Input((SIZE, SIZE, 1))
-    backbone = keras.Model(flat.inputs, flat.get_layer("features").output, name="backbone")
-    x = layers.GlobalAveragePooling2D()(backbone(inputs))
-    x = layers.Dense(1, name="nested_top")(x)
-    nested = keras.Model(inputs, x)
-    nested.get_layer("nested_top").set_weights(flat.get_layer("top").get_weights())
-    found = grad_cam(nested, images, 1)
-    assert found.layer == "backbone/features"
-    np.testing.assert_allclose(found.raw, closed_form(flat, images), rtol=1e-4, atol=1e-7)
-    for name in ("backbone", "features"):  # short for it, where nothing else is meant
-        np.testing.assert_array_equal(grad_cam(nested, images, 1, layer=name).raw, found.raw)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "layer"),
-    [(keras.applications.MobileNetV2, "out_relu"), (keras.applications.ResNet50V2, "post_relu")],
-)
-def test_flat_backbones_are_explained_at_their_last_activation(backbone, layer):
-    inputs = keras.Input((64, 64, 1))
-    x = layers.Concatenate()([inputs] * 3)
-    base = backbone(include_top=False, weights=None, input_tensor=x)
-    x = layers.GlobalAveragePooling2D()(base.output)
-    assert last_spatial_layer(keras.Model(inputs, layers.Dense(1)(x))) == layer
-
-
 def test_layers_beside_a_skip_connection_get_their_true_gradient(images):
     """The oracle recomputes the rest of the network by hand, layer by layer."""
     model = residual_model()
@@ -276,10 +310,10 @@ def test_layers_beside_a_skip_connection_get_their_true_gradient(images):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["grad-cam", "eigen-cam"])
 def test_several_layers_in_one_pass_equal_one_by_one(images, method):
     model = residual_model()
-    chosen = ["out_b", "stem", "branch_a", "linear_b", "add_a"]
+    chosen = ["out_b", "stem", "branch_a"]
     together = heatmap_function(model, chosen, method)(images, 1)
     assert list(together) == chosen
     for layer in chosen:
@@ -303,11 +337,6 @@ def test_frozen_layers_above_an_integer_image_have_a_gradient(images):
 # Bad input
 
 
-def test_an_unknown_layer_is_refused_and_the_candidates_named(images):
-    with pytest.raises(ValueError, match=r"relu9.*conv.*norm.*relu.*pool"):
-        grad_cam(flattened_model(), images, 1, layer="relu9")
-
-
 def test_a_layer_that_is_not_spatial_is_refused(images):
     with pytest.raises(ValueError, match=r"'drop'.*'features'"):
         grad_cam(pooled_model(), images, 1, layer="drop")
@@ -318,55 +347,6 @@ def test_a_model_without_spatial_features_is_refused(images):
     model = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(inputs)))
     with pytest.raises(ValueError, match="no spatial feature map"):
         grad_cam(model, images, 1)
-
-
-@pytest.mark.parametrize(
-    ("classes", "target"), [(1, 2), (1, -1), (3, 3), (3, 0.5), (1, "covid"), (3, [0] * 6 + [7])]
-)
-def test_a_class_that_the_model_has_not_is_refused(images, classes, target):
-    with pytest.raises(ValueError, match=r"not a class of this model.*0 to"):
-        grad_cam(pooled_model(classes), images, target)
-
-
-def test_a_target_of_another_length_is_refused(images):
-    with pytest.raises(ValueError, match=r"\(7,\)"):
-        grad_cam(pooled_model(), images, [1, 0])
-
-
-def test_an_unknown_method_is_refused(images):
-    with pytest.raises(ValueError, match=r"grad-cam\+\+"):
-        grad_cam(pooled_model(), images, 1, method="cam")
-
-
-@pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, SIZE, SIZE, 3), (SIZE, SIZE, 1)])
-def test_images_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"\(16, 16, 1\)"):
-        grad_cam(pooled_model(), np.zeros(shape, np.float32), 1)
-
-
-def test_images_that_are_not_finite_are_named(images):
-    values = images.astype(np.float32)
-    values[4, 2, 3] = np.nan
-    values[6, 0, 0] = np.inf
-    with pytest.raises(ValueError, match=r"\[4, 6\]"):
-        grad_cam(pooled_model(), values, 1, batch_size=4)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize(("method", "layer"), [("grad-cam", "top"), ("eigen-cam", "features")])
-def test_weights_that_are_not_finite_are_reported(images, method, layer, value):
-    # Some processors' fused kernels give ReLU(NaN) = 0, and the maps would be finite.
-    model = pooled_model()
-    kernel, bias = model.get_layer(layer).get_weights()
-    model.get_layer(layer).set_weights([np.full_like(kernel, value), bias])
-    with pytest.raises(ValueError, match=rf"NaN or infinite weights: {layer}/kernel"):
-        grad_cam(model, images, 1, method=method)
-
-
-@pytest.mark.parametrize("change", [lambda x: x / 255, lambda x: x / 127.5 - 1, lambda x: x * 2.0])
-def test_images_of_another_range_are_refused(images, change):
-    with pytest.raises(ValueError, match=r"expected 0\.\.255"):
-        grad_cam(pooled_model(), change(images), 1)
 
 
 def test_a_map_of_class_scores_per_pixel_is_refused(images):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from keras import layers
 
-from covid_lab.checkpoints import load_model
 from covid_lab.explain.input_range import RANGES, contradiction, conversion, find_input_range
 from covid_lab.explain.network import flatten
 from covid_project.normalization import SampleNormalization
@@ -54,14 +53,10 @@ def network(preprocess=lambda x: x, bias=0.0, factor=1.0):
         (SampleNormalization(), "0..255"),
     ],
 )
-def test_preprocessing_in_the_network_decides(images, tmp_path, preprocess, expected):
+def test_preprocessing_in_the_network_decides(images, preprocess, expected):
     model = network(preprocess)
     found = find_input_range(model, images, UNKNOWN, CLASSES)
     assert (found.name, found.certain) == (expected, True)
-    assert "in the network" in found.reason
-    model.save(tmp_path / "m.keras")
-    again = find_input_range(load_model(tmp_path / "m.keras"), images, UNKNOWN, CLASSES)
-    assert again.name == expected
 
 
 def test_a_batch_normalisation_of_the_image_counts_as_preprocessing(images):

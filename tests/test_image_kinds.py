@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import (
-    as_folder,
     as_path,
     chunk,
     course_tree,
@@ -54,18 +53,10 @@ TWELVE = bytes([0x00, 0x0F, 0xFF, 0x80, 0x00, 0x00])  # 0, 4095, 2048, 0 in 12 b
 
 READABLE = {
     "grey": (encoded(Image.fromarray(GREY)), GREY, 0),
-    "grey bmp": (encoded(Image.fromarray(GREY), "BMP"), GREY, 0),
     "grey gif": (encoded(Image.fromarray(GREY), "GIF"), GREY, 0),
-    "grey tiff": (encoded(Image.fromarray(GREY), "TIFF"), GREY, 0),
-    "grey tiff, lzw": (
-        encoded(Image.fromarray(GREY), "TIFF", compression="tiff_lzw"),
-        GREY,
-        0,
-    ),
+    "grey tiff, lzw": (encoded(Image.fromarray(GREY), "TIFF", compression="tiff_lzw"), GREY, 0),
     "grey webp": (encoded(Image.fromarray(GREY), "WEBP", lossless=True), GREY, 1),
     "rgb": (encoded(Image.fromarray(RGB)), LUMINANCE, 1),
-    "rgb bmp": (encoded(Image.fromarray(RGB), "BMP"), LUMINANCE, 1),
-    "rgb tiff": (encoded(Image.fromarray(RGB), "TIFF"), LUMINANCE, 1),
     "rgb webp": (encoded(Image.fromarray(RGB), "WEBP", lossless=True), LUMINANCE, 1),
     "rgb, 16 bit": (
         png(7, 9, 16, 2, b"".join(b"\0" + row.tobytes() for row in RGB.astype(">u2") * 257)),
@@ -249,7 +240,7 @@ WHOLE = {
 }
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     st.sampled_from(sorted(WHOLE)),
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), max_size=6),
@@ -265,10 +256,3 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(kind, flips, length)
         return
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 2
-
-
-def test_warning_filters_are_left_as_they_were(tmp_path):
-    before = list(warnings.filters)
-    datasets.load_images(open_dataset(as_folder(course_tree(), tmp_path)), 8)
-    decode(READABLE["grey"][0], "x")
-    assert list(warnings.filters) == before

@@ -7,14 +7,15 @@ from keras import layers
 
 from covid_lab.explain import incremental
 from covid_lab.explain.occlusion import occlusion
-from covid_project.models import baseline_cnn, build_backbone, transfer_model
+from covid_project.models import baseline_cnn
 from covid_project.normalization import normalization_layer
 
 TOLERANCE = 1e-5  # of the scores' scale
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _always_in_windows(monkeypatch):
+    monkeypatch.setattr(incremental, "LARGEST_SHARE", 1.0)
     keras.utils.set_random_seed(11)
 
 
@@ -47,13 +48,13 @@ def corners_of(height, width, patch, stride):
     return np.array([(row, column) for row in rows for column in columns] + odd)
 
 
-def check(model, images, patch=4, stride=5, least=1, share=1.0):
+def check(model, images, patch=4, stride=5, least=1):
     """Compare with whole covered images; `least` layers must have been computed in windows."""
     settled(model, images)
     corners = corners_of(*images.shape[1:3], patch, stride)
-    steps, _ = incremental._plan(model, corners, patch, share)
+    steps, _ = incremental._plan(model, corners, patch)
     assert len(steps) >= least
-    look, covered_scores = incremental.covered_scores_functions(model, corners, patch, share)
+    look, covered_scores = incremental.covered_scores_functions(model, corners, patch)
     fills = np.random.default_rng(8).uniform(0, 255, (len(images), images.shape[-1]))
     fills = fills.astype(np.float32)
     target = np.ones(len(images), np.int32)
@@ -89,8 +90,7 @@ def test_the_pneumonia_network():
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("strides", [1, 2, 3])
-@pytest.mark.parametrize("size", [(24, 24), (25, 31)])
+@pytest.mark.parametrize(("strides", "size"), [(1, (19, 25)), (2, (24, 24)), (3, (25, 31))])
 def test_padding_and_strides(padding, strides, size):
     inputs = keras.Input((*size, 3))
     x = layers.Rescaling(1 / 255)(inputs)
@@ -101,7 +101,7 @@ def test_padding_and_strides(padding, strides, size):
     check(classifier(inputs, x, flat=True), pictures(*size), least=5)
 
 
-@pytest.mark.parametrize("size", [28, 29, 30, 31])
+@pytest.mark.parametrize("size", [28, 31])
 def test_pooling_whose_windows_do_not_overlap(size):
     inputs = keras.Input((size, size, 3))
     x = layers.Conv2D(4, 3, padding="same")(layers.Rescaling(1 / 255)(inputs))
@@ -142,13 +142,14 @@ def test_squeeze_and_excitation_looks_at_the_whole_map_from_there_on():
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
-def test_windows_are_pasted_wherever_they_grow_too_large(share):
+def test_windows_are_pasted_wherever_they_grow_too_large(share, monkeypatch):
+    monkeypatch.setattr(incremental, "LARGEST_SHARE", share)
     inputs = keras.Input((30, 30, 3))
     x = layers.Rescaling(1 / 255)(inputs)
     for _ in range(4):
         y = layers.Conv2D(4, 3, padding="same", activation="relu")(x)
         x = layers.Concatenate()([x, y])
-    check(classifier(inputs, x), pictures(30, 30), least=3, share=share)
+    check(classifier(inputs, x), pictures(30, 30), least=3)
 
 
 @pytest.mark.parametrize("strategy", ["fixed", "dataset", "pixel", "sample"])
@@ -156,14 +157,8 @@ def test_the_baseline_with_every_normalisation(strategy):
     images = pictures(32, 32, channels=1)
     normalization = normalization_layer(strategy, images.astype(np.uint8))
     model = baseline_cnn(32, normalization, filters=4, dropout=0.3)
-    # By each image's own statistics, a patch changes every pixel: nothing is left for windows.
-    check(model, images, patch=5, stride=9, least=0 if strategy == "sample" else 6)
-
-
-@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50V2"])
-def test_the_backbones(name):
-    model = transfer_model(build_backbone(name, 64, weights="random"), dropout=0.5)
-    check(model, pictures(64, 64, channels=1), patch=6, stride=29, least=20)
+    # By its own statistics, a patch changes the whole image; statistics of each pixel run whole.
+    check(model, images, patch=5, stride=9, least=0 if strategy in ("sample", "pixel") else 6)
 
 
 @pytest.mark.parametrize(
@@ -191,34 +186,16 @@ def test_a_nested_model_and_a_layer_called_twice():
     check(classifier(inputs, inner(x), flat=True), pictures(20, 20), least=3)
 
 
-def test_a_model_for_images_of_any_size():
+def test_a_model_for_images_of_any_size_whose_weights_change():
     inputs = keras.Input((None, None, 3))
     x = layers.Conv2D(4, 3, activation="relu")(layers.Rescaling(1 / 255)(inputs))
     model = classifier(inputs, x)
-    for height, width in ((18, 14), (12, 20)):
+    for height, width in ((18, 14), (12, 20), (18, 14)):
         images = pictures(height, width)
+        for weight in model.weights:
+            weight.assign(-weight)  # weights are read at each call
         found = occlusion(model, images, 1, patch=4, stride=4, fill=0)
         covered = images.copy()
         covered[:, :4, :4] = 0
         fall = model(images)[:, 0] - model(covered)[:, 0]
         np.testing.assert_allclose(found.raw[:, 0, 0], fall, atol=1e-5)
-
-
-def test_weights_are_read_at_each_call():
-    inputs = keras.Input((16, 16, 3))
-    conv = layers.Conv2D(3, 3, activation="tanh")
-    model = classifier(inputs, conv(layers.Rescaling(1 / 255)(inputs)))
-    images, corners = pictures(16, 16), np.array([[2, 3]])
-    look, covered_scores = incremental.covered_scores_functions(model, corners, 4)
-
-    def score():
-        _, target, maps = look(images, np.ones(2, np.int32))
-        numbers = np.arange(2, dtype=np.int32)
-        return covered_scores(maps, np.zeros((2, 3), np.float32), target, numbers, 0 * numbers)
-
-    before = score()
-    conv.kernel.assign(-conv.kernel)
-    covered = images.copy()
-    covered[:, 2:6, 3:7] = 0
-    np.testing.assert_allclose(score(), model(covered)[:, 0], atol=1e-5)
-    assert np.abs(score() - before).min() > 1e-3

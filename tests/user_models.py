@@ -3,12 +3,10 @@
 from dataclasses import dataclass, field
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
 SIZE = 32
-MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 @dataclass
@@ -63,11 +61,6 @@ def sigmoid():
     return User(keras.Model(inputs, head(small_cnn(x))), "last", score=log_odds)
 
 
-def flatten_after_the_sigmoid():
-    inputs, x = rescaled()
-    return User(keras.Model(inputs, layers.Flatten()(head(small_cnn(x)))), "last", score=log_odds)
-
-
 def linear_activation_after_the_sigmoid():
     inputs, x = rescaled()
     x = layers.Activation("linear", dtype="float32")(head(small_cnn(x)))
@@ -105,18 +98,18 @@ def squeezed():
     return User(keras.Model(inputs, ops.squeeze(head(small_cnn(x)), -1)), "last", score=log_odds)
 
 
-def preprocess_input_and_backbone():
-    inputs = keras.Input((64, 64, 3))
-    backbone = keras.applications.MobileNetV2(
-        (64, 64, 3), alpha=0.35, include_top=False, weights=None, name="backbone"
-    )
-    x = backbone(keras.applications.mobilenet_v2.preprocess_input(inputs), training=False)
-    return User(keras.Model(inputs, head(x)), "backbone/out_relu", score=log_odds)
-
-
 def beginning(network, tensor, name="network"):
     """The first blocks of a large network, so that it is explained fast."""
     return keras.Model(network.inputs, tensor, name=name)
+
+
+def preprocess_input_and_backbone():
+    whole = keras.applications.MobileNetV2((64, 64, 3), 0.35, include_top=False, weights=None)
+    last = "block_2_expand_relu"
+    backbone = beginning(whole, whole.get_layer(last).output, "backbone")
+    inputs = keras.Input((64, 64, 3))
+    x = backbone(keras.applications.mobilenet_v2.preprocess_input(inputs), training=False)
+    return User(keras.Model(inputs, head(x)), f"backbone/{last}", score=log_odds)
 
 
 def conv_next():
@@ -130,14 +123,6 @@ def conv_next():
     )
 
 
-def mobile_net_v3():
-    backbone = keras.applications.MobileNetV3Small(
-        (64, 64, 3), alpha=0.35, minimalistic=True, include_top=False, weights=None
-    )
-    last = backbone.layers[-1].name  # a ReLU
-    return User(keras.Model(backbone.inputs, head(backbone.output, 1, None)), last)
-
-
 def efficient_net():
     whole = keras.applications.EfficientNetB0(False, weights=None, input_shape=(64, 64, 3))
     last = "block2b_expand_activation"
@@ -146,22 +131,6 @@ def efficient_net():
     return User(
         keras.Model(network.inputs, x), last, score=logit(3), top="top", target=3, classes=4
     )
-
-
-def dense_net():
-    whole = keras.applications.DenseNet121(False, weights=None, input_shape=(64, 64, 3))
-    last = "conv2_block3_0_relu"
-    inputs, x = rescaled(3, 64)
-    x = beginning(whole, whole.get_layer(last).output)(x)
-    return User(keras.Model(inputs, head(x, 1, None)), f"network/{last}")
-
-
-def inception_resnet():
-    whole = keras.applications.InceptionResNetV2(False, weights=None, input_shape=(75, 75, 3))
-    last = "block35_1_ac"
-    inputs, x = rescaled(3, 75)
-    x = beginning(whole, whole.get_layer(last).output)(x)
-    return User(keras.Model(inputs, head(x)), f"network/{last}", score=log_odds)
 
 
 def compiled_network_behind_a_rescaling():
@@ -218,12 +187,6 @@ def softmax_layer():
     return User(keras.Model(inputs, x), "last", score=logit(2), top="top", target=2, classes=4)
 
 
-def softmax_of_two_and_a_reshape():
-    inputs, x = rescaled()
-    x = layers.Reshape((2,))(head(small_cnn(x), 2, "softmax", name="top"))
-    return User(keras.Model(inputs, x), "last", score=logit(1), top="top")
-
-
 def both_probabilities_side_by_side():
     inputs, x = rescaled()
     p = head(small_cnn(x))
@@ -250,31 +213,6 @@ def values_of_minus_1_to_1():
         model, "last", {"input_range": "-1..1"}, values=lambda x: x / 127.5 - 1,
         score=lambda out: tf.math.atanh(out[:, 0]),
     )  # fmt: skip
-
-
-def imagenet_values():
-    inputs = keras.Input((SIZE, SIZE, 3))
-    return User(
-        keras.Model(inputs, head(small_cnn(inputs), 3, None)), "last",
-        {"input_range": "imagenet"}, values=lambda x: (x / 255 - MEAN) / DEVIATION,
-        score=lambda out: out[:, 1], classes=3,
-    )  # fmt: skip
-
-
-def caffe_values():
-    inputs = keras.Input((SIZE, SIZE, 3))
-    return User(
-        keras.Model(inputs, head(small_cnn(inputs), 1, None)), "last", {"input_range": "caffe"},
-        values=lambda x: keras.applications.vgg16.preprocess_input(x.copy()),
-    )  # fmt: skip
-
-
-def normalization_of_0_to_1():
-    inputs = keras.Input((SIZE, SIZE, 1))
-    x = layers.Normalization(axis=None, mean=0.5, variance=0.07)(inputs)
-    return User(
-        keras.Model(inputs, head(small_cnn(x))), "last", values=lambda x: x / 255, score=log_odds
-    )
 
 
 def mapping_of_inputs_and_outputs():
@@ -356,13 +294,11 @@ def leaky_and_normalised():
 
 
 USERS = [
-    sigmoid, flatten_after_the_sigmoid, linear_activation_after_the_sigmoid,
-    average_of_two_networks, average_of_softmaxes, operations, squeezed,
-    preprocess_input_and_backbone, conv_next, mobile_net_v3, efficient_net, dense_net,
-    inception_resnet, compiled_network_behind_a_rescaling, pooled_backbone_inside,
-    twice_nested, two_outputs, any_size, softmax_layer, softmax_of_two_and_a_reshape,
-    both_probabilities_side_by_side, probability_of_every_place, values_of_0_to_1,
-    values_of_minus_1_to_1, imagenet_values, caffe_values, normalization_of_0_to_1, integers,
+    sigmoid, linear_activation_after_the_sigmoid, average_of_two_networks, average_of_softmaxes,
+    operations, squeezed, preprocess_input_and_backbone, conv_next, efficient_net,
+    compiled_network_behind_a_rescaling, pooled_backbone_inside, twice_nested,
+    two_outputs, any_size, softmax_layer, both_probabilities_side_by_side,
+    probability_of_every_place, values_of_0_to_1, values_of_minus_1_to_1, integers,
     mapping_of_inputs_and_outputs, batches_of_one_image, sequence_without_an_input,
     vision_transformer, vision_transformer_with_a_class_token, squeeze_and_excite,
     leaky_and_normalised,

@@ -12,8 +12,6 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from covid_lab.explain.network import fold_normalization
-
 PREDICTED = "predicted"
 ROUNDING = 1e-6  # relative, of a score in float32, with some margin
 _ANY = -1  # index of the predicted class, until it is known
@@ -31,7 +29,7 @@ def class_score(logits: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
     logits : tf.Tensor, (N, 1) or (N, K), float
         Outputs of a model that ends in logits.
     target : tf.Tensor, (N,), int32
-        Classes from `checked_target`; "predicted" is resolved here.
+        Classes from `checked`; "predicted" is resolved here.
 
     Returns
     -------
@@ -39,12 +37,6 @@ def class_score(logits: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Ten
         Scores of the classes.
     target : tf.Tensor, (N,), int32
         The classes.
-
-    Examples
-    --------
-    >>> score, explained = class_score(tf.constant([[2.0], [-3.0]]), tf.constant([1, 0]))
-    >>> score.numpy()
-    array([2., 3.], dtype=float32)
     """
     logits = tf.cast(logits, tf.float32)
     if logits.shape[-1] == 1:
@@ -71,11 +63,10 @@ def score_function(model: keras.Model) -> Callable:
         (images (N, H, W, C) float32, target (N,) int32) → scores (N,), target (N,). Dropout is off,
         and batch normalisation uses its moving statistics.
     """
-    network = fold_normalization(model)
 
     @tf.function(input_signature=batch_signature(model))
     def score(images, target):
-        return class_score(network(images, training=False), target)
+        return class_score(model(images, training=False), target)
 
     return score
 
@@ -97,12 +88,6 @@ def score_change(scores: ArrayLike, others: ArrayLike) -> np.ndarray:
     -------
     np.ndarray, (P,), float32
         `scores` − `others`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> score_change(np.float32([2, 1 + 1e-7]), np.float32([1, 1]))
-    array([1., 0.], dtype=float32)
     """
     scores, others = np.asarray(scores), np.asarray(others)
     change = scores - others
@@ -127,6 +112,49 @@ def batch_signature(model: keras.Model) -> list[tf.TensorSpec]:
         tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32),
         tf.TensorSpec((None,), tf.int32),
     ]
+
+
+def checked(
+    model: keras.Model, images: ArrayLike, target: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and classes to explain as arrays after a check.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Classifier that ends in logits. With one logit it has the classes 0 and 1.
+    images : array_like, (N, H, W, C), uint8 or float, 0..255
+        Images.
+    target : int, array_like of int (N,), or "predicted"
+        One class index, one per image, or the predicted class.
+
+    Returns
+    -------
+    images : np.ndarray, (N, H, W, C)
+        The images.
+    target : np.ndarray, (N,), int32
+        Class indices; −1 stands for the predicted class, see `class_score`.
+
+    Raises
+    ------
+    ValueError
+        The images are refused by `checked_images`, the model does not have a class, or the number
+        of classes is neither 1 nor N.
+    """
+    images = checked_images(model, images)
+    count = len(images)
+    if isinstance(target, str) and target == PREDICTED:
+        return images, np.full(count, _ANY, np.int32)
+    indices, classes = np.asarray(target), max(model.outputs[0].shape[-1], 2)
+    if indices.shape not in ((), (count,)):
+        raise ValueError(f"Target has shape {indices.shape}; expected one class or ({count},).")
+    allowed = np.isin(indices, np.arange(classes))
+    if not allowed.all():
+        raise ValueError(
+            f"Target {np.unique(indices[~allowed]).tolist()} is not a class of this model; its "
+            f"classes are 0 to {classes - 1}, or '{PREDICTED}'."
+        )
+    return images, np.broadcast_to(indices, (count,)).astype(np.int32)
 
 
 def checked_images(model: keras.Model, images: ArrayLike) -> np.ndarray:
@@ -172,42 +200,6 @@ def checked_images(model: keras.Model, images: ArrayLike) -> np.ndarray:
     return images
 
 
-def checked_target(model: keras.Model, target: ArrayLike, count: int) -> np.ndarray:
-    """Return the classes to explain as an array, for a model that ends in logits.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Classifier that ends in logits. With one logit it has the classes 0 and 1.
-    target : int, array_like of int (count,), or "predicted"
-        One class index, one per image, or the predicted class.
-    count : int
-        Number of images.
-
-    Returns
-    -------
-    np.ndarray, (count,), int32
-        Class indices; −1 stands for the predicted class, see `class_score`.
-
-    Raises
-    ------
-    ValueError
-        The model does not have the class, or the number of classes is neither 1 nor `count`.
-    """
-    if isinstance(target, str) and target == PREDICTED:
-        return np.full(count, _ANY, np.int32)
-    indices, classes = np.asarray(target), max(model.outputs[0].shape[-1], 2)
-    if indices.shape not in ((), (count,)):
-        raise ValueError(f"Target has shape {indices.shape}; expected one class or ({count},).")
-    allowed = np.isin(indices, np.arange(classes))
-    if not allowed.all():
-        raise ValueError(
-            f"Target {np.unique(indices[~allowed]).tolist()} is not a class of this model; its "
-            f"classes are 0 to {classes - 1}, or '{PREDICTED}'."
-        )
-    return np.broadcast_to(indices, (count,)).astype(np.int32)
-
-
 def by_batches(
     function: Callable, images: np.ndarray, target: np.ndarray, batch_size: int
 ) -> tuple | dict:
@@ -232,12 +224,10 @@ def by_batches(
     count = len(images)
     if count == 0:  # TensorFlow's fused kernels refuse empty batches: use one image instead
         images, target = np.zeros((1, *images.shape[1:])), np.zeros(1, np.int32)
-    parts = [
-        function(images[batch].astype(np.float32), target[batch])
-        for batch in (
-            slice(start, start + batch_size) for start in range(0, len(images), batch_size)
-        )
-    ]
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = slice(start, start + batch_size)
+        parts.append(function(images[batch].astype(np.float32), target[batch]))
     return tf.nest.map_structure(lambda *arrays: np.concatenate(arrays)[:count], *parts)
 
 
@@ -264,13 +254,6 @@ def image_variant_pairs(
         Indices of the images.
     variant : np.ndarray, (P,), int64
         Indices of the variants.
-
-    Examples
-    --------
-    >>> for image, variant in image_variant_pairs(images=2, variants=3, batch_size=4):
-    ...     print(image, variant)
-    [0 0 0 1] [0 1 2 0]
-    [1 1] [1 2]
     """
     pairs = images * variants
     for start in range(0, pairs, batch_size):

@@ -10,14 +10,9 @@ import numpy as np
 import pandas as pd
 
 from covid_lab.datasets import UnreadableImage
-from covid_lab.explain.class_score import (
-    PREDICTED,
-    by_batches,
-    checked_target,
-    score_function,
-)
+from covid_lab.explain.class_score import PREDICTED, by_batches, checked, score_function
 from covid_lab.explain.features import is_bypassed, last_spatial_layer
-from covid_lab.explain.heatmaps import Heatmaps, on_one_scale
+from covid_lab.explain.heatmaps import Heatmaps
 from covid_lab.explain.methods import LAYERED, METHODS, method_named
 from covid_lab.explain.pictures import (
     LungMasks,
@@ -228,7 +223,7 @@ def _explained(
         for number in range(start, min(start + CHUNK, len(pictures))):
             picture = pictures[number]
             try:
-                original = read_picture(picture, colour=prepared.in_colour)
+                original = read_picture(picture, colour=prepared.shape[2] == 3)
             except UnreadableImage as error:
                 unreadable[picture.path] = error.reason
                 continue
@@ -260,28 +255,18 @@ def _predicted(
     for (_, target), found in heatmaps.items():
         if target.casefold() == PREDICTED:
             return found.target
-    target = checked_target(network, PREDICTED, len(images))
-    return by_batches(score_function(network), images, target, 32)[1]
+    return by_batches(score_function(network), *checked(network, images, PREDICTED), 32)[1]
 
 
 def _on_one_scale(chunks: list[Chunk]) -> list[Chunk]:
-    """Return the chunks with maps that are comparable between all images."""
-    ends = np.cumsum([len(chunk.pictures) for chunk in chunks])[:-1]
-    scaled = {}
+    """Make the maps of each method and target comparable: only the strongest evidence is 1."""
     for key in chunks[0].heatmaps:
-        maps = np.concatenate([chunk.heatmaps[key].maps for chunk in chunks])
-        strength = np.concatenate([chunk.heatmaps[key].strength for chunk in chunks])
-        scaled[key] = np.split(on_one_scale(maps, strength), ends)
-    return [
-        replace(
-            chunk,
-            heatmaps={
-                key: replace(heatmaps, maps=scaled[key][number])
-                for key, heatmaps in chunk.heatmaps.items()
-            },
-        )
-        for number, chunk in enumerate(chunks)
-    ]
+        largest = max(chunk.heatmaps[key].strength.max(initial=0) for chunk in chunks)
+        for chunk in chunks:
+            own = chunk.heatmaps[key]
+            fractions = own.strength / (largest or 1)
+            chunk.heatmaps[key] = replace(own, maps=own.maps * fractions[:, None, None])
+    return chunks
 
 
 def _targets(pictures: Sequence[Picture], wanted: str, request: Request) -> list[int | str]:

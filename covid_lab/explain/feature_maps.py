@@ -36,22 +36,6 @@ def feature_maps(
     ValueError
         The images are invalid, the layer is unknown (the message lists the candidates), or `count`
         is below 1.
-
-    Examples
-    --------
-    >>> import keras
-    >>> import numpy as np
-    >>> model = keras.Sequential(
-    ...     [
-    ...         keras.Input((8, 8, 1)),
-    ...         keras.layers.Conv2D(3, 3, activation="relu", name="features"),
-    ...         keras.layers.GlobalAveragePooling2D(),
-    ...         keras.layers.Dense(1),
-    ...     ]
-    ... )
-    >>> maps, channels = feature_maps(model, np.full((2, 8, 8, 1), 9.0), "features", count=2)
-    >>> maps.shape, channels.shape
-    ((2, 2, 6, 6), (2, 2))
     """
     if count < 1:
         raise ValueError(f"count is {count}; expected 1 or more.")

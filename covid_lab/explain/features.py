@@ -5,7 +5,6 @@ the tokens (N, tokens, channels) of a vision transformer, one for each patch of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 import keras
@@ -20,28 +19,9 @@ _MOST_EXTRA_TOKENS = 8  # class, distillation and register tokens beside those o
 _MOST_LISTED = 40  # names of layers in a message
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The grid of a transformer's patches, and the tokens that precede them.
-
-    Attributes
-    ----------
-    height : int
-        Patches along a column of the image.
-    width : int
-        Patches along a row of the image.
-    before : int
-        Tokens before those of the patches, such as a class token.
-    """
-
-    height: int
-    width: int
-    before: int
-
-    def __call__(self, tokens: tf.Tensor) -> tf.Tensor:
-        """Arrange the tokens of patches (N, T, K) on their grid (N, height, width, K)."""
-        patches = tokens[:, self.before : self.before + self.height * self.width]
-        return tf.reshape(patches, (-1, self.height, self.width, tokens.shape[-1]))
+# Rows and columns of a transformer's patches, and the number of tokens before them, such as a class
+# token; None for a layer whose output is maps (N, h, w, K).
+Grid = tuple[int, int, int] | None
 
 
 def spatial_layers(model: keras.Model) -> list[str]:
@@ -59,7 +39,6 @@ def spatial_layers(model: keras.Model) -> list[str]:
 
     Examples
     --------
-    >>> import keras
     >>> model = keras.Sequential(
     ...     [
     ...         keras.Input((8, 8, 1)),
@@ -121,7 +100,7 @@ def last_spatial_layer(model: keras.Model) -> str:
             f"Choose one of its spatial layers by name: {list(nodes)}."
         )
     grids = token_grids(model, candidates)
-    if grids[-1] is not None and grids[-1].before:
+    if grids[-1] is not None and grids[-1][2]:
         candidates = _that_matter(model, candidates, grids) or candidates
     return candidates[-1]
 
@@ -152,7 +131,7 @@ def features_and_logits(model: keras.Model, names: Sequence[str]) -> keras.Model
     return keras.Model(model.inputs, [*(node.outputs[0] for node in nodes), *model.outputs])
 
 
-def token_grids(model: keras.Model, names: Sequence[str]) -> list[Grid | None]:
+def token_grids(model: keras.Model, names: Sequence[str]) -> list[Grid]:
     """How the tokens of each named layer are arranged in the image.
 
     Parameters
@@ -164,8 +143,8 @@ def token_grids(model: keras.Model, names: Sequence[str]) -> list[Grid | None]:
 
     Returns
     -------
-    list of Grid or None
-        The grid of each layer; None for a layer whose output is maps (N, h, w, K).
+    list of Grid
+        The grid of each layer.
 
     Raises
     ------
@@ -206,14 +185,14 @@ def is_bypassed(model: keras.Model, name: str) -> bool:
     return id(model.outputs[0]) in reached
 
 
-def on_grid(features: tf.Tensor, grid: Grid | None) -> tf.Tensor:
+def on_grid(features: tf.Tensor, grid: Grid) -> tf.Tensor:
     """Arrange features, or their gradients, on a grid.
 
     Parameters
     ----------
     features : tf.Tensor, (N, h, w, K) or (N, T, K), float
         Maps or tokens.
-    grid : Grid or None
+    grid : Grid
         From `token_grids`.
 
     Returns
@@ -222,7 +201,11 @@ def on_grid(features: tf.Tensor, grid: Grid | None) -> tf.Tensor:
         Features on the grid.
     """
     features = tf.cast(features, tf.float32)
-    return features if grid is None else grid(features)
+    if grid is None:
+        return features
+    height, width, before = grid
+    patches = features[:, before : before + height * width]
+    return tf.reshape(patches, (-1, height, width, features.shape[-1]))
 
 
 def _named(model: keras.Model, names: Sequence[str]) -> list:
@@ -269,7 +252,7 @@ def _is_map(tensor: keras.KerasTensor) -> bool:
     return len(tensor.shape) == 4 and tensor.shape[1:3] != (1, 1)
 
 
-def _grid(node, nodes: list) -> Grid | None:
+def _grid(node, nodes: list) -> Grid:
     """The grid of a call whose output is tokens, from the last map of patches before it."""
     shape = node.outputs[0].shape
     if len(shape) != 3 or None in shape[1:]:
@@ -288,10 +271,10 @@ def _grid(node, nodes: list) -> Grid | None:
     if maps is None or not 0 <= shape[1] - np.prod(maps) <= _MOST_EXTRA_TOKENS:
         return None
     others = int(shape[1] - np.prod(maps))
-    return Grid(*maps, min(extra, others) if extra else others)
+    return *maps, min(extra, others) if extra else others
 
 
-def _that_matter(model: keras.Model, names: list[str], grids: list[Grid | None]) -> list[str]:
+def _that_matter(model: keras.Model, names: list[str], grids: list[Grid]) -> list[str]:
     """Names of the layers to whose features on the grid the output reacts, for images of noise."""
     network = features_and_logits(model, names)
     images = np.random.default_rng(0).uniform(0, 255, (2, *model.inputs[0].shape[1:]))

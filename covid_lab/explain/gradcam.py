@@ -30,8 +30,7 @@ from numpy.typing import ArrayLike
 from covid_lab.explain.class_score import (
     batch_signature,
     by_batches,
-    checked_images,
-    checked_target,
+    checked,
     class_score,
     keep_compiled,
 )
@@ -39,17 +38,10 @@ from covid_lab.explain.features import (
     features_and_logits,
     last_spatial_layer,
     on_grid,
-    spatial_layers,
     token_grids,
 )
 from covid_lab.explain.heatmaps import Heatmaps
-from covid_lab.explain.network import fold_normalization
 from covid_lab.explain.outputs import remove_final_activation
-
-__all__ = [
-    "METHODS", "grad_cam", "heatmap_function", "last_spatial_layer", "remove_final_activation",
-    "spatial_layers",
-]  # fmt: skip
 
 
 def grad_cam(
@@ -104,7 +96,6 @@ def grad_cam(
 
     Examples
     --------
-    >>> import keras
     >>> import numpy as np
     >>> model = keras.Sequential(
     ...     [
@@ -169,8 +160,7 @@ def heatmap_function(
     explain_batch = _compiled(model, tuple(layers), METHODS[method])
 
     def heatmaps(images: ArrayLike, target: ArrayLike, batch_size: int = 32) -> dict[str, Heatmaps]:
-        images = checked_images(model, images)
-        target = checked_target(model, target, len(images))
+        images, target = checked(model, images, target)
         scores, explained, maps = by_batches(explain_batch, images, target, batch_size)
         return {
             layer: Heatmaps.from_raw(layer, raw, scores, explained, reasons)
@@ -186,7 +176,7 @@ def _compiled(model: keras.Model, layers: tuple[str, ...], weigh: Callable) -> C
 
     The reasons are those of `Heatmaps.from_raw`: why each image's map may be blank.
     """
-    network = fold_normalization(features_and_logits(model, layers))
+    network = features_and_logits(model, layers)
     grids = token_grids(model, layers)
 
     @tf.function(input_signature=batch_signature(network))

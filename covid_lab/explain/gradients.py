@@ -23,8 +23,7 @@ from numpy.typing import ArrayLike
 from covid_lab.explain.class_score import (
     batch_signature,
     by_batches,
-    checked_images,
-    checked_target,
+    checked,
     class_score,
     image_variant_pairs,
     keep_compiled,
@@ -61,8 +60,6 @@ def saliency(
 
     Examples
     --------
-    >>> import keras
-    >>> import numpy as np
     >>> model = keras.Sequential(
     ...     [
     ...         keras.Input((2, 2, 1)),
@@ -81,8 +78,7 @@ def saliency(
            [1. , 0. ]], dtype=float32)
     """
     model = remove_final_activation(model)
-    images = checked_images(model, images)
-    target = checked_target(model, target, len(images))
+    images, target = checked(model, images, target)
     results = by_batches(_gradient_function(model), images, target, batch_size)
     return _magnitudes(*results)
 
@@ -126,29 +122,11 @@ def smooth_grad(
     ------
     ValueError
         As for `saliency`, or `samples` or `noise` is out of range.
-
-    Examples
-    --------
-    >>> import keras
-    >>> import numpy as np
-    >>> model = keras.Sequential(
-    ...     [
-    ...         keras.Input((8, 8, 1)),
-    ...         keras.layers.Conv2D(2, 3, activation="relu", kernel_initializer="ones"),
-    ...         keras.layers.GlobalAveragePooling2D(),
-    ...         keras.layers.Dense(1, kernel_initializer="ones"),
-    ...     ]
-    ... )
-    >>> images = np.zeros((1, 8, 8, 1), np.uint8)
-    >>> images[0, 2:5, 2:5] = 100
-    >>> smooth_grad(model, images, target=1, samples=4).maps.shape
-    (1, 8, 8)
     """
     if samples < 1 or noise < 0:
         raise ValueError(f"samples is {samples}, noise {noise}; expected 1 or more, 0 or more.")
     model = remove_final_activation(model)
-    images = checked_images(model, images)
-    target = checked_target(model, target, len(images))
+    images, target = checked(model, images, target)
     generator = np.random.default_rng(seed)
     deviates = generator.standard_normal((samples, *images.shape[1:]), dtype=np.float32)
 
@@ -234,8 +212,6 @@ def integrated_gradients(
 
     Examples
     --------
-    >>> import keras
-    >>> import numpy as np
     >>> model = keras.Sequential(
     ...     [
     ...         keras.Input((2, 2, 1)),
@@ -252,8 +228,7 @@ def integrated_gradients(
     array([0.])
     """
     model = remove_final_activation(model)
-    images = checked_images(model, images)
-    target = checked_target(model, target, len(images))
+    images, target = checked(model, images, target)
     baseline = np.asarray(baseline, np.float32)
     if steps < 1 or baseline.shape not in ((), images.shape[1:]):
         raise ValueError(

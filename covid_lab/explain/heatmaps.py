@@ -128,32 +128,3 @@ class Heatmaps:
         maps = normalize_heatmaps(raw if evidence is None else evidence)
         status = np.select([maps.any(axis=(1, 2)), *reasons.values()], ["ok", *reasons], _AGAINST)
         return cls(layer, maps, raw, scores, target, status, **more)
-
-
-def on_one_scale(maps: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Rescale maps so that their heat can be compared between images.
-
-    Each map is multiplied by its strength and divided by the largest strength, so that only the
-    strongest evidence in all images is 1.
-
-    Parameters
-    ----------
-    maps : np.ndarray, (N, h, w), float, [0, 1]
-        Maps of several images.
-    strength : np.ndarray, (N,), float, 0 or more
-        `Heatmaps.strength` of these maps.
-
-    Returns
-    -------
-    np.ndarray, (N, h, w), [0, 1]
-        Rescaled maps of the same type.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> on_one_scale(np.ones((2, 1, 1)), np.array([4.0, 1.0])).ravel()
-    array([1.  , 0.25])
-    """
-    largest = strength.max(initial=0)
-    fractions = strength / largest if largest > 0 else np.zeros_like(strength)
-    return maps * fractions.astype(maps.dtype)[:, None, None]

@@ -15,6 +15,7 @@ Occlusion-based Deep CNN Explanations" (Krypton), SIGMOD 2019, section 3.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -22,11 +23,15 @@ import tensorflow as tf
 from keras import layers
 
 from covid_lab.explain.class_score import batch_signature, class_score
-from covid_lab.explain.network import CONVOLUTIONS, convolve, graph_nodes
+from covid_lab.explain.network import graph_nodes
 
 # Windows that fill a larger fraction of their map are not worth the cutting and pasting.
 LARGEST_SHARE = 0.9
 
+_CONVOLUTIONS = {
+    layers.Conv2D: tf.nn.conv2d,
+    layers.DepthwiseConv2D: tf.nn.depthwise_conv2d,
+}
 _POOLING = {layers.MaxPooling2D: tf.nn.max_pool2d, layers.AveragePooling2D: tf.nn.avg_pool2d}
 # Each place of their output depends only on the same place of their inputs, if these have the same
 # size. An activation must be one of Keras' own: another function may use the whole map.
@@ -50,35 +55,29 @@ _PLACE_BY_PLACE = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class _Window:
-    """Where a map of `shape` (height, width) changes under each of P patches.
+class _Window(NamedTuple):
+    """Where a map of `shape` (height, width) can change under each of P patches.
 
-    `first` and `end` (P, 2) int enclose the rows and columns that can change. The computed windows
-    have one `size` (height, width) for all patches, and begin at `start` (P, 2).
+    The windows have one `size` (height, width) for all patches, and begin at `start` (P, 2) int.
     """
 
-    first: np.ndarray
-    end: np.ndarray
     start: np.ndarray
     size: tuple[int, int]
     shape: tuple[int, int]
 
     @property
-    def fraction(self) -> float:
-        """Fraction of the map that is computed, up to 1."""
-        return np.prod(self.size) / np.prod(self.shape)
+    def end(self) -> np.ndarray:
+        """First row and column after each window (P, 2)."""
+        return self.start + self.size
 
 
-def _window(first, end, shape, multiple=1) -> _Window:
-    """Window around the changes; where it fits, it starts and ends at multiples of a number."""
-    shape, multiple = np.array(shape), np.array(multiple)
+def _window(first, end, shape) -> _Window:
+    """Windows of one size around the changed rows and columns from `first` to `end` (P, 2)."""
+    shape = np.array(shape)
     first = np.clip(first, 0, shape - 1)
-    end = np.clip(end, first + 1, shape)
-    start = first // multiple * multiple
-    size = np.minimum((-(-end // multiple) * multiple - start).max(axis=0), shape)
-    start = np.minimum(start, shape - size).astype(np.int32)
-    return _Window(first, end, start, tuple(size.tolist()), tuple(shape.tolist()))
+    size = (np.clip(end, first + 1, shape) - first).max(axis=0)
+    start = np.minimum(first, shape - size).astype(np.int32)
+    return _Window(start, tuple(size.tolist()), tuple(shape.tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +102,7 @@ class _Step:
 
 
 def covered_scores_functions(
-    model: keras.Model, corners: np.ndarray, patch: int, largest_share: float = LARGEST_SHARE
+    model: keras.Model, corners: np.ndarray, patch: int
 ) -> tuple[Callable, Callable]:
     """Compile two functions that together give the class scores of images with a covered patch.
 
@@ -115,8 +114,6 @@ def covered_scores_functions(
         First row and column of each patch; all patches are inside the image.
     patch : int, 1 to the image's smaller side
         Side of the square patches in pixels.
-    largest_share : float, 0..1
-        A feature map of which a larger fraction can change is computed as a whole.
 
     Returns
     -------
@@ -127,7 +124,7 @@ def covered_scores_functions(
         covered by their `fills` (N, C) at the corners numbered `place` (B,).
     """
     origin = model.inputs[0]
-    steps, windows = _plan(model, np.asarray(corners), patch, largest_share)
+    steps, windows = _plan(model, np.asarray(corners), patch)
     # The rest of the network begins where a window meets a layer that takes whole maps.
     borders = _unique(
         tensor
@@ -191,38 +188,22 @@ def _unique(items) -> list:
     return list(dict.fromkeys(items))
 
 
-def _plan(
-    model: keras.Model, corners: np.ndarray, patch: int, largest_share: float
-) -> tuple[dict, dict]:
+def _plan(model: keras.Model, corners: np.ndarray, patch: int) -> tuple[dict, dict]:
     """Steps of the layers that are computed in windows, by output; all windows, by map."""
-    nodes = graph_nodes(model)
     origin = model.inputs[0]
     windows = {origin: _window(corners, corners + patch, origin.shape[1:3])}
     steps = {}
-    for node in nodes:
+    for node in graph_nodes(model):
         if node.is_input or any(tensor not in windows for tensor in node.input_tensors):
             continue
         output = node.outputs[0]
-        step = _step(node, windows, _multiple(output, nodes))
-        if step is not None and step.window.fraction <= largest_share:
+        step = _step(node, windows)
+        if step and np.prod(step.window.size) <= LARGEST_SHARE * np.prod(step.window.shape):
             steps[output], windows[output] = step, step.window
     return steps, windows
 
 
-def _multiple(tensor: keras.KerasTensor, nodes: list) -> np.ndarray:
-    """Strides of the pooling that follows a map: windows aligned to them need no more context."""
-    multiple = np.ones(2, int)
-    for node in nodes:
-        if tensor in node.input_tensors:
-            layer = node.operation
-            if type(layer) in _POOLING and layer.pool_size == layer.strides:
-                multiple = np.maximum(multiple, layer.strides)
-            elif type(layer) in _PLACE_BY_PLACE:
-                multiple = np.maximum(multiple, _multiple(node.outputs[0], nodes))
-    return multiple
-
-
-def _step(node, windows: dict[keras.KerasTensor, _Window], multiple: np.ndarray) -> _Step | None:
+def _step(node, windows: dict[keras.KerasTensor, _Window]) -> _Step | None:
     """The call of a layer as a step on windows; None for an unsupported layer."""
     layer, inputs = node.operation, tuple(node.input_tensors)
     given = [windows[tensor] for tensor in inputs]
@@ -234,19 +215,18 @@ def _step(node, windows: dict[keras.KerasTensor, _Window], multiple: np.ndarray)
         or (activation is not None and activation not in vars(keras.activations).values())
     ):
         return None
-    first = np.min([window.first for window in given], axis=0)
+    first = np.min([window.start for window in given], axis=0)
     end = np.max([window.end for window in given], axis=0)
     shape = given[0].shape
     kind = type(layer)
-    if kind in _PLACE_BY_PLACE and getattr(layer, "axis", -1) in (-1, 3):
-        window = given[0] if len(given) == 1 else _window(first, end, shape, multiple)
+    alike = kind is layers.Normalization and layer.mean.shape[1:3] == (1, 1)
+    if alike or (kind in _PLACE_BY_PLACE and getattr(layer, "axis", -1) in (-1, 3)):
+        window = _window(first, end, shape)
 
         def compute(views, start):
             return layer(views if len(views) > 1 else views[0], training=False)
 
         return _Step(inputs, window.start, window.size, window, compute)
-    if kind is layers.Normalization and not layer.invert:
-        return _Step(inputs, given[0].start, given[0].size, given[0], _normalizer(layer))
     if kind is layers.ZeroPadding2D:
         before, after = np.array(layer.padding).T
         window = _window(first + before, end + before, shape + before + after)
@@ -254,7 +234,7 @@ def _step(node, windows: dict[keras.KerasTensor, _Window], multiple: np.ndarray)
         return _Step(inputs, start, window.size, window, lambda views, start: views[0])
     if kind in _POOLING:
         extent, strides = np.array(layer.pool_size), np.array(layer.strides)
-    elif kind in CONVOLUTIONS and getattr(layer, "groups", 1) == 1:
+    elif kind in _CONVOLUTIONS and getattr(layer, "groups", 1) == 1:
         dilation = np.array(layer.dilation_rate)
         extent, strides = (np.array(layer.kernel_size) - 1) * dilation + 1, np.array(layer.strides)
     else:
@@ -266,10 +246,7 @@ def _step(node, windows: dict[keras.KerasTensor, _Window], multiple: np.ndarray)
     if kind is layers.AveragePooling2D and layer.padding == "same" and missing.any():
         return None  # its means ignore what is outside the map
     window = _window(
-        -((extent - 1 - before - first) // strides),
-        (end - 1 + before) // strides + 1,
-        outputs,
-        multiple,
+        -((extent - 1 - before - first) // strides), (end - 1 + before) // strides + 1, outputs
     )
     return _Step(
         inputs,
@@ -288,8 +265,11 @@ def _paste(border: keras.KerasTensor, window: _Window) -> _Step:
 
 
 def _convolver(layer: layers.Conv2D | layers.DepthwiseConv2D) -> Callable:
+    strides, dilations = (1, *layer.strides, 1), layer.dilation_rate
+    convolve = _CONVOLUTIONS[type(layer)]
+
     def compute(views, start):
-        features = convolve(layer, views[0], layer.kernel, "valid")
+        features = convolve(views[0], layer.kernel, strides, "VALID", dilations=dilations)
         return layer.activation(
             tf.nn.bias_add(features, layer.bias) if layer.use_bias else features
         )
@@ -300,29 +280,6 @@ def _convolver(layer: layers.Conv2D | layers.DepthwiseConv2D) -> Callable:
 def _pooler(layer: layers.MaxPooling2D | layers.AveragePooling2D) -> Callable:
     pool = _POOLING[type(layer)]
     return lambda views, start: pool(views[0], layer.pool_size, layer.strides, "VALID")
-
-
-def _normalizer(layer: layers.Normalization) -> Callable:
-    """Normalise each pixel by its own statistics, of shape (1, 1 or H, 1 or W, 1 or C)."""
-
-    def compute(views, start):
-        mean, variance = (
-            _rectangle(statistic, start, views[0].shape[1:3])
-            for statistic in (layer.mean, layer.variance)
-        )
-        return (views[0] - mean) / tf.maximum(tf.sqrt(variance), keras.config.epsilon())
-
-    return compute
-
-
-def _rectangle(statistic: tf.Tensor, start: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Cut (B, *size, C) out of a map (1, H, W, C); a side of 1 stands for any length."""
-    rows, columns = _places(start, size)
-    height, width = statistic.shape[1:3]
-    rows = tf.minimum(rows, height - 1)[:, :, None]
-    columns = tf.minimum(columns, width - 1)[:, None, :]
-    channels = tf.reshape(statistic, (height * width, -1))
-    return tf.gather(channels, rows * width + columns)
 
 
 def _view(

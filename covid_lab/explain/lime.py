@@ -21,26 +21,16 @@ KDD 2016. Achanta et al., "SLIC Superpixels Compared to State-of-the-Art Superpi
 Transactions on Pattern Analysis and Machine Intelligence 2012.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
 import numpy as np
-import tensorflow as tf
 from lime.lime_image import LimeImageExplainer
 from numpy.typing import ArrayLike
 from skimage.segmentation import slic
 
-from covid_lab.explain.class_score import (
-    by_batches,
-    checked_images,
-    checked_target,
-    class_score,
-    keep_compiled,
-    score_function,
-)
+from covid_lab.explain.class_score import by_batches, checked, score_function
 from covid_lab.explain.heatmaps import PIXELS, Heatmaps
-from covid_lab.explain.network import fold_normalization
 from covid_lab.explain.outputs import remove_final_activation
 
 
@@ -102,42 +92,26 @@ def lime(
     ValueError
         The input is invalid (see `grad_cam`), or `superpixels`, `samples` or `runs` is out of
         range.
-
-    Examples
-    --------
-    >>> import keras
-    >>> import numpy as np
-    >>> model = keras.Sequential(
-    ...     [
-    ...         keras.Input((8, 8, 1)),
-    ...         keras.layers.Conv2D(2, 3, activation="relu", kernel_initializer="ones"),
-    ...         keras.layers.GlobalAveragePooling2D(),
-    ...         keras.layers.Dense(1, kernel_initializer="ones"),
-    ...     ]
-    ... )
-    >>> images = np.zeros((1, 8, 8, 1), np.uint8)
-    >>> images[0, 2:5, 2:5] = 100
-    >>> heatmaps = lime(model, images, target=1, superpixels=4, samples=20)
-    >>> heatmaps.maps.shape, heatmaps.fit.shape, heatmaps.stability.shape
-    ((1, 8, 8), (1,), (1,))
     """
     if samples < 2 or runs < 1:
         raise ValueError(f"samples is {samples}, runs {runs}; expected 2 or more, 1 or more.")
     model = remove_final_activation(model)
-    images = checked_images(model, images)
+    images, target = checked(model, images, target)
     if images.shape[-1] not in (1, 3):
         raise ValueError(f"Images have {images.shape[-1]} colour channels; LIME takes 1 or 3.")
-    target = checked_target(model, target, len(images))
-    scores, target = by_batches(score_function(model), images, target, batch_size)
-    sample_scores = _sample_scores(model)
+    score = score_function(model)
+    scores, target = by_batches(score, images, target, batch_size)
     raw = np.zeros(images.shape[:3], np.float32)
     fit, stability = np.zeros(len(images)), np.zeros(len(images))
     for i, image in enumerate(images.astype(np.float32)):
         segments = segment(image, superpixels)
+
+        def sample_scores(pictures, own=target[i]):
+            pictures = pictures[..., : images.shape[-1]]
+            return score(pictures, np.full(len(pictures), own))[0].numpy()[:, None]
+
         found = [
-            _weights_and_fit(
-                sample_scores, image, segments, target[i], samples, seed + run, batch_size
-            )
+            _weights_and_fit(sample_scores, image, segments, samples, seed + run, batch_size)
             for run in range(runs)
         ]
         weights = np.array([weights for weights, _ in found])  # (runs, S)
@@ -188,41 +162,25 @@ class _BatchedExplainer(LimeImageExplainer):
     """The library's explainer, which blends the samples of a whole batch at once."""
 
     def data_labels(self, image, fudged_image, segments, classifier_fn, num_samples, batch_size=10):
-        """Which superpixels each sample keeps (M, S), and its score (M, 1).
-
-        Unlike the library's, `classifier_fn` takes (image, fudged image, kept superpixels (P, S)),
-        so that no sample has to be made here. The random draws are the same.
-        """
+        """Which superpixels each sample keeps (M, S), and its score (M, 1)."""
         superpixels = segments.max() + 1
         kept = self.random_state.randint(0, 2, num_samples * superpixels)
         kept = kept.reshape(num_samples, superpixels)
         kept[0] = 1
-        scores = [
-            classifier_fn(image, fudged_image, kept[start : start + batch_size])
-            for start in range(0, num_samples, batch_size)
-        ]
-        return kept, np.concatenate(scores)[:, None]
+        scores = []
+        for start in range(0, num_samples, batch_size):
+            shown = kept[start : start + batch_size, segments, None] == 1  # (P, H, W, 1)
+            scores.append(classifier_fn(np.where(shown, image, fudged_image)))
+        return kept, np.concatenate(scores)
 
 
 def _weights_and_fit(
-    sample_scores: Callable,
-    image: np.ndarray,
-    segments: np.ndarray,
-    target: int,
-    samples: int,
-    seed: int,
-    batch_size: int,
+    sample_scores, image: np.ndarray, segments: np.ndarray, samples: int, seed: int, batch_size: int
 ) -> tuple[np.ndarray, float]:
     """Weights (S,) of one image's superpixels, and the weighted R² of their linear model."""
-    channels = image.shape[-1]
-
-    def scores(image, fudged, kept):
-        pictures = image[..., :channels], fudged[..., :channels]
-        return sample_scores(*pictures, segments, kept, target).numpy()
-
     explained = _BatchedExplainer(random_state=seed).explain_instance(
         np.broadcast_to(image, (*image.shape[:2], 3)),
-        scores,
+        sample_scores,
         labels=(0,),  # the only column
         top_labels=None,
         num_samples=samples,
@@ -232,29 +190,6 @@ def _weights_and_fit(
     )
     superpixels, weights = zip(*explained.local_exp[0], strict=True)
     return np.array(weights)[np.argsort(superpixels)], float(explained.score)
-
-
-@keep_compiled
-def _sample_scores(model: keras.Model) -> Callable:
-    """Compile (image, fudged (H, W, C), segments (H, W), kept (P, S), target ()) → scores (P,)."""
-    network = fold_normalization(model)
-    image = tf.TensorSpec(model.inputs[0].shape[1:], tf.float32)
-
-    @tf.function(
-        input_signature=[
-            image,
-            image,
-            tf.TensorSpec(image.shape[:2], tf.int64),
-            tf.TensorSpec((None, None), tf.int64),
-            tf.TensorSpec((), tf.int32),
-        ]
-    )
-    def scores(image, fudged, segments, kept, target):
-        shown = tf.gather(kept, segments, axis=1)[..., None] == 1  # (P, H, W, 1)
-        logits = network(tf.where(shown, image, fudged), training=False)
-        return class_score(logits, tf.fill(tf.shape(kept)[:1], target))[0]
-
-    return scores
 
 
 def _mean_correlation(weights: np.ndarray) -> float:

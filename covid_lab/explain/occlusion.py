@@ -8,8 +8,6 @@ References
 Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014, section 4.2.
 """
 
-from collections.abc import Callable
-from functools import cache
 from itertools import product
 
 import keras
@@ -19,9 +17,9 @@ from numpy.typing import ArrayLike
 
 from covid_lab.explain.class_score import (
     by_batches,
-    checked_images,
-    checked_target,
+    checked,
     image_variant_pairs,
+    keep_compiled,
     score_change,
 )
 from covid_lab.explain.heatmaps import PIXELS, Heatmaps
@@ -69,18 +67,13 @@ def occlusion(
         The input is invalid (see `grad_cam`), the patch does not fit into the image, the stride
         leaves pixels uncovered, or the fill is out of range.
 
-    See Also
-    --------
-    occlusion_function : Compile once for many calls.
-
     Notes
     -----
-    Each call compiles the model, which takes seconds for a large backbone.
+    The first call compiles the model, which takes seconds for a large backbone. The compiled
+    function is cached for the next call.
 
     Examples
     --------
-    >>> import keras
-    >>> import numpy as np
     >>> model = keras.Sequential(
     ...     [
     ...         keras.Input((4, 4, 1)),
@@ -96,78 +89,48 @@ def occlusion(
            [  0.,   0.,   0.,   0.],
            [  0.,   0.,   0.,   0.]], dtype=float32)
     """
-    return occlusion_function(model, patch, stride, fill)(images, target, batch_size)
-
-
-def occlusion_function(
-    model: keras.Model, patch: int = 20, stride: int = 10, fill: float | None = None
-) -> Callable[..., Heatmaps]:
-    """Return a function for many calls of `occlusion` with the same model.
-
-    The model is compiled at the first call for each size of images.
-
-    Parameters
-    ----------
-    model : keras.Model
-        As for `grad_cam`.
-    patch : int, 1 to the image's smaller side
-        Side of the square in pixels.
-    stride : int, 1 to `patch`
-        Pixels from one patch to the next.
-    fill : float, 0..255, optional
-        Grey value under the patch; by default the mean of each image's colour channel.
-
-    Returns
-    -------
-    callable
-        ``heatmaps(images, target, batch_size=32)``, which returns `Heatmaps`. Arguments and errors
-        are those of `occlusion`.
-    """
     model = remove_final_activation(model)
+    images, target = checked(model, images, target)
+    height, width = images.shape[1:3]
+    if not (1 <= patch <= min(height, width) and 1 <= stride <= patch):
+        raise ValueError(
+            f"patch is {patch}, stride {stride}; expected 1 ≤ stride ≤ patch ≤ "
+            f"{min(height, width)}, the image's smaller side."
+        )
+    if fill is not None and not 0 <= fill <= 255:
+        raise ValueError(f"fill is {fill}; expected 0..255, or None for the image's mean.")
+    corners, look, covered_scores = _compiled(model, height, width, patch, stride)
+    squares = [(slice(top, top + patch), slice(left, left + patch)) for top, left in corners]
+    coverage = np.zeros((height, width), np.float32)
+    for square in squares:
+        coverage[square] += 1
 
-    @cache
-    def compiled(height: int, width: int):
-        corners = list(product(_starts(height, patch, stride), _starts(width, patch, stride)))
-        shape = model.inputs[0].shape[1:]
-        sized = flatten(model, (height, width, shape[2])) if None in shape else model
-        return corners, *covered_scores_functions(sized, corners, patch)
+    def explain_batch(images, target):
+        scores, target, maps = look(images, target)
+        fills = images.mean(axis=(1, 2))
+        if fill is not None:
+            fills = np.full_like(fills, fill)
+        falls = np.empty((len(images), len(squares)), np.float32)
+        for image, place in image_variant_pairs(*falls.shape, batch_size):
+            covered = covered_scores(maps, fills, target, image, place)
+            falls[image, place] = score_change(tf.gather(scores, image), covered)
+        raw = np.zeros(images.shape[:3], np.float32)
+        for place, square in enumerate(squares):
+            raw[:, *square] += falls[:, place, None, None]
+        return raw / coverage, scores, target, {"no change": ~falls.any(axis=1)}
 
-    def heatmaps(images: ArrayLike, target: ArrayLike, batch_size: int = 32) -> Heatmaps:
-        images = checked_images(model, images)
-        target = checked_target(model, target, len(images))
-        height, width = images.shape[1:3]
-        if not (1 <= patch <= min(height, width) and 1 <= stride <= patch):
-            raise ValueError(
-                f"patch is {patch}, stride {stride}; expected 1 ≤ stride ≤ patch ≤ "
-                f"{min(height, width)}, the image's smaller side."
-            )
-        if fill is not None and not 0 <= fill <= 255:
-            raise ValueError(f"fill is {fill}; expected 0..255, or None for the image's mean.")
-        corners, look, covered_scores = compiled(height, width)
-        squares = [(slice(top, top + patch), slice(left, left + patch)) for top, left in corners]
-        coverage = np.zeros((height, width), np.float32)
-        for square in squares:
-            coverage[square] += 1
+    # A batch of patches is filled from as few images as it takes: their maps stay in memory.
+    at_once = max(1, batch_size // len(squares))
+    return Heatmaps.from_raw(PIXELS, *by_batches(explain_batch, images, target, at_once))
 
-        def explain_batch(images, target):
-            scores, target, maps = look(images, target)
-            fills = images.mean(axis=(1, 2))
-            if fill is not None:
-                fills = np.full_like(fills, fill)
-            falls = np.empty((len(images), len(squares)), np.float32)
-            for image, place in image_variant_pairs(*falls.shape, batch_size):
-                covered = covered_scores(maps, fills, target, image, place)
-                falls[image, place] = score_change(tf.gather(scores, image), covered)
-            raw = np.zeros(images.shape[:3], np.float32)
-            for place, square in enumerate(squares):
-                raw[:, *square] += falls[:, place, None, None]
-            return raw / coverage, scores, target, {"no change": ~falls.any(axis=1)}
 
-        # A batch of patches is filled from as few images as it takes: their maps stay in memory.
-        at_once = max(1, batch_size // len(squares))
-        return Heatmaps.from_raw(PIXELS, *by_batches(explain_batch, images, target, at_once))
-
-    return heatmaps
+@keep_compiled
+def _compiled(model: keras.Model, height: int, width: int, patch: int, stride: int) -> tuple:
+    """Corners of the patches, and the functions of `covered_scores_functions`, for one size."""
+    corners = list(product(_starts(height, patch, stride), _starts(width, patch, stride)))
+    shape = model.inputs[0].shape[1:]
+    sized = flatten(model, (height, width, shape[2])) if None in shape else model
+    return corners, *covered_scores_functions(sized, corners, patch)
 
 
 def _starts(length: int, patch: int, stride: int) -> list[int]:

@@ -58,14 +58,6 @@ def remove_final_activation(model: keras.Model) -> keras.Model:
     ------
     ValueError
         As for `scored`.
-
-    Examples
-    --------
-    >>> inputs = keras.Input((4,))
-    >>> dense = keras.layers.Dense(1, activation="sigmoid")
-    >>> model = remove_final_activation(keras.Model(inputs, dense(inputs)))
-    >>> model.layers[-1].activation.__name__
-    'linear'
     """
     return scored(model)[0]
 

@@ -4,6 +4,7 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -62,11 +63,8 @@ class Picture:
         UnreadableImage
             The path is not a regular file, or the file is too large.
         """
-        try:
+        with self._naming():
             return read_bytes(self.root, self.name)
-        except DataError as error:
-            reason = str(error).removeprefix(f"{self.name}: ")
-            raise UnreadableImage(str(self.path), reason) from None
 
     def grey(self) -> np.ndarray:
         """Decode the image to grey values.
@@ -82,10 +80,15 @@ class Picture:
             As for `read`, or the file is not an image.
         """
         content = self.read()
+        with self._naming(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's: each leads to an error or is harmless
+            return decode(content, self.name)
+
+    @contextmanager
+    def _naming(self):
+        """Turn a DataError into an UnreadableImage that names the file."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's: each leads to an error or is harmless
-                return decode(content, self.name)
+            yield
         except DataError as error:
             reason = str(error).removeprefix(f"{self.name}: ")
             raise UnreadableImage(str(self.path), reason) from None

@@ -1,6 +1,7 @@
 """Prepare a user's model for explanation: one image of 0..255 in, one score per class out."""
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +34,6 @@ class Prepared:
     ----------
     network : keras.Model
         Flat network from images (N, H, W, C) float32, 0..255, to scores (N, K).
-    classes : int
-        Number of classes; a single score distinguishes two.
     score : str
         How the output was recognised, in words.
     input_range : InputRange or None
@@ -44,7 +43,6 @@ class Prepared:
     """
 
     network: keras.Model
-    classes: int
     score: str
     input_range: InputRange | None
     warnings: list[str]
@@ -59,17 +57,6 @@ class Prepared:
             Height, width and channels.
         """
         return tuple(self.network.inputs[0].shape[1:])
-
-    @property
-    def in_colour(self) -> bool:
-        """Whether the network takes colour images.
-
-        Returns
-        -------
-        bool
-            True for three channels.
-        """
-        return self.shape[2] == 3
 
 
 def prepare(
@@ -115,22 +102,16 @@ def prepare(
     """
     model = load_model(path, trust=True) if trust else open_model(path)
     shape = _image_shape(model, path, size)
-    try:
+    with _naming(path):
         model = choose_output(model, output)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from None
-    if not is_score(model.outputs[0]):
-        raise DataError(
-            f"{path} gives outputs of the shape {tuple(model.outputs[0].shape)}; only one score "
-            "per class, (N, 1) or (N, classes), can be explained"
-        )
-    given = model.inputs[0].shape
-    free = given[0] is None and None not in given[1:]  # any number of images, of one size
-    fixed = model if free else flatten(model, shape)
-    try:
-        network, score = scored(fixed)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from None
+        if not is_score(model.outputs[0]):
+            raise ValueError(
+                f"the outputs have the shape {tuple(model.outputs[0].shape)}; only one score per "
+                "class, (N, 1) or (N, classes), can be explained"
+            )
+        given = model.inputs[0].shape
+        free = given[0] is None and None not in given[1:]  # any number of images, of one size
+        network, score = scored(model if free else flatten(model, shape))
     count = max(network.outputs[0].shape[-1], 2)
     if count != len(classes):
         raise DataError(
@@ -138,30 +119,30 @@ def prepare(
             f"({', '.join(classes)}): name them in their order with --classes"
         )
     sample, labels = _sample(pictures, shape)
-    warnings = []
-    if input_range is not None:
-        found = InputRange(input_range, "given by --input-range")
-        convert = conversion(input_range, shape[2])  # refuses one that does not fit
-        against = contradiction(network, sample, labels, input_range) if len(sample) else ""
-        warnings += [against] if against else []
-    elif len(sample):
-        found = _found_range(path, network, sample, labels, classes)
-        convert = conversion(found.name, shape[2])
-        if not found.certain:
-            warnings.append(
-                f"the input range {found.name} is a guess: {found.reason}. If the network was "
-                "trained on other values, give --input-range"
-            )
-    else:
-        found, convert = None, None
+    found, warning = None, ""
+    with _naming(path):
+        if input_range is not None:
+            found = InputRange(input_range, "given by --input-range")
+        elif len(sample):
+            found = find_input_range(network, sample, labels, tuple(classes))
+        convert = conversion(found.name, shape[2]) if found else None
+    if input_range is not None and len(sample):
+        warning = contradiction(network, sample, labels, input_range)
+    elif found and not found.certain:
+        warning = (
+            f"the input range {found.name} is a guess: {found.reason}. If the network was "
+            "trained on other values, give --input-range"
+        )
     if convert is not None:
         network, score = scored(flatten(model, shape, convert))
-    return Prepared(network, count, score, found, warnings)
+    return Prepared(network, score, found, [warning] if warning else [])
 
 
-def _found_range(path: Path, network, sample, labels, classes) -> InputRange:
+@contextmanager
+def _naming(path: Path):
+    """Turn a ValueError into a DataError that names the model."""
     try:
-        return find_input_range(network, sample, labels, tuple(classes))
+        yield
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
 

@@ -12,8 +12,6 @@ Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Ne
 CVPR Workshops 2020.
 """
 
-from collections.abc import Callable, Sequence
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -23,8 +21,7 @@ from scipy.special import softmax
 from covid_lab.explain.class_score import (
     batch_signature,
     by_batches,
-    checked_images,
-    checked_target,
+    checked,
     class_score,
     image_variant_pairs,
     score_change,
@@ -37,7 +34,6 @@ from covid_lab.explain.features import (
     token_grids,
 )
 from covid_lab.explain.heatmaps import Heatmaps
-from covid_lab.explain.network import fold_normalization
 from covid_lab.explain.outputs import remove_final_activation
 
 
@@ -70,57 +66,6 @@ def score_cam(
     ValueError
         The input is invalid (see `grad_cam`).
 
-    See Also
-    --------
-    score_cam_function : Compile once, for several layers or many calls.
-
-    Examples
-    --------
-    >>> import keras
-    >>> import numpy as np
-    >>> model = keras.Sequential(
-    ...     [
-    ...         keras.Input((8, 8, 1)),
-    ...         keras.layers.Conv2D(2, 3, activation="relu", kernel_initializer="ones"),
-    ...         keras.layers.GlobalAveragePooling2D(),
-    ...         keras.layers.Dense(1, kernel_initializer="ones"),
-    ...     ]
-    ... )
-    >>> images = np.zeros((1, 8, 8, 1), np.uint8)
-    >>> images[0, 2:5, 2:5] = 100
-    >>> heatmaps = score_cam(model, images, target="predicted")
-    >>> int(heatmaps.target[0]), heatmaps.maps.shape
-    (1, (1, 6, 6))
-    >>> np.unravel_index(heatmaps.maps[0].argmax(), (6, 6)) == (2, 2)
-    True
-    """
-    layer = layer or last_spatial_layer(model)
-    return score_cam_function(model, [layer])(images, target, batch_size)[layer]
-
-
-def score_cam_function(
-    model: keras.Model, layers: Sequence[str]
-) -> Callable[..., dict[str, Heatmaps]]:
-    """Compile a function that explains several layers by Score-CAM.
-
-    Parameters
-    ----------
-    model : keras.Model
-        As for `grad_cam`.
-    layers : sequence of str
-        Names of spatial layers.
-
-    Returns
-    -------
-    callable
-        ``heatmaps(images, target, batch_size=32)``, which returns a dict from each layer's name to
-        its `Heatmaps`. Arguments and errors are those of `score_cam`.
-
-    Raises
-    ------
-    ValueError
-        A layer is unknown.
-
     Notes
     -----
     Wang et al. 2020, algorithm 1, for an image X, features A (h, w, K) and a class score f:
@@ -136,48 +81,35 @@ def score_cam_function(
     change".
     """
     model = remove_final_activation(model)
-    network = fold_normalization(features_and_logits(model, layers))
-    grids = token_grids(model, layers)
+    images, target = checked(model, images, target)
+    layer = layer or last_spatial_layer(model)
+    network = features_and_logits(model, [layer])
+    (grid,) = token_grids(model, [layer])
     score = score_function(model)
 
     @tf.function(input_signature=batch_signature(model))
     def evaluate(images, target):
-        *features, logits = network(images, training=False)
-        features = list(map(on_grid, features, grids))
-        return features, class_score(logits, target)
+        features, logits = network(images, training=False)
+        return on_grid(features, grid), *class_score(logits, target)
 
-    def explain_batch(images, target, batch_size):
-        features, (scores, target) = evaluate(images, target)
+    def explain_batch(images, target):
+        features, scores, target = evaluate(images, target)
         black, _ = score(np.zeros_like(images), target)
-        maps = []
-        for activation in features:
-            channels = tf.transpose(activation, (0, 3, 1, 2))  # (N, K, h, w)
-            increase = np.empty(channels.shape[:2], np.float32)
-            for image, channel in image_variant_pairs(*increase.shape, batch_size):
-                masks = _masks(tf.gather_nd(channels, np.stack([image, channel], axis=1)), images)
-                seen = score(images[image] * masks, tf.gather(target, image))[0]
-                increase[image, channel] = score_change(seen, tf.gather(black, image))
-            unchanged = (increase == 0).all(axis=1)  # (N,)
-            weights = softmax(increase, axis=1) * ~unchanged[:, None]
-            reasons = {
-                "zero features": tf.reduce_all(activation == 0, axis=(1, 2, 3)),
-                "no change": unchanged,
-            }
-            maps.append((tf.einsum("nhwk,nk->nhw", activation, weights), reasons))
-        return scores, target, maps
-
-    def heatmaps(images: ArrayLike, target: ArrayLike, batch_size: int = 32) -> dict[str, Heatmaps]:
-        images = checked_images(model, images)
-        target = checked_target(model, target, len(images))
-        scores, explained, maps = by_batches(
-            lambda *batch: explain_batch(*batch, batch_size), images, target, batch_size
-        )
-        return {
-            layer: Heatmaps.from_raw(layer, raw, scores, explained, reasons)
-            for layer, (raw, reasons) in zip(layers, maps, strict=True)
+        channels = tf.transpose(features, (0, 3, 1, 2))  # (N, K, h, w)
+        increase = np.empty(channels.shape[:2], np.float32)
+        for image, channel in image_variant_pairs(*increase.shape, batch_size):
+            masks = _masks(tf.gather_nd(channels, np.stack([image, channel], axis=1)), images)
+            seen = score(images[image] * masks, tf.gather(target, image))[0]
+            increase[image, channel] = score_change(seen, tf.gather(black, image))
+        unchanged = (increase == 0).all(axis=1)  # (N,)
+        weights = softmax(increase, axis=1) * ~unchanged[:, None]
+        reasons = {
+            "zero features": tf.reduce_all(features == 0, axis=(1, 2, 3)),
+            "no change": unchanged,
         }
+        return tf.einsum("nhwk,nk->nhw", features, weights), scores, target, reasons
 
-    return heatmaps
+    return Heatmaps.from_raw(layer, *by_batches(explain_batch, images, target, batch_size))
 
 
 def _masks(features: tf.Tensor, images: np.ndarray) -> tf.Tensor:

@@ -41,13 +41,6 @@ def segment_lungs_classically(images: np.ndarray) -> np.ndarray:
     ------
     ValueError
         Another dtype or shape.
-
-    Examples
-    --------
-    >>> from covid_lab.phantoms import draw_radiograph
-    >>> image = draw_radiograph(np.random.default_rng(0), size=128).image
-    >>> segment_lungs_classically(image[None]).shape
-    (1, 128, 128)
     """
     images = checked_images(images)
     masks = np.empty(images.shape, bool)

@@ -55,46 +55,15 @@ class Masks:
         return Masks(self.images[rows], self.masks[rows], self.patients[rows])
 
 
-@dataclass(frozen=True)
-class TestSet:
-    """A set whose images are neither trained on nor used for choices.
-
-    Attributes
-    ----------
-    archive, folder : str
-        Where it is: ``folder/images`` and ``folder/masks`` in the zip.
-    behind_heart : bool
-        Whether its masks reach the spine.
-    """
-
-    archive: str
-    folder: str
-    behind_heart: bool
-
-    def read(self, data: Path, side: int = 256) -> Masks:
-        """Read the set from its archive.
-
-        Parameters
-        ----------
-        data : Path
-            Folder of the archives.
-        side : int
-            Pixels to which images and masks are resized.
-
-        Returns
-        -------
-        Masks
-        """
-        return read_pairs(Path(data) / self.archive, self.folder, side)
-
-
+# Held-out sets, neither trained on nor used for choices: archive, folder, and whether their masks
+# reach the spine. ``folder/images`` and ``folder/masks`` are in the archive.
 TEST_SETS = {
-    "wingspan": TestSet("lung_masks.zip", "lung_masks/wingspan", behind_heart=False),
-    "covid_lesions": TestSet("covid_lesions.zip", "covid_lesions", behind_heart=True),
+    "wingspan": ("lung_masks.zip", "lung_masks/wingspan", False),
+    "covid_lesions": ("covid_lesions.zip", "covid_lesions", True),
 }
 
 
-def read_pairs(archive: Path, folder: str, side: int) -> Masks:
+def read_pairs(archive: Path, folder: str, side: int = 256) -> Masks:
     """Read all images of ``folder/images`` and the masks of the same names in ``folder/masks``.
 
     Parameters
@@ -122,24 +91,9 @@ def read_pairs(archive: Path, folder: str, side: int) -> Masks:
         )
 
 
-def read_children(data: Path, side: int) -> tuple[Masks, np.ndarray]:
-    """Read the children's radiographs whose mask surely belongs to them.
-
-    The names of the masks were recovered by alignment. Of ``masks.csv``, the rows with a margin
-    above 1 and the folder ``test/NORMAL`` are safe.
-
-    Parameters
-    ----------
-    data : Path
-        Folder of the archives.
-    side : int
-        Pixels to which images and masks are resized.
-
-    Returns
-    -------
-    masks : Masks
-    pneumonia : np.ndarray, bool (N,)
-    """
+def _read_children(data: Path, side: int) -> tuple[Masks, np.ndarray]:
+    """Children's radiographs whose mask surely belongs to them, and whether each has pneumonia."""
+    # The masks' names were recovered by alignment: a margin above 1 and test/NORMAL are safe.
     masks = "chest_xray_lung_masks"
     with (
         zipfile.ZipFile(data / "chest_xray.zip") as images,
@@ -160,19 +114,8 @@ def _read(file: zipfile.ZipFile, names, side: int) -> np.ndarray:
     return np.stack([resize(decode(file.read(name), name), (side, side)) for name in names])
 
 
-def draw_phantoms(count: int, seed: int) -> Masks:
-    """Draw chests in health and of each severity in turn, with masks that end at the heart.
-
-    Parameters
-    ----------
-    count : int, from 1
-    seed : int, from 0
-
-    Returns
-    -------
-    Masks
-        Of 128 × 128 pixels; each image is its own patient.
-    """
+def _draw_phantoms(count: int, seed: int) -> Masks:
+    """Chests of 128 × 128 pixels in health and of each severity in turn."""
     kinds = (None, *SEVERITIES)
     drawn = [
         draw_radiograph(np.random.default_rng((seed, k)), SIDE, kinds[k % len(kinds)])
@@ -185,18 +128,8 @@ def draw_phantoms(count: int, seed: int) -> Masks:
     )
 
 
-def draw_no_chests(count: int, seed: int) -> np.ndarray:
-    """Draw images without a frontal chest: CT slices, smooth noise and even grey.
-
-    Parameters
-    ----------
-    count : int, from 1
-    seed : int, from 0
-
-    Returns
-    -------
-    np.ndarray, uint8 (count, 128, 128)
-    """
+def _draw_no_chests(count: int, seed: int) -> np.ndarray:
+    """Draw images without a frontal chest: CT slices, smooth noise and even grey."""
     images = []
     for k in range(count):
         rng = np.random.default_rng((seed, k))
@@ -269,23 +202,10 @@ def child_labels(masks: np.ndarray) -> np.ndarray:
     return np.where(masks, FIELD_OR_HEART, SURELY_OUTSIDE)
 
 
-def split_patients(
+def _split_patients(
     patients: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split images into training and validation; no patient is in both.
-
-    Parameters
-    ----------
-    patients : np.ndarray, str (N,)
-    fraction : float, 0–1
-        Fraction of the patients for validation.
-    seed : int, from 0
-
-    Returns
-    -------
-    training, validation : np.ndarray, int64 (M,)
-        Rows.
-    """
+    """Rows for training and for validation; no patient is in both."""
     splitter = GroupShuffleSplit(1, test_size=fraction, random_state=seed)
     return next(splitter.split(patients, groups=patients))
 
@@ -311,10 +231,10 @@ def read_all(
         Name of each set → its `Masks`, and whether these reach the spine.
     """
     adults = read_pairs(data / "lung_masks.zip", "lung_masks/jsrt", SIDE)
-    children, pneumonia = read_children(data, SIDE)
-    phantoms, no_chest = draw_phantoms(PHANTOMS, seed), draw_no_chests(NO_CHEST, seed)
-    learned, kept = split_patients(adults.patients, VALIDATION["adults"], seed)
-    children_learned, children_kept = split_patients(
+    children, pneumonia = _read_children(data, SIDE)
+    phantoms, no_chest = _draw_phantoms(PHANTOMS, seed), _draw_no_chests(NO_CHEST, seed)
+    learned, kept = _split_patients(adults.patients, VALIDATION["adults"], seed)
+    children_learned, children_kept = _split_patients(
         children.patients, VALIDATION["children"], seed
     )
     sources = {
@@ -329,26 +249,15 @@ def read_all(
     healthy = children_kept[~pneumonia[children_kept]]
     validation = {
         "JSRT": (adults[kept], False),
-        "JSRT with drawn opacities": (with_opacities(adults[kept], seed), False),
+        "JSRT with drawn opacities": (_with_opacities(adults[kept], seed), False),
         "children, NORMAL": (children[healthy], True),
         "children, PNEUMONIA": (children[np.setdiff1d(children_kept, healthy)], True),
     }
     return sources, validation
 
 
-def with_opacities(found: Masks, seed: int) -> Masks:
-    """Draw strong opacities into the lungs of every image.
-
-    Parameters
-    ----------
-    found : Masks
-    seed : int, from 0
-
-    Returns
-    -------
-    Masks
-        With the same masks and patients.
-    """
+def _with_opacities(found: Masks, seed: int) -> Masks:
+    """Draw strong opacities into the lungs of every image."""
     images = []
     for k, (image, mask) in enumerate(zip(found.images, found.masks, strict=True)):
         rng = np.random.default_rng((seed, k))

@@ -25,7 +25,7 @@ import tensorflow as tf
 from covid_lab.lungs import segmentation
 from covid_lab.lungs.augmentation import distort
 from covid_lab.lungs.classical import segment_lungs_classically
-from covid_lab.lungs.data import ARCHIVES, TEST_SETS, Masks, decide_heart, read_all
+from covid_lab.lungs.data import ARCHIVES, TEST_SETS, Masks, decide_heart, read_all, read_pairs
 from covid_lab.lungs.network import (
     FIELD,
     HEART,
@@ -161,18 +161,8 @@ def _lung_probability(network: keras.Model, images: np.ndarray) -> np.ndarray:
 # ---- measuring ----------------------------------------------------------------------------------
 
 
-def mean_dice(values: np.ndarray) -> dict[str, float]:
-    """Summarise the Dice coefficients of a set of images.
-
-    Parameters
-    ----------
-    values : np.ndarray, float (N,), 0–1
-
-    Returns
-    -------
-    dict of str to float
-        dice (mean) with low and high (95 % percentile bootstrap over images), lowest, and n.
-    """
+def _mean_dice(values: np.ndarray) -> dict[str, float]:
+    """Mean Dice coefficient with its 95 % interval (bootstrap over images), the lowest, and n."""
     mean, low, high, _ = mean_interval(values)
     return {
         "dice": round(mean, 4),
@@ -197,33 +187,19 @@ def measure(found: Masks, behind_heart: bool, probabilities: segmentation.Probab
     Returns
     -------
     dict
-        behind_heart, and three summaries of `mean_dice`: network (in the convention of the masks),
+        behind_heart, and three summaries of `_mean_dice`: network (in the convention of the masks),
         fields (the network's lung fields) and classical (which only knows lung fields).
     """
     convention = segmentation.masks_from(probabilities, found.images, behind_heart)
     fields = segmentation.masks_from(probabilities, found.images, behind_heart=False)
     classical = segment_lungs_classically(found.images)
     named = {"network": convention, "fields": fields, "classical": classical}
-    dices = {name: mean_dice(dice(masks, found.masks)) for name, masks in named.items()}
+    dices = {name: _mean_dice(dice(masks, found.masks)) for name, masks in named.items()}
     return {"behind_heart": behind_heart, **dices}
 
 
-def precision_loss(network: keras.Model, stored: segmentation.Probabilities, validation) -> dict:
-    """Compare the network with its stored weights in half precision, on validation images.
-
-    Parameters
-    ----------
-    network : keras.Model
-    stored : callable
-        Probabilities of the stored network, see `network.compile_probabilities`.
-    validation : mapping of str to tuple
-        Name → `Masks`, and whether these reach the spine.
-
-    Returns
-    -------
-    dict of str to float
-        Largest difference of a probability, and of the Dice coefficient of an image.
-    """
+def _precision_loss(network: keras.Model, stored: segmentation.Probabilities, validation) -> dict:
+    """Largest change of a probability and of a Dice coefficient by half precision."""
     exact = compile_probabilities(network)
     probability, coefficient = 0.0, 0.0
     for found, behind_heart in validation.values():
@@ -237,24 +213,13 @@ def precision_loss(network: keras.Model, stored: segmentation.Probabilities, val
     return {"probability": round(probability, 4), "dice": round(coefficient, 4)}
 
 
-def measure_test(data: Path) -> dict[str, dict]:
-    """Measure the shipped network on the `TEST_SETS` whose archives are in the folder.
-
-    Parameters
-    ----------
-    data : Path
-
-    Returns
-    -------
-    dict of str to dict
-        Name of the set → result of `measure`.
-    """
+def _measure_test(data: Path) -> dict[str, dict]:
+    """Result of `measure` for each of the `TEST_SETS` whose archive is in the folder."""
+    probabilities = segmentation.network_probabilities()
     return {
-        name: measure(
-            held_out.read(data), held_out.behind_heart, segmentation.network_probabilities()
-        )
-        for name, held_out in TEST_SETS.items()
-        if (Path(data) / held_out.archive).is_file()
+        name: measure(read_pairs(data / archive, folder), behind_heart, probabilities)
+        for name, (archive, folder, behind_heart) in TEST_SETS.items()
+        if (data / archive).is_file()
     }
 
 
@@ -290,14 +255,14 @@ def main() -> None:
             "minutes": round(minutes, 1),
             "versions": versions(),
             "data": {name: fingerprint((options.data / name).read_bytes()) for name in ARCHIVES},
-            "half_precision": precision_loss(network, probabilities, validation),
+            "half_precision": _precision_loss(network, probabilities, validation),
         }
     record["validation"] = {
         name: measure(found, behind_heart, probabilities)
         for name, (found, behind_heart) in validation.items()
     }
     if options.test:
-        record["test"] = measure_test(options.data)
+        record["test"] = _measure_test(options.data)
     write_text(segmentation.RECORD, json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 

@@ -12,7 +12,7 @@ Attribution Methods", ICML 2022 (ROAD): a constant fill shows the model the outl
 out, a smooth fill does not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ from covid_lab.explain.class_score import batch_signature, class_score, image_va
 from covid_lab.explain.outputs import remove_final_activation
 from covid_project.gradcam import resize_heatmaps
 
-FILLS = ("mean", "blurred")
+FRACTIONS = (0.2, 0.4, 0.6, 0.8)  # of the pixels that ROAD removes
 BLUR = 0.1  # standard deviation as a fraction of the image's side: no finding remains visible
 NOISE = 2.55  # grey levels: 0.01 of the range, as in the ROAD paper
 IMPUTED_SIDE = 112  # pixels; larger images are imputed on a coarser grid
@@ -68,12 +68,12 @@ def deletion(
     maps: np.ndarray,
     target: np.ndarray,
     steps: int = 10,
-    fill: str = "mean",
     batch_size: int = 32,
 ) -> np.ndarray:
     """Deletion curve: the probability as the hottest pixels are replaced, from none to all.
 
-    The sooner it falls, the smaller the `area`, and the better the map (Petsiuk et al. 2018).
+    They are replaced by the image's mean in each channel. The sooner the curve falls, the smaller
+    the area under it, and the better the map (Petsiuk et al. 2018).
 
     Parameters
     ----------
@@ -87,9 +87,6 @@ def deletion(
         The classes explained.
     steps : int, 1 or more
         Steps of the curve; each replaces a fraction 1 / steps of the pixels.
-    fill : str
-        What replaces the pixels: "mean", the image's mean in each channel, or "blurred", the image
-        after a Gaussian blur with a tenth of its side.
     batch_size : int
         Changed images per forward pass.
 
@@ -97,27 +94,9 @@ def deletion(
     -------
     np.ndarray, (N, steps + 1), float64, [0, 1]
         Probabilities; NaN for a blank map.
-
-    Raises
-    ------
-    ValueError
-        The fill is unknown.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> def probability(images, target):
-    ...     return images[:, 0, 0, 0] / 255
-    >>> image = np.array([[255, 0], [0, 0]], np.uint8).reshape(1, 2, 2, 1)
-    >>> heat = np.array([[[1, 0.2], [0.3, 0.1]]], np.float32)
-    >>> curve = deletion(probability, image, heat, np.array([1]), steps=2)
-    >>> curve
-    array([[1.  , 0.25, 0.25]])
-    >>> area(curve)
-    array([0.4375])
     """
-    filled = _filled(images, fill)
-    return _curve(probability, images, filled, maps, target, steps, batch_size)
+    mean = np.broadcast_to(images.mean((1, 2), np.float32, keepdims=True), images.shape)
+    return _curve(probability, images, mean, maps, target, steps, batch_size)
 
 
 def insertion(
@@ -126,65 +105,25 @@ def insertion(
     maps: np.ndarray,
     target: np.ndarray,
     steps: int = 10,
-    fill: str = "blurred",
     batch_size: int = 32,
 ) -> np.ndarray:
     """Insertion curve: the probability as the hottest pixels are restored, from none to all.
 
-    The reverse of `deletion`: the sooner it rises, the larger the `area`, and the better the map.
+    The reverse of `deletion`, from the image after a Gaussian blur with a tenth of its side. The
+    sooner the curve rises, the larger the area under it, and the better the map.
 
     Parameters
     ----------
-    probability, images, maps, target : as for `deletion`
-    steps : int, 1 or more
-        Steps of the curve; each restores a fraction 1 / steps of the pixels.
-    fill : str
-        "mean" or "blurred": the image at the start.
-    batch_size : int
-        Changed images per forward pass.
+    probability, images, maps, target, steps, batch_size : as for `deletion`
 
     Returns
     -------
     np.ndarray, (N, steps + 1), float64, [0, 1]
         Probabilities; NaN for a blank map.
-
-    Raises
-    ------
-    ValueError
-        The fill is unknown.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> def probability(images, target):
-    ...     return images[:, 0, 0, 0] / 255
-    >>> image = np.array([[255, 0], [0, 0]], np.uint8).reshape(1, 2, 2, 1)
-    >>> heat = np.array([[[1, 0.2], [0.3, 0.1]]], np.float32)
-    >>> insertion(probability, image, heat, np.array([1]), steps=2, fill="mean")
-    array([[0.25, 1.  , 1.  ]])
     """
-    filled = _filled(images, fill)
-    return _curve(probability, filled, images, maps, target, steps, batch_size)
-
-
-def area(curve: np.ndarray) -> np.ndarray:
-    """Area under curves over the fraction of pixels, by the trapezoidal rule.
-
-    Parameters
-    ----------
-    curve : np.ndarray, (N, steps + 1), float, [0, 1]
-        From `deletion` or `insertion`.
-
-    Returns
-    -------
-    np.ndarray, (N,), float64, [0, 1]
-        Areas.
-
-    Examples
-    --------
-    See `deletion`.
-    """
-    return np.trapezoid(curve, dx=1 / (curve.shape[1] - 1), axis=1)
+    height, width = images.shape[1:3]
+    blurred = gaussian_filter(images.astype(np.float32), (0, BLUR * height, BLUR * width, 0))
+    return _curve(probability, blurred, images, maps, target, steps, batch_size)
 
 
 def road(
@@ -192,8 +131,6 @@ def road(
     images: np.ndarray,
     maps: np.ndarray,
     target: np.ndarray,
-    fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
-    noise: float = NOISE,
     seed: int = 0,
     batch_size: int = 32,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -207,54 +144,31 @@ def road(
     Parameters
     ----------
     probability, images, maps, target : as for `deletion`
-    fractions : sequence of float, (F,), each between 0 and 1
-        Fractions of removed pixels.
-    noise : float, 0 or more
-        Standard deviation of the noise on imputed pixels, in grey levels.
     seed : int
-        Seed of the noise.
+        Seed of the noise on imputed pixels.
     batch_size : int
         Images per forward pass.
 
     Returns
     -------
     most_first : np.ndarray, (N, F), float64, [0, 1]
-        Probabilities without the most relevant pixels; NaN for a blank map.
+        Probabilities without each of the `FRACTIONS` of the most relevant pixels; NaN for a blank
+        map.
     least_first : np.ndarray, (N, F), float64, [0, 1]
-        Probabilities without the least relevant pixels; NaN for a blank map.
-
-    Raises
-    ------
-    ValueError
-        A fraction is not between 0 and 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> def probability(images, target):
-    ...     return images[:, 0, 0, 0] / 255
-    >>> image = np.array([[255, 0], [0, 0]], np.uint8).reshape(1, 2, 2, 1)
-    >>> heat = np.array([[[1, 0.2], [0.3, 0.1]]], np.float32)
-    >>> most_first, least_first = road(
-    ...     probability, image, heat, np.array([1]), fractions=[0.5], noise=0
-    ... )
-    >>> most_first.round(3), least_first.round(3)
-    (array([[0.]]), array([[1.]]))
+        Probabilities without the least relevant pixels.
     """
-    if not all(0 < fraction < 1 for fraction in fractions):
-        raise ValueError(f"fractions are {list(fractions)}; expected values between 0 and 1.")
     ranks, blank = _ranks(maps, images.shape[1:3])
     pixels = images.shape[1] * images.shape[2]
-    most_first, least_first = np.full((2, len(images), len(fractions)), np.nan)
+    most_first, least_first = np.full((2, len(images), len(FRACTIONS)), np.nan)
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
-        for column, fraction in enumerate(fractions):
+        for column, fraction in enumerate(FRACTIONS):
             count = round(fraction * pixels)
             for found, missing in (
                 (most_first, ranks[rows] < count),
                 (least_first, ranks[rows] >= pixels - count),
             ):
-                imputed = impute(images[rows], missing, noise, seed)
+                imputed = impute(images[rows], missing, seed=seed)
                 found[rows, column] = probability(imputed, target[rows])
     most_first[blank] = least_first[blank] = np.nan
     return most_first, least_first
@@ -297,17 +211,6 @@ def impute(
     of 1e-5. For images with a side above 112 pixels, they are set up on a grid of k by k pixels,
     with the smallest k that gives at most 112 cells per side. The value of a cell is the mean of
     its known pixels, and the values found for the other cells are enlarged bilinearly.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> images = np.array([[10, 0, 30], [10, 0, 30], [10, 0, 30]], np.uint8).reshape(1, 3, 3, 1)
-    >>> missing = np.zeros((1, 3, 3), bool)
-    >>> missing[:, :, 1] = True
-    >>> impute(images, missing, noise=0)[0, :, :, 0].round(3)
-    array([[10., 20., 30.],
-           [10., 20., 30.],
-           [10., 20., 30.]], dtype=float32)
     """
     height, width = images.shape[1:3]
     images = images.astype(np.float32)
@@ -409,14 +312,3 @@ def _ranks(maps: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     for rank, heat in zip(ranks, flat, strict=True):
         rank[np.lexsort((chance, -heat))] = np.arange(pixels)
     return ranks.reshape(maps.shape), ~maps.any(axis=(1, 2))
-
-
-def _filled(images: np.ndarray, fill: str) -> np.ndarray:
-    """Images (N, H, W, C) float32 reduced to their mean, or to their coarsest shape."""
-    images = images.astype(np.float32)
-    if fill == "mean":
-        return np.broadcast_to(images.mean(axis=(1, 2), keepdims=True), images.shape)
-    if fill == "blurred":
-        height, width = images.shape[1:3]
-        return gaussian_filter(images, (0, BLUR * height, BLUR * width, 0))
-    raise ValueError(f"Unknown fill '{fill}'; the fills are {list(FILLS)}.")

@@ -45,14 +45,6 @@ def energy_inside(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     ------
     ValueError
         Maps and masks do not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> maps = np.array([[[1.0, 0.5], [0.5, 0.0]]])
-    >>> masks = np.array([[[True, False], [False, False]]])
-    >>> energy_inside(maps, masks)
-    array([0.5])
     """
     maps, defined = _on_masks(maps, masks)
     inside = (maps * masks).sum(axis=(1, 2), dtype=np.float64)
@@ -86,7 +78,6 @@ def pointing_game(maps: np.ndarray, masks: np.ndarray, tolerance: float = 0) -> 
 
     Examples
     --------
-    >>> import numpy as np
     >>> maps = np.array([[[1.0, 0.5], [0.5, 0.0]]])
     >>> masks = np.array([[[False, True], [False, False]]])
     >>> pointing_game(maps, masks), pointing_game(maps, masks, tolerance=1)
@@ -120,14 +111,6 @@ def iou_at_otsu(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     ------
     ValueError
         Maps and masks do not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> maps = np.array([[[1.0, 0.9], [0.0, 0.0]]])
-    >>> masks = np.array([[[True, False], [False, False]]])
-    >>> iou_at_otsu(maps, masks)
-    array([0.5])
     """
     maps, defined = _on_masks(maps, masks)
     overlap = np.full(len(maps), np.nan)

@@ -10,7 +10,6 @@ maps of different images.
 
 import random
 from collections.abc import Collection, Iterator, Sequence
-from itertools import chain
 
 import keras
 import numpy as np
@@ -45,56 +44,15 @@ def blocks(model: keras.Model, count: int = 8) -> list[list[str]]:
     return [names[:1], *(part.tolist() for part in below if len(part))]
 
 
-def randomised(model: keras.Model, layers: Collection[str], seed: int = 0) -> keras.Model:
-    """Return a copy of a flat model with named layers re-initialised by their own initialisers.
-
-    Kernels, biases, and BatchNorm's scale, offset and moving statistics return to their values
-    before training. All other layers keep their weights exactly.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Flat model; it is not changed.
-    layers : collection of str
-        Names of layers with weights.
-    seed : int
-        Seed of the initialisers. The new weights of a layer depend only on the seed, not on which
-        other layers are named. An initialiser with a seed of its own ignores this one.
-
-    Returns
-    -------
-    keras.Model
-        The copy.
-
-    Raises
-    ------
-    ValueError
-        A layer does not exist or has no weights.
-    """
-    # Only layers with weights: a clone may rename an input that was never named.
-    names = [layer.name for layer in model.layers if layer.weights]
-    if unknown := sorted(set(layers) - set(names)):
-        raise ValueError(
-            f"Model '{model.name}' has no layers with weights {unknown}; it has {names}."
-        )
-    state = random.getstate()
-    random.seed(seed)  # Keras' initialisers draw their seeds from it
-    try:
-        copy = keras.models.clone_model(model)
-    finally:
-        random.setstate(state)
-    _give_weights(model, copy, set(names) - set(layers))
-    return copy
-
-
 def randomisations(
     model: keras.Model, groups: Sequence[Sequence[str]], seed: int = 0
 ) -> Iterator[tuple[str, str, keras.Model]]:
     """Yield models with randomised groups of layers: cascading, then independent.
 
     First the groups are randomised one after the other and stay randomised; then each group is
-    randomised by itself. It is the same model each time with other weights, so that what has been
-    compiled for it can be used again.
+    randomised by itself. Kernels, biases, and BatchNorm's scale, offset and moving statistics
+    return to their values before training; all other layers keep their weights exactly. It is the
+    same model each time with other weights, so that what has been compiled for it is used again.
 
     Parameters
     ----------
@@ -103,7 +61,8 @@ def randomisations(
     groups : sequence of sequence of str
         Names of layers, from `blocks`.
     seed : int
-        As for `randomised`.
+        Seed of the layers' own initialisers. The new weights of a layer depend only on the seed. An
+        initialiser with a seed of its own ignores this one.
 
     Yields
     ------
@@ -114,7 +73,8 @@ def randomisations(
     model : keras.Model
         Randomised model, valid until the next step.
     """
-    fresh, copy = randomised(model, [*chain(*groups)], seed), randomised(model, (), seed)
+    fresh, copy = _cloned(model, seed), _cloned(model, seed)
+    copy.set_weights(model.get_weights())
     named = [(f"{number} {group[-1]}", group) for number, group in enumerate(groups, 1)]
     for name, group in named:
         _give_weights(fresh, copy, group)
@@ -125,6 +85,16 @@ def randomisations(
         _give_weights(fresh, copy, group)
         yield INDEPENDENT, name, copy
         _give_weights(model, copy, group)
+
+
+def _cloned(model: keras.Model, seed: int) -> keras.Model:
+    """The same network before training."""
+    state = random.getstate()
+    random.seed(seed)  # Keras' initialisers draw their seeds from it
+    try:
+        return keras.models.clone_model(model)
+    finally:
+        random.setstate(state)
 
 
 def _give_weights(source: keras.Model, receiver: keras.Model, layers: Collection[str]) -> None:

@@ -11,8 +11,7 @@ from numpy.typing import ArrayLike
 from covid_lab.explain.class_score import (
     PREDICTED,
     by_batches,
-    checked_images,
-    checked_target,
+    checked,
     score_function,
 )
 from covid_lab.explain.heatmaps import Heatmaps
@@ -20,7 +19,6 @@ from covid_lab.explain.outputs import remove_final_activation
 from covid_lab.explain.quality.baselines import Method, baseline
 from covid_lab.explain.quality.faithfulness import (
     Probability,
-    area,
     deletion,
     insertion,
     probability_function,
@@ -29,7 +27,6 @@ from covid_lab.explain.quality.faithfulness import (
 from covid_lab.explain.quality.localisation import energy_inside, iou_at_otsu, pointing_game
 from covid_lab.explain.quality.sanity import blocks, randomisations
 from covid_lab.explain.quality.similarities import similarity, similarity_of_pairs
-from covid_lab.explain.quality.stability import across_seeds, under_noise
 from covid_lab.explain.quality_terms import (
     BASELINES,
     COLUMNS,
@@ -157,13 +154,11 @@ def explanation_quality(
     >>> table["test"].unique().tolist()
     ['stability']
     """
-    images = checked_images(model, images)
+    model = remove_final_activation(model)
+    images, target = checked(model, images, target)
     masks = {} if masks is None else masks
     _check(methods, masks, tests, len(images))
-    model = remove_final_activation(model)
-    _, target = by_batches(
-        score_function(model), images, checked_target(model, target, len(images)), batch_size
-    )
+    _, target = by_batches(score_function(model), images, target, batch_size)
     methods = {**methods, **{kind: baseline(kind, seed) for kind in BASELINES}}
     heatmaps = {
         name: methods[name](model, images, target)
@@ -181,17 +176,12 @@ def explanation_quality(
             )
     references = {name: similarity_of_pairs(heatmaps[name], seed=seed) for name in methods}
     if STABILITY in tests:
+        changed = {f"noise of {noise:g} grey levels": (model, _noisy(images, noise, seed))}
+        if second_model is not None:
+            changed["another seed"] = (second_model, images)
         for name in tracked(methods, f"explanations: {STABILITY}"):
-            alike = {
-                f"noise of {noise:g} grey levels": under_noise(
-                    methods[name], model, images, heatmaps[name], noise, seed
-                )
-            }
-            if second_model is not None:
-                alike["another seed"] = across_seeds(
-                    methods[name], second_model, images, heatmaps[name]
-                )
-            for setting, values in alike.items():
+            for setting, case in changed.items():
+                values = similarity(heatmaps[name], methods[name](*case, target))
                 found[name] += _similarities(STABILITY, setting, values, references[name])
     if SANITY in tests:
         layers, few = blocks(model, groups), slice(sanity_images)
@@ -210,6 +200,12 @@ def explanation_quality(
         ],
         columns=COLUMNS,
     )
+
+
+def _noisy(images: np.ndarray, deviation: float, seed: int) -> np.ndarray:
+    """Images with Gaussian noise, float32 in 0..255."""
+    noise = np.random.default_rng(seed).normal(0, deviation, images.shape)
+    return np.clip(images + noise, 0, 255).astype(np.float32)
 
 
 def _localisation(heatmaps: Heatmaps, masks: Mapping[str, np.ndarray]) -> list[_Measurement]:
@@ -236,8 +232,8 @@ def _faithfulness(
     case = probability, images, heatmaps.maps, heatmaps.target
     most, least = road(*case, seed=seed, batch_size=batch_size)
     measures = {
-        (DELETION, "to the mean"): area(deletion(*case, steps, batch_size=batch_size)),
-        ("insertion", "from blurred"): area(insertion(*case, steps, batch_size=batch_size)),
+        (DELETION, "to the mean"): _area(deletion(*case, steps, batch_size)),
+        ("insertion", "from blurred"): _area(insertion(*case, steps, batch_size)),
         ("ROAD", MOST_FIRST): most.mean(axis=1),
         ("ROAD", "least relevant first"): least.mean(axis=1),
         ("ROAD", "least less most"): (least - most).mean(axis=1),
@@ -246,6 +242,11 @@ def _faithfulness(
         _Measurement(FAITHFULNESS, *names, values, _blank(heatmaps))
         for names, values in measures.items()
     ]
+
+
+def _area(curve: np.ndarray) -> np.ndarray:
+    """Area under curves (N, steps + 1) over the fraction of pixels."""
+    return np.trapezoid(curve, dx=1 / (curve.shape[1] - 1), axis=1)
 
 
 def _similarities(
