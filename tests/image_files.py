@@ -26,7 +26,7 @@ def noise(seed: int, *shape: int) -> np.ndarray:
 
 
 def grey_png(seed: int, height: int = 12, width: int = 10) -> bytes:
-    return encoded(Image.fromarray(noise(seed, height, width)))
+    return encoded(noise(seed, height, width))
 
 
 def course_tree(outer: str = "", spelled: dict[str, str] | None = None) -> dict[str, bytes]:
@@ -43,14 +43,13 @@ def course_tree(outer: str = "", spelled: dict[str, str] | None = None) -> dict[
 
 def kaggle_tree(n: int = 20, images: str = "images/") -> dict[str, bytes]:
     outer = "COVID-19_Radiography_Dataset"
+    mask = encoded(Image.fromarray(np.uint8([[0, 255], [0, 255]])).convert("RGB"))
     files = {}
     for seed, name in enumerate(["COVID", "Normal", "Lung_Opacity", "Viral Pneumonia"]):
         for i in range(n):
             files[f"{outer}/{name}/{images}{name}-{i}.png"] = grey_png(1000 * seed + i)
             if images:
-                files[f"{outer}/{name}/masks/{name}-{i}.png"] = encoded(
-                    Image.fromarray(np.uint8([[0, 255], [0, 255]])).convert("RGB")
-                )
+                files[f"{outer}/{name}/masks/{name}-{i}.png"] = mask
     return files
 
 
@@ -73,10 +72,22 @@ def as_path(files: dict[str, bytes], where: Path, form: str) -> Path:
     return as_folder(files, where / "set") if form == "folder" else as_zip(files, where / "set.zip")
 
 
+def tree(*places: str, each: int = 3) -> list[str]:
+    return [f"{place}/{number}.png" for place in places for number in range(each)]
+
+
+def write(folder: Path, names: list[str], **texts: str) -> Path:
+    """Write an image for each name, and text files (``labels__csv`` is ``labels.csv``)."""
+    folder.mkdir(exist_ok=True)
+    contents = {name.replace("__", "."): text.encode() for name, text in texts.items()}
+    images = {name: grey_png(number, 6, 6) for number, name in enumerate(names)}
+    return as_folder(images | contents, folder)
+
+
 def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra: bytes = b"") -> bytes:
     """Return a PNG written by hand; colour 0: grey, 2: RGB; each row starts with a zero."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows))
+    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows, 1))
     return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
 
 
@@ -92,6 +103,10 @@ def grey_tiff(width: int, bits: int, white_is_zero: bool, row: bytes) -> bytes:
     return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + fields + struct.pack("<I", 0) + row
 
 
-def without(*words: str) -> dict[str, bytes]:
-    """Return a course tree without the names that hold all the words."""
-    return {k: v for k, v in course_tree().items() if not all(word in k for word in words)}
+def patched(archive: bytes, central: int, local: int, value: bytes) -> bytes:
+    """Overwrite a field of the last member of a zip, at these offsets in its two headers."""
+    content = bytearray(archive)
+    for mark, offset in ((b"PK\x01\x02", central), (b"PK\x03\x04", local)):
+        start = content.rindex(mark) + offset
+        content[start : start + len(value)] = value
+    return bytes(content)

@@ -22,9 +22,3 @@ def test_the_notebook_runs_from_its_own_folder_on_the_committed_tables():
     client.execute()
     shown = [cell for cell in notebook.cells if cell.get("outputs")]
     assert len(shown) >= 8
-
-
-def test_its_cells_are_short_enough_to_be_explained():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    assert max(len(source.splitlines()) for source in code) <= 15

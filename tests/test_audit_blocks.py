@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from covid_lab.audit import alignment, duplicates, lung_regions, shortcuts
 from covid_lab.audit.blocks import blocks
 from covid_lab.audit.controls import draw_phantoms, write_phantoms
-from covid_lab.audit.data_checks import audit_data
 from covid_lab.audit.predictability import RESAMPLES, macro_auc, resample
 from covid_lab.audit.views import views_of
-from covid_lab.datasets import UnreadableImages, load_images
+from covid_lab.datasets import UnreadableImages
 
 
 def quiet(stage, done, total):
@@ -55,16 +54,6 @@ def test_weighted_auc_in_blocks_is_the_count_of_all_pairs(rng):
     np.testing.assert_allclose(macro_auc(labels, scores[:, None], weights), expected, rtol=1e-12)
 
 
-def test_means_filled_in_blocks_are_those_of_each_image(rng):
-    images = rng.integers(0, 256, (200, 40, 40), np.uint8)
-    kept = rng.random(images.shape) < 0.3
-    assert len(list(blocks(200, 1600))) > 1
-    found = lung_regions.fill_with_mean(images, kept)
-    for image, inside, filled in zip(images, kept, found, strict=True):
-        expected = np.where(inside, image, image[inside].mean())
-        np.testing.assert_allclose(filled, expected, rtol=1e-6)
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     phantoms = draw_phantoms(20, 60, seed=4)
@@ -104,18 +93,6 @@ def test_all_files_that_cannot_be_read_are_named_at_once(drawn, monkeypatch, tmp
     assert [name for name, _ in refused.value.unreadable] == list(dataset.table[column][[3, 33]])
 
 
-def test_pictures_are_read_part_by_part(drawn, monkeypatch):
-    _, dataset = drawn
-    images = load_images(dataset, shortcuts.LOADED)[..., 0]
-    expected = images.reshape(40, shortcuts.SIDE, 3, shortcuts.SIDE, 3).mean((2, 4))
-    monkeypatch.setattr(shortcuts, "AT_ONCE", 7)
-    pictures = shortcuts.Pictures(40)
-    parts = list(shortcuts._read(dataset, pictures))
-    assert [len(part) for part in parts] == [7, 7, 7, 7, 7, 5]
-    np.testing.assert_array_equal(np.concatenate(parts), images)
-    np.testing.assert_allclose(pictures.pixels, expected, rtol=1e-6)
-
-
 def test_pairs_compared_in_blocks_are_as_similar_as_compared_at_once(drawn, monkeypatch, rng):
     images = np.repeat(np.repeat(drawn[0].images[:12], 2, 1), 2, 2)
     images = np.concatenate([images, np.clip(images[:6] * 0.9 + 9, 0, 255).astype(np.uint8)])
@@ -123,7 +100,7 @@ def test_pairs_compared_in_blocks_are_as_similar_as_compared_at_once(drawn, monk
     first, second = np.triu_indices(len(images), 1)
     count = len(first)
     candidates = alignment.Candidates(
-        first, second, alignment.identity(count), np.ones(count, np.float32)
+        first, second, alignment._identity(count), np.ones(count, np.float32)
     )
     expected = alignment.similarities(views, candidates)
     monkeypatch.setattr(alignment, "_KEPT", 6 * 128**2)  # three pairs of the finest level
@@ -133,16 +110,3 @@ def test_pairs_compared_in_blocks_are_as_similar_as_compared_at_once(drawn, monk
     assert (found > duplicates.NEAR).sum() >= 6
     assert len(seen) > 1
     assert seen[-1] == count
-
-
-def test_the_audits_images_stay_on_disk(drawn, monkeypatch):
-    seen = []
-
-    def no_pairs(images, table, **_):
-        seen.append((isinstance(images, np.memmap), images.shape))
-        empty = duplicates.exact_pairs(np.arange(len(table)))
-        return empty.assign(split_first="", split_second="", label_conflict=False)
-
-    monkeypatch.setattr("covid_lab.audit.data_checks.duplicate_pairs", no_pairs)
-    audit_data(drawn[1])
-    assert seen == [(True, (40, 128, 128))]

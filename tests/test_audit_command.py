@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from image_files import as_folder, encoded
 
 from covid_lab.__main__ import main
 from covid_lab.audit import checklists, command, data_checks, protocol
@@ -48,16 +48,18 @@ def shortcuts(monkeypatch):
 @pytest.fixture
 def tree(tmp_path):
     """Folder of 8, 2, 2 drawn radiographs per class, without a fault."""
-    seed = 0
-    for split, n in {"train": 8, "val": 2, "test": 2}.items():
-        for name in ("NORMAL", "COVID"):
-            folder = tmp_path / "set" / split / name
-            folder.mkdir(parents=True)
-            for number in range(n):
-                pixels = draw_radiograph(np.random.default_rng(seed), SIDE).image
-                Image.fromarray(pixels).save(folder / f"{name}-{number}.png")
-                seed += 1
-    return tmp_path / "set"
+    counts = {"train": 8, "val": 2, "test": 2}
+    names = [
+        f"{split}/{name}/{name}-{number}.png"
+        for split, n in counts.items()
+        for name in ("NORMAL", "COVID")
+        for number in range(n)
+    ]
+    return as_folder({name: drawn(seed) for seed, name in enumerate(names)}, tmp_path / "set")
+
+
+def drawn(seed):
+    return encoded(draw_radiograph(np.random.default_rng(seed), SIDE).image)
 
 
 def leak(tree):
@@ -146,41 +148,34 @@ def test_the_folder_is_by_default_named_after_the_data(tree, tmp_path, monkeypat
     assert (tmp_path / "run" / "audit" / "audit.csv").is_file()
 
 
-def test_classes_and_their_order_can_be_named(tree, tmp_path):
+def test_classes_and_their_order_can_be_named(tree, tmp_path, shortcuts):
+    (tree / "train" / "OTHER").mkdir()
+    (tree / "train" / "OTHER" / "1.png").write_bytes(drawn(99))
     out = tmp_path / "out"
     arguments = ["--data", str(tree), "--out", str(out)]
-    assert main(["audit", *arguments, "--classes", "COVID, NORMAL"]) == 0
-    assert json.loads((out / "audit.json").read_text())["data"]["classes"] == ["COVID", "NORMAL"]
-
-
-def test_shortcuts_of_more_classes_are_audited_too(tree, tmp_path, shortcuts):
-    (tree / "train" / "OTHER").mkdir()
-    pixels = draw_radiograph(np.random.default_rng(99), SIDE).image
-    Image.fromarray(pixels).save(tree / "train" / "OTHER" / "1.png")
-    command.audit(command.Request(data=tree, classes=("NORMAL", "COVID", "OTHER"), out=tmp_path))
+    assert main(["audit", *arguments, "--classes", "COVID, OTHER, NORMAL"]) == 0
+    classes = ["COVID", "OTHER", "NORMAL"]
+    assert json.loads((out / "audit.json").read_text())["data"]["classes"] == classes
     ((audited, *_),) = shortcuts
-    assert audited.classes == ("NORMAL", "COVID", "OTHER")
+    assert audited.classes == tuple(classes)
 
 
 def test_a_written_split_keeps_copies_together_and_opens_data_that_have_none(tmp_path):
-    for name, seeds in {"NORMAL": range(20), "COVID": range(20, 40)}.items():
-        (tmp_path / "flat" / name).mkdir(parents=True)
-        for seed in seeds:
-            pixels = draw_radiograph(np.random.default_rng(seed), SIDE).image
-            image = Image.fromarray(pixels)
-            image.save(tmp_path / "flat" / name / f"{seed}.png")
-            if seed % 20 < 4:
-                mirror = Image.fromarray(pixels[:, ::-1])
-                mirror.save(tmp_path / "flat" / name / f"{seed}-mirrored.png")
+    files = {}
+    for seed in range(40):
+        image = draw_radiograph(np.random.default_rng(seed), SIDE).image
+        stem = f"{'NORMAL' if seed < 20 else 'COVID'}/{seed}"
+        files[f"{stem}.png"] = encoded(image)
+        if seed % 20 < 4:
+            files[f"{stem}-mirrored.png"] = encoded(image[:, ::-1])
+    data = as_folder(files, tmp_path / "flat")
     splits = tmp_path / "splits.csv"
-    out = ["--out", str(tmp_path / "out")]
-    data = str(tmp_path / "flat")
-    assert main(["audit", "--data", data, "--write-splits", str(splits), *out]) == 0
+    arguments = ["--data", str(data), "--write-splits", str(splits), "--out", str(tmp_path / "out")]
+    assert main(["audit", *arguments]) == 0
     table = open_dataset(data, splits_file=splits).table
     split = dict(zip(table["path"], table["split"], strict=True))
     for path in split:
-        if "-mirrored" in path:
-            assert split[path] == split[path.replace("-mirrored", "")]
+        assert split[path] == split[path.replace("-mirrored", "")]
     assert set(split.values()) == {"train", "val", "test"}
 
 
@@ -221,18 +216,8 @@ def test_a_split_of_other_data_is_a_breach_and_no_refusal(tree, tmp_path):
 def test_a_console_of_few_letters_does_not_stop_an_audit(tree, tmp_path):
     image = (tree / "train" / "COVID" / "COVID-1.png").read_bytes()
     (tree / "test" / "COVID" / "рентген.png").write_bytes(image)
-    command = [
-        sys.executable,
-        "-m",
-        "covid_lab",
-        "audit",
-        "--data",
-        tree,
-        "--out",
-        tmp_path / "out",
-    ]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", "covid_lab", "audit", "--data", tree, "--out", tmp_path / "out"],
         cwd=PROJECT,
         env=os.environ | {"PYTHONIOENCODING": "cp1252"},
         capture_output=True,
@@ -247,13 +232,14 @@ def test_a_console_of_few_letters_does_not_stop_an_audit(tree, tmp_path):
 # ---- findings as text, and checklists -----------------------------------------------------------
 
 
-def test_the_table_fits_a_narrow_and_a_wide_terminal():
+def test_the_table_fits_a_narrow_and_a_wide_terminal(monkeypatch):
     findings = [
         Finding("data", "copies", "fail", "three " * 30, 0.5, 0.4, 0.6, 10),
         Finding("data", "patients", "not applicable", "no names"),
     ]
     for width in (80, 200):
-        lines = command.as_text(findings, width).splitlines()
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = command._as_text(findings).splitlines()
         assert max(map(len, lines)) <= width
         assert "0.500 (0.400–0.600), n = 10" in "\n".join(lines)
         assert any("no names" in line for line in lines)
@@ -293,4 +279,5 @@ def test_an_item_has_the_gravest_answer_of_its_checks():
     assert table.loc[("REFORMS", "6c"), "answer"] == "warn"
     assert table.loc[("CLAIM 2024", "35"), "answer"] == "not applicable"
     assert worst(findings) == "fail"
+    assert worst([]) == "not applicable"
     assert as_table(findings)["check"].tolist() == [finding.check for finding in findings]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from image_files import encoded
+from image_files import as_folder, encoded
 from PIL import Image
 
 from covid_lab.audit.data_checks import AREA, RULES, audit_data, named_pairs
@@ -37,10 +37,7 @@ def clean(radiographs):
 
 
 def audited(files, folder, **how):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return audit_data(open_dataset(folder, classes=None, as_found=True), **how)
+    return audit_data(open_dataset(as_folder(files, folder), classes=None, as_found=True), **how)
 
 
 def by_check(audit):
@@ -51,13 +48,16 @@ def gravest(audit, *verdicts):
     return {finding.check for finding in audit.findings if finding.verdict in verdicts}
 
 
+def pixels_of(content):
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
 def mirrored(content):
-    return encoded(np.asarray(Image.open(io.BytesIO(content)))[:, ::-1])
+    return encoded(pixels_of(content)[:, ::-1])
 
 
 def brighter(content):
-    pixels = np.asarray(Image.open(io.BytesIO(content))).astype(float)
-    return encoded(np.clip(0.9 * pixels + 20, 0, 255).astype(np.uint8))
+    return encoded(np.clip(0.9 * pixels_of(content) + 20, 0, 255).astype(np.uint8))
 
 
 def test_a_clean_set_passes_everything_that_applies(clean, tmp_path):
@@ -71,7 +71,7 @@ def test_a_clean_set_passes_everything_that_applies(clean, tmp_path):
 
 
 def test_an_unreadable_file_is_a_finding_and_the_rest_is_audited(clean, tmp_path):
-    audit = audited(clean | {"train/COVID/bad.png": b"x", "test/COVID/no.png": b""}, tmp_path)
+    audit = audited(clean | {"train/COVID/bad.png": b"x", "test/COVID/no.png": b""}, tmp_path / "a")
     found = by_check(audit)["every image can be read"]
     assert (found.verdict, found.n) == ("fail", 26)
     assert found.value == pytest.approx(2 / 26)
@@ -79,21 +79,15 @@ def test_an_unreadable_file_is_a_finding_and_the_rest_is_audited(clean, tmp_path
     assert set(audit.unreadable) == {"train/COVID/bad.png", "test/COVID/no.png"}
     assert gravest(audit, "fail") == {"every image can be read"}
     assert len(audit.dataset.table) == 24
-
-
-def test_a_set_of_unreadable_files_alone_is_a_finding_too(tmp_path):
-    audit = audited({"a/1.png": b"x", "b/2.png": b"y"}, tmp_path)
+    audit = audited({"a/1.png": b"x", "b/2.png": b"y"}, tmp_path / "alone")
     assert [finding.verdict for finding in audit.findings] == ["fail"]
 
 
 def test_an_image_encoded_anew_in_another_split_is_an_exact_copy(clean, tmp_path):
-    pixels = np.asarray(Image.open(io.BytesIO(clean["train/COVID/COVID-1.png"])))
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "BMP")
-    audit = audited(clean | {"test/COVID/again.bmp": file.getvalue()}, tmp_path)
+    again = encoded(pixels_of(clean["train/COVID/COVID-1.png"]), "BMP")
+    audit = audited(clean | {"test/COVID/again.bmp": again}, tmp_path)
     found = by_check(audit)["no image twice, in two splits"]
-    assert found.verdict == "fail"
-    assert found.n == 9
+    assert (found.verdict, found.n) == ("fail", 9)
     assert found.value == pytest.approx(1 / 9)
     assert (found.low, found.high) == pytest.approx(wilson_interval(1, 9))
     assert "test/COVID/again.bmp" in found.found
@@ -169,11 +163,15 @@ def test_patients_are_known_from_names_a_pattern_or_a_table(clean, tmp_path):
 
 
 def test_patients_within_one_split_pass(clean, tmp_path):
+    said = []
     files = {name.replace("train/COVID/", "train/COVID/person2_"): c for name, c in clean.items()}
-    found = by_check(audited(files, tmp_path))["no patient in two splits"]
-    assert found.verdict == "pass"
-    assert found.value == 0
+    audit = audited(files, tmp_path, progress=lambda *state: said.append(state))
+    found = by_check(audit)["no patient in two splits"]
+    assert (found.verdict, found.value) == ("pass", 0)
     assert "patients with several images: 1, of them in two splits: 0" in found.found
+    assert ("images read", 24, 24) in said
+    assert {state[0] for state in said} == {"images read", "pairs compared"}
+    assert all(done <= total for _, done, total in said)
 
 
 def test_data_without_a_split_have_nothing_across_it_and_warn_of_copies(radiographs, tmp_path):
@@ -200,17 +198,12 @@ def test_imbalance_of_classes_and_of_splits_is_told(radiographs, tmp_path):
     found = by_check(audited(files, tmp_path))
     assert found["classes are alike in all splits"].verdict == "warn"
     assert "train 0.125, test 0.750" in found["classes are alike in all splits"].found
+    # For 2 by 2 tables V is the correlation of the two columns.
+    split, label = np.repeat([0, 1], [16, 8]), np.repeat([0, 1, 0, 1], [14, 2, 2, 6])
+    correlation = np.corrcoef(split, label)[0, 1]
+    assert found["classes are alike in all splits"].value == pytest.approx(abs(correlation))
     assert found["classes are balanced"].value == pytest.approx(8 / 24)
     assert found["classes are balanced"].verdict == "warn"  # V = (16 - 8) / 24 = 0.33
-
-
-def test_progress_counts_images_and_pairs(clean, tmp_path):
-    said = []
-    near = {"val/COVID/near.png": brighter(clean["val/COVID/COVID-0.png"])}
-    audited(clean | near, tmp_path, progress=lambda *state: said.append(state))
-    assert ("images read", 25, 25) in said
-    assert {state[0] for state in said} == {"images read", "pairs compared"}
-    assert all(done <= total for _, done, total in said)
 
 
 def test_what_the_courses_set_holds(course_archive):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.near_copies import KINDS, KNOWN, draw, score
-from covid_lab.audit.duplicates import duplicate_pairs, exact_pairs, hashes, near_pairs
+from covid_lab.audit.duplicates import _exact_pairs, _hashes, duplicate_pairs, near_pairs
 from covid_lab.audit.groups import clusters
 from covid_lab.phantoms import draw_radiograph
 from covid_project.data import DataError
@@ -44,25 +44,22 @@ def test_a_hash_is_of_the_pixels_whatever_the_file(rng):
         Image.fromarray(image).save(file, kind, **options)
         files.append(file.getvalue())
     assert len(set(files)) == 3
-    assert len(set(hashes(decode(file, "x") for file in files))) == 1
+    assert len(set(_hashes(decode(file, "x") for file in files))) == 1
 
 
 def test_hashes_tell_shapes_and_single_grey_values_apart():
     flat = np.zeros((4, 9), np.uint8)
     other = flat.copy()
     other[3, 8] = 1
-    assert len(set(hashes([flat, flat.reshape(6, 6), flat.T, other]))) == 4
-
-
-def test_hashes_do_not_depend_on_a_channel_axis_or_memory_layout(rng):
-    images = rng.integers(0, 256, (3, 8, 8), np.uint8)
-    np.testing.assert_array_equal(hashes(images), hashes(images[..., None]))
-    np.testing.assert_array_equal(hashes(images), hashes(np.asfortranarray(images)))
+    assert len(set(_hashes([flat, flat.reshape(6, 6), flat.T, other]))) == 4
+    assert len(set(_hashes([other, other[..., None], np.asfortranarray(other)]))) == 1
+    with pytest.raises(DataError, match="float"):
+        _hashes([np.zeros((3, 3))])
 
 
 @given(st.lists(st.integers(0, 5), max_size=25))
 def test_exact_pairs_are_those_of_a_naive_loop_and_connect_all_equal_images(contents):
-    pairs = exact_pairs(np.array(contents))
+    pairs = _exact_pairs(np.array(contents))
     naive = [
         (contents.index(value), row)
         for row, value in enumerate(contents)
@@ -91,15 +88,12 @@ def found(planted):
     return near_pairs(planted)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_copy_of_each_kind_is_found(found, kind):
-    place = list(KINDS).index(kind)
-    expected = "mirrored" if kind == "mirrored" else "near"
-    assert (place, 40 + place, expected) in pair_set(found, ("first", "second", "kind"))
-
-
-def test_no_pair_is_found_but_the_copies(found):
-    assert len(found) == len(KINDS)
+def test_a_copy_of_each_kind_is_found_and_no_other_pair(found):
+    expected = {
+        (place, 40 + place, "mirrored" if kind == "mirrored" else "near")
+        for place, kind in enumerate(KINDS)
+    }
+    assert pair_set(found, ("first", "second", "kind")) == expected
 
 
 def test_the_order_of_the_images_does_not_matter(planted, found):
@@ -117,7 +111,7 @@ def test_copies_of_real_radiographs_are_found_and_no_other_pair(course_archive):
     # are a recall of 0.97 and a precision of 0.995.
     if not (course_archive.parent / "chest_xray.zip").is_file():
         pytest.skip("chest_xray.zip is not at hand (../shared/data)")
-    drawn = draw(course_archive.parent, originals=440, copies=20, seed=7)
+    drawn = draw(course_archive.parent, originals=240, copies=10, seed=7)
     table, others = score(drawn, near_pairs(drawn.small()))
     recall = table[table["measure"] == "recall"].set_index("kind")["value"]
     assert recall["all"] >= 0.97
@@ -138,22 +132,11 @@ def test_two_images_in_equal_frames_are_no_copies():
     assert near_pairs(framed).empty
 
 
-def test_near_pairs_have_the_documented_form_and_the_same_seed_gives_the_same():
-    drawn = phantoms(6)
-    images = np.concatenate([drawn, drawn[:3, :, ::-1]])
-    pairs = near_pairs(images)
-    assert list(pairs) == ["first", "second", "kind", "similarity"]
-    assert pair_set(pairs) == {(0, 6), (1, 7), (2, 8)}
-    assert set(pairs["kind"]) == {"mirrored"}
-    np.testing.assert_allclose(pairs["similarity"], 1, atol=1e-3)
-    pd.testing.assert_frame_equal(pairs, near_pairs(images[..., None]))
-
-
 def test_images_without_contrast_and_too_few_images_have_no_near_copies():
     grey = np.stack([np.full((32, 32), value, np.uint8) for value in (0, 0, 90, 255)])
     for images in (grey, grey[:1], grey[:0], phantoms(1), np.concatenate([grey, phantoms(1, 32)])):
         assert near_pairs(images).empty
-    assert pair_set(exact_pairs(hashes(grey))) == {(0, 1)}
+    assert pair_set(_exact_pairs(_hashes(grey))) == {(0, 1)}
 
 
 def test_a_thousand_equal_images_are_hashed_and_not_compared():
@@ -196,8 +179,7 @@ def test_images_that_only_resizing_made_equal_are_near_and_not_exact():
 
 
 def test_nothing_found_is_an_empty_table_with_all_columns():
-    table = pd.DataFrame({"split": ["train"] * 3, "label": [0, 0, 1]})
-    pairs = duplicate_pairs(phantoms(3), table)
+    pairs = duplicate_pairs(phantoms(3), pd.DataFrame({"split": ["train"] * 3, "label": 0}))
     assert pairs.empty
     assert "label_conflict" in pairs
     assert clusters(3, pairs).tolist() == [0, 1, 2]
@@ -219,5 +201,3 @@ def test_a_table_of_other_images_is_refused():
         duplicate_pairs(images, pd.DataFrame({"split": ["train"], "label": [0]}))
     with pytest.raises(DataError, match=r"lacks.*label"):
         duplicate_pairs(images, pd.DataFrame({"split": ["train"] * 2}))
-    with pytest.raises(DataError, match="float"):
-        hashes([np.zeros((3, 3))])

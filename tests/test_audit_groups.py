@@ -1,4 +1,4 @@
-"""Groups, splits and balance against naive loops and closed forms."""
+"""Groups and splits against naive loops."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covid_lab.audit.balance import class_balance, split_balance
 from covid_lab.audit.groups import clusters, grouped_split, groups_across_splits, joined_groups
 from covid_project.data import DataError
 
@@ -77,7 +76,7 @@ def test_groupings_that_do_not_fit_are_refused():
 # ---- the split ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(st.integers(0, 2**16))
 def test_a_grouped_split_parts_no_group_and_keeps_shares_and_classes(seed):
     rng = np.random.default_rng(seed)
@@ -90,7 +89,6 @@ def test_a_grouped_split_parts_no_group_and_keeps_shares_and_classes(seed):
     shares = pd.crosstab(table["split"], table["label"], normalize="columns")
     for name, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
         np.testing.assert_allclose(shares.loc[name], share, atol=0.02)
-    assert split_balance(table).p_value > 0.2
 
 
 def test_a_grouped_split_repeats_with_its_seed_and_not_with_another():
@@ -114,61 +112,15 @@ def test_a_grouped_split_holds_patients_and_clusters_together():
     assert 40 <= (split == "fit").sum() <= 60
 
 
-def test_splits_that_cannot_be_are_refused():
-    with pytest.raises(DataError, match="too few groups"):
-        grouped_split([0, 0, 1, 1], [0, 0, 1, 1])
-    with pytest.raises(DataError, match="add up to 1"):
-        grouped_split([0, 1], [0, 1], {"train": 0.5, "test": 0.4})
-    with pytest.raises(DataError, match="positive"):
-        grouped_split([0, 1], [0, 1], {"train": 1.0, "test": 0.0})
-    with pytest.raises(DataError, match="labels"):
-        grouped_split([0, 1], [0, 1, 2])
-
-
-# ---- balance ------------------------------------------------------------------------------------
-
-
-def test_split_balance_equals_the_textbook_sum():
-    table = pd.DataFrame(
-        {
-            "split": ["train"] * 60 + ["test"] * 40,
-            "label": [0] * 40 + [1] * 20 + [0] * 10 + [1] * 30,
-        }
-    )
-    counts = np.array([[40, 20], [10, 30]])
-    expected = np.outer(counts.sum(1), counts.sum(0)) / 100
-    found = split_balance(table)
-    assert found.statistic == pytest.approx(((counts - expected) ** 2 / expected).sum())
-    assert found.degrees == 1
-    # For 2 by 2 tables V is the correlation of the two columns.
-    codes = pd.DataFrame({"a": table["split"] == "train", "b": table["label"]}).astype(float)
-    assert found.cramers_v == pytest.approx(abs(codes.corr().loc["a", "b"]))
-
-
-def test_class_balance_equals_the_textbook_sum():
-    found = class_balance([0] * 30 + [1] * 10)
-    assert found.statistic == pytest.approx((10**2 + 10**2) / 20)
-    assert found.degrees == 1
-    assert found.cramers_v == pytest.approx(0.5)
-    assert class_balance(["a", "b"] * 9).p_value == pytest.approx(1)
-
-
-def test_under_chance_the_split_test_is_as_rarely_significant_as_it_says(rng):
-    splits = np.repeat(["train", "val", "test"], [160, 20, 20])
-    p_values = [
-        split_balance(pd.DataFrame({"split": splits, "label": rng.permutation(200) % 2})).p_value
-        for _ in range(150)
-    ]
-    assert np.mean(np.array(p_values) < 0.05) < 0.1
-
-
-def test_where_there_is_nothing_to_compare_the_balance_says_so():
-    one = pd.DataFrame({"split": ["train"] * 3, "label": [0, 1, 1]})
-    assert split_balance(one).degrees == 0
-    assert class_balance([1, 1]).p_value == 1
-    with pytest.raises(DataError, match="nothing to test"):
-        class_balance([])
-    with pytest.raises(DataError, match="nothing to test"):
-        split_balance(one.iloc[:0])
-    with pytest.raises(DataError, match="split"):
-        split_balance(one[["label"]])
+@pytest.mark.parametrize(
+    ("labels", "groups", "shares", "reason"),
+    [
+        ([0, 0, 1, 1], [0, 0, 1, 1], None, "too few groups"),
+        ([0, 1], [0, 1], {"train": 0.5, "test": 0.4}, "add up to 1"),
+        ([0, 1], [0, 1], {"train": 1.0, "test": 0.0}, "positive"),
+        ([0, 1], [0, 1, 2], None, "labels"),
+    ],
+)
+def test_splits_that_cannot_be_are_refused(labels, groups, shares, reason):
+    with pytest.raises(DataError, match=reason):
+        grouped_split(labels, groups, shares)

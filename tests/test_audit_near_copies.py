@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from benchmarks.near_copies import KINDS
 from covid_lab.audit import alignment, near_copies
-from covid_lab.audit.views import Views, content_box, views_of
+from covid_lab.audit.views import Views, _content_box, views_of
 from covid_lab.phantoms import draw_radiograph
 
 
@@ -41,16 +41,16 @@ def test_frames_inside_frames_are_trimmed(inner, outer, value):
     image = content
     for (top, bottom, left, right), grey in ((inner, value), (outer, 255 - value)):
         image = np.pad(image, ((top, bottom), (left, right)), constant_values=grey)
-    left, upper, right, lower = content_box(image)
+    left, upper, right, lower = _content_box(image)
     np.testing.assert_array_equal(image[upper:lower, left:right], content)
 
 
 def test_what_varies_by_little_is_a_border_and_what_varies_by_more_is_not():
     image = np.random.default_rng(0).integers(0, 256, (30, 30), np.uint8)
     image[:4] = np.arange(30) % 12
-    assert content_box(image) == (0, 4, 30, 30)
+    assert _content_box(image) == (0, 4, 30, 30)
     image[3] = np.arange(30)
-    assert content_box(image) == (0, 3, 30, 30)
+    assert _content_box(image) == (0, 3, 30, 30)
 
 
 def test_an_image_with_a_border_is_seen_with_and_without_it():
@@ -69,17 +69,17 @@ def test_an_image_with_a_border_is_seen_with_and_without_it():
 
 
 def test_the_candidates_hold_every_planted_copy():
-    drawn, rng = phantoms(60, 256), np.random.default_rng(1)
+    drawn, rng = phantoms(40, 256), np.random.default_rng(1)
     copies = [change(image, rng) for image, change in zip(drawn, KINDS.values(), strict=False)]
     # The comparison needs one size; Pillow's resizing is tested elsewhere.
     small = [Views(image[None], *one_view(image)) for image in [*drawn, *copies]]
     images = np.concatenate([view.resized(np.array([0]), 128) for view in small]).astype(np.uint8)
     views = views_of(images, np.arange(len(images)))
-    found = near_copies.find_candidates(views, np.random.default_rng(0))
+    found = near_copies._find_candidates(views, np.random.default_rng(0))
     ends = np.sort(views.rows[np.stack([found.first, found.second])], axis=0)
-    assert {(k, 60 + k) for k in range(len(KINDS))} <= set(zip(*ends.tolist(), strict=True))
+    assert {(k, 40 + k) for k in range(len(KINDS))} <= set(zip(*ends.tolist(), strict=True))
     inverted = list(KINDS).index("inverted")
-    pair = (ends == [[inverted], [60 + inverted]]).all(axis=0)
+    pair = (ends == [[inverted], [40 + inverted]]).all(axis=0)
     assert found.signs[pair].tolist() == [-1]
 
 
@@ -90,10 +90,10 @@ def one_view(image):
 
 def test_candidates_are_a_few_different_images_for_each_view(rng):
     # Noise without any form: the hardest case, as all descriptors are equally far apart.
-    for n in (2, 5, 200, 400):
+    for n in (2, 5, 200):
         images = rng.integers(0, 256, (n, 16, 16), np.uint8)
         views = views_of(images, np.arange(n))
-        found = near_copies.find_candidates(views, np.random.default_rng(0))
+        found = near_copies._find_candidates(views, np.random.default_rng(0))
         assert len(found) <= n * near_copies.NEIGHBOURS
         pairs = np.sort(views.rows[np.stack([found.first, found.second])], axis=0)
         assert (pairs[0] < pairs[1]).all()
@@ -102,9 +102,9 @@ def test_candidates_are_a_few_different_images_for_each_view(rng):
 
 def test_candidates_found_in_blocks_are_those_found_at_once(rng, monkeypatch):
     views = views_of(phantoms(30, 64), np.arange(30))
-    expected = near_copies.find_candidates(views, np.random.default_rng(0))
+    expected = near_copies._find_candidates(views, np.random.default_rng(0))
     monkeypatch.setattr(near_copies, "_DISTANCES", 1)
-    found = near_copies.find_candidates(views, np.random.default_rng(0))
+    found = near_copies._find_candidates(views, np.random.default_rng(0))
     pairs = [set(zip(each.first, each.second, strict=True)) for each in (expected, found)]
     assert len(pairs[0] & pairs[1]) >= len(pairs[0]) - 1  # two may be equally far
 
@@ -130,38 +130,27 @@ def test_warping_equals_scipys_interpolation(rng, mirror):
 
 def test_joined_motions_are_the_product_of_their_matrices(rng):
     last, before = random_motions(rng, 5), random_motions(rng, 5)
-    for joint, a, b in zip(alignment.joined(last, before), last, before, strict=True):
+    for joint, a, b in zip(alignment._joined(last, before), last, before, strict=True):
         np.testing.assert_allclose(as_matrix(joint), as_matrix(a) @ as_matrix(b), atol=1e-6)
 
 
-def test_the_alignment_finds_the_inverse_of_a_known_motion(rng):
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_the_alignment_finds_the_inverse_of_a_known_motion(rng, mirror):
     scene = gaussian_filter(rng.normal(size=(8, 64, 64)), (0, 3, 3)).astype(np.float32)
     scene /= scene.std()
-    truth = random_motions(rng, 8, 0.07)
-    seen = alignment.warped(scene, truth)
-    contents = whole(8), whole(8)
-    found = alignment.aligned(scene, seen, contents, alignment.identity(8), 12)
+    truth = random_motions(rng, 8, 0.05)
+    seen = alignment.warped(scene[:, :, ::mirror], truth)
+    start = alignment._identity(8) * np.array([[1], [mirror]], np.float32)
+    found = alignment._aligned(scene, seen, (whole(8), whole(8)), start, 12)
     for motion, moved in zip(truth, found, strict=True):
-        expected = np.linalg.inv(as_matrix(motion))[:2]
-        np.testing.assert_allclose(moved, expected, atol=0.01)
-
-
-def test_the_alignment_starts_from_a_mirror_image(rng):
-    scene = gaussian_filter(rng.normal(size=(4, 64, 64)), (0, 3, 3)).astype(np.float32)
-    scene /= scene.std()
-    mirror = alignment.identity(4) * np.array([[1], [-1]], np.float32)
-    motion = random_motions(rng, 4, 0.05)
-    seen = alignment.warped(scene[:, :, ::-1], motion)
-    found = alignment.aligned(scene, seen, (whole(4), whole(4)), mirror, 12)
-    for truth, moved in zip(motion, found, strict=True):
-        both = as_matrix(truth) @ as_matrix(moved)
-        np.testing.assert_allclose(both, np.diag([1, -1, 1]), atol=0.01)
+        both = as_matrix(motion) @ as_matrix(moved)
+        np.testing.assert_allclose(both, np.diag([1, mirror, 1]), atol=0.01)
 
 
 def test_only_what_both_images_show_is_compared(rng):
     motions = random_motions(rng, 2, 0.2)
     contents = whole(2), np.array([[-1, 1, -1, 1], [-0.5, 1, -1, 0.25]], np.float32)
-    found = alignment.overlap(contents, motions, 16)
+    found = alignment._overlap(contents, motions, 16)
     axis = np.linspace(-1, 1, 16)
     inner = 1 - alignment.MARGIN
     for k in range(2):
@@ -176,15 +165,15 @@ def test_only_what_both_images_show_is_compared(rng):
 
 def test_the_correlation_is_pearsons_over_what_both_show(rng):
     a, b = rng.normal(size=(2, 1, 32, 32)).astype(np.float32)
-    contents, still = (whole(1), whole(1)), alignment.identity(1)
-    inside = alignment.overlap(contents, still, 32)[0]
+    contents, still = (whole(1), whole(1)), alignment._identity(1)
+    inside = alignment._overlap(contents, still, 32)[0]
     expected = np.corrcoef(a[0][inside], b[0][inside])[0, 1]
-    found = alignment.correlation(a, b, contents, still)
+    found = alignment._correlation(a, b, contents, still)
     assert found[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_inverted_grey_values_invert_the_details(rng):
     image = rng.integers(0, 256, (2, 32, 32)).astype(np.float32)
     for level in alignment.LEVELS:
-        shown = alignment.details(image, level)
-        np.testing.assert_allclose(alignment.details(255 - image, level), -shown, atol=1e-3)
+        shown = alignment._details(image, level)
+        np.testing.assert_allclose(alignment._details(255 - image, level), -shown, atol=1e-3)

@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from covid_lab.audit.predictability import (
     PENALTIES,
     TooFewGroups,
-    indicators,
+    _indicators,
     macro_auc,
     predict,
     prepare,
@@ -30,11 +30,7 @@ def test_ridge_is_scikit_learns_with_its_leave_one_out(rng, features):
     test = np.arange(85) >= 60
     found = ridge_scores(np.vstack([x, new]), np.vstack([targets, np.ones((25, 3))]), test)
     np.testing.assert_allclose(found, expected, atol=2e-4)
-
-
-def test_features_that_never_vary_score_nothing(rng):
-    targets = rng.integers(0, 2, (35, 2)).astype(float)
-    assert not ridge_scores(np.full((35, 4), 7.0), targets, np.arange(35) >= 30).any()
+    assert not ridge_scores(np.full((85, 4), 7.0), np.ones((85, 2)), test).any()  # never vary
 
 
 def test_auc_is_scikit_learns_with_ties_and_weights(rng):
@@ -55,7 +51,7 @@ def test_auc_of_several_classes_is_the_mean_of_one_against_the_rest(rng):
 def test_numbers_become_steps_and_words_indicators():
     train = pd.DataFrame({"aspect": [1.0] * 18 + [0.8, 1.3], "mode": ["L"] * 15 + ["RGB"] * 5})
     test = pd.DataFrame({"aspect": [1.0, 0.9, 1.1], "mode": ["L", "RGB", "CMYK"]})
-    unseen = indicators(pd.concat([train, test]), np.arange(23) < 20)[20:]
+    unseen = _indicators(pd.concat([train, test]), np.arange(23) < 20)[20:]
     rows = {tuple(row) for row in unseen[:, :-2]}
     assert len(rows) == 3  # a square image differs from one that is narrower and one that is wider
     np.testing.assert_array_equal(unseen[:, -2:], [[1, 0], [0, 1], [0, 0]])
@@ -118,7 +114,7 @@ def test_a_known_signal_is_measured_and_noise_is_not_above_its_null(rng):
     labels = np.arange(400) % 2
     trial = prepare(labels, np.arange(400))
     above = 0
-    for _ in range(20):
+    for _ in range(8):
         noise = predict(rng.normal(size=(400, 10)), trial)
         above += noise.low > noise.null_high
     assert above == 0  # expected once in some thousands
@@ -127,13 +123,6 @@ def test_a_known_signal_is_measured_and_noise_is_not_above_its_null(rng):
     assert found.low < 0.760 < found.high
     assert found.low > found.null_high
     assert abs(found.accuracy - 0.691) < 0.06  # Φ(1 / 2)
-
-
-def test_three_classes(rng):
-    labels = np.arange(150) % 3
-    found = predict(rng.normal(size=(150, 4)) + 3 * np.eye(4)[labels], prepare(labels, range(150)))
-    assert found.auc > 0.95
-    assert found.accuracy > 0.85
 
 
 @pytest.mark.parametrize("labels", [np.zeros(40), np.r_[np.zeros(40), np.ones(9)]])

@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import norm, rankdata
-from sklearn.metrics import roc_auc_score
 
 from covid_lab.external import methods, mitigation, two_exits
 from covid_lab.external.bench import Bench, Images, Settings
 from covid_lab.external.inputs import INPUTS
 from covid_lab.external.methods import intercept, linear_exit
-from covid_lab.external.styles import Styles, compress, match_histogram, mix_spectra, restyle
+from covid_lab.external.styles import Styles, _compress, _mix_spectra, match_histogram, restyle
 from covid_lab.phantoms import draw_radiograph
 from covid_project.data import DataError
 from covid_project.gradcam import grad_cam
@@ -49,19 +48,14 @@ def first():
 
 def test_styles_are_seeded_and_keep_the_form(first):
     images = first[0]
-    twice = [restyle(images[0], images, np.random.default_rng(3)) for _ in range(2)]
-    assert np.array_equal(*twice)
-    assert twice[0].dtype == np.uint8
-    assert twice[0].shape == images[0].shape
-    other = restyle(images[0], images, np.random.default_rng(4))
-    assert not np.array_equal(twice[0], other)
-
-
-def test_no_style_changes_nothing(first):
+    found = [restyle(images[0], images, np.random.default_rng(seed)) for seed in (3, 3, 4)]
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    assert found[0].dtype == np.uint8
+    assert found[0].shape == images[0].shape
     names = [field.name for field in dataclasses.fields(Styles)]
     nothing = Styles(**dict.fromkeys(names, 0.0))
-    found = restyle(first[0][1], first[0], np.random.default_rng(0), nothing)
-    assert np.array_equal(found, first[0][1])
+    assert np.array_equal(restyle(images[1], images, np.random.default_rng(0), nothing), images[1])
 
 
 def test_a_matched_histogram_keeps_the_order_and_has_the_other_quantiles():
@@ -79,16 +73,16 @@ def test_a_matched_histogram_keeps_the_order_and_has_the_other_quantiles():
 def test_mixed_spectra_take_the_mean_and_keep_the_detail():
     rng = np.random.default_rng(1)
     image, other = rng.uniform(0, 100, (32, 32)), rng.uniform(150, 250, (32, 32))
-    found = mix_spectra(image, other, 0.0, 1.0)  # frequencies up to one cycle per image
+    found = _mix_spectra(image, other, 0.0, 1.0)  # frequencies up to one cycle per image
     assert found.mean() == pytest.approx(other.mean(), rel=1e-5)
     spectra = [np.fft.fft2(one) for one in (image, found)]
     assert np.allclose(spectra[0][5:-5, 5:-5], spectra[1][5:-5, 5:-5], atol=1e-2)
-    assert np.allclose(mix_spectra(image, other, 0.1, 0.0), image, atol=1e-3)
+    assert np.allclose(_mix_spectra(image, other, 0.1, 0.0), image, atol=1e-3)
 
 
 def test_a_lower_quality_loses_more(first):
     image = first[0][0]
-    errors = [np.abs(compress(image, q).astype(int) - image).mean() for q in (95, 60, 20)]
+    errors = [np.abs(_compress(image, q).astype(int) - image).mean() for q in (95, 60, 20)]
     assert errors == sorted(errors)
     assert errors[0] < errors[-1]
 
@@ -285,7 +279,7 @@ def test_every_method_has_a_row_and_nothing_is_done_twice(table):
 @pytest.mark.parametrize(("labelled", "name"), [(False, "two_exits"), (True, "two_exits_labelled")])
 def test_both_final_models_differ_in_one_number(table, labelled, name):
     *_, bench, folder = table
-    paths = mitigation.fit_final(bench, folder, 0, share=0.4, labelled=labelled)
+    paths = mitigation._fit_final(bench, folder, 0, share=0.4, labelled=labelled)
     assert set(paths) == {name, f"{name}_elsewhere"}
     own, elsewhere = (json.loads(path.read_text()) for path in paths.values())
     assert {key for key in own if own[key] != elsewhere[key]} == {"shift", "model"}
@@ -293,7 +287,7 @@ def test_both_final_models_differ_in_one_number(table, labelled, name):
         assert len(pd.read_csv(folder / "recentring.csv")) == 10
 
 
-def test_the_choice_gains_elsewhere_and_loses_little_at_home():
+def test_the_choice_gains_elsewhere_and_loses_little_at_home(monkeypatch):
     rows = [
         (methods.REFERENCE, "none", 0.98, 0.60),
         (methods.REFERENCE, "unlabelled", 0.98, 0.60),
@@ -306,7 +300,8 @@ def test_the_choice_gains_elsewhere_and_loses_little_at_home():
     table = pd.DataFrame(rows, columns=["method", "target_images", "own_accuracy", "AUC"])
     assert mitigation.choose(table, "unlabelled") == "two exits, share 0.3"
     assert mitigation.choose(table, "none") == "two exits, share 0.4"
-    assert mitigation.choose(table, "unlabelled", loss=0.2) == "robust exit"
+    monkeypatch.setattr(mitigation, "LOSS", 0.2)
+    assert mitigation.choose(table, "unlabelled") == "robust exit"
     with pytest.raises(KeyError):
         mitigation.choose(table, "labelled")
 
@@ -315,7 +310,7 @@ def test_recentring_is_best_where_its_guess_is_right():
     rng = np.random.default_rng(0)
     labels = np.arange(2000) % 2
     scores = rng.normal(size=2000) + 2 * labels + 7
-    table = mitigation.recentring(labels, scores).set_index(["images", "prevalence"])
+    table = mitigation._recentring(labels, scores).set_index(["images", "prevalence"])
     best = table.loc[(200, 0.5)]
     assert best["balanced_accuracy"] == pytest.approx(norm.cdf(1), abs=0.02)  # d' of 2
     for prevalence in (0.1, 0.9):
@@ -328,23 +323,3 @@ def test_recentring_is_best_where_its_guess_is_right():
 def test_a_test_split_is_refused(tmp_path):
     with pytest.raises(DataError, match="test split"):
         mitigation.mitigate(tmp_path, tmp_path, tmp_path, "test")
-
-
-def test_looking_at_the_lungs_escapes_the_frame():
-    """A linear model of pixels fails elsewhere, unless it sees the lungs only."""
-    own, target = hospital(160, 7, shortcut=True), hospital(120, 8, shortcut=False)
-
-    def features(drawn, inside):
-        images, _, lungs = drawn
-        weights = lungs if inside else np.ones_like(lungs)
-        grey = images.astype(np.float32)
-        mean = (grey * weights).sum((1, 2)) / weights.sum((1, 2))
-        spread = np.abs(grey - mean[:, None, None]) * weights
-        return np.stack([mean, spread.sum((1, 2)) / weights.sum((1, 2))], axis=1)
-
-    found = {}
-    for inside in (False, True):
-        kernel, bias, _ = linear_exit([features(own, inside)], own[1], 1.0)
-        found[inside] = roc_auc_score(target[1], features(target, inside) @ kernel + bias)
-    assert found[True] > 0.8
-    assert found[True] > found[False] + 0.1

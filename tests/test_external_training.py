@@ -13,16 +13,9 @@ from sklearn.metrics import roc_auc_score
 from covid_lab.external import mitigation, training_methods
 from covid_lab.external.bench import Bench, Images, Settings
 from covid_lab.external.controls import border_scores
-from covid_lab.external.methods import (
-    LABELLED,
-    NONE,
-    REFERENCE,
-    UNLABELLED,
-    Outcome,
-    fit_network,
-)
+from covid_lab.external.methods import LABELLED, NONE, REFERENCE, UNLABELLED, Outcome, fit_network
 from covid_lab.external.styles import mix_boxes
-from covid_lab.external.training_methods import TRAINING, reverse_gradient
+from covid_lab.external.training_methods import TRAINING, _reverse_gradient
 from covid_project.models import logits
 
 SIDE = 64
@@ -141,7 +134,7 @@ def test_a_reversed_gradient_has_the_other_sign():
     inputs = tf.constant([[1.0, -2.0, 3.0]])
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        found = reverse_gradient(inputs, 0.5)
+        found = _reverse_gradient(inputs, 0.5)
         loss = tf.reduce_sum(found**2)
     assert np.allclose(found, inputs)
     assert np.allclose(tape.gradient(loss, inputs), -0.5 * 2 * inputs)
@@ -171,7 +164,7 @@ def test_adapted_statistics_are_those_of_the_images(bench):
     )
     before = [weight.copy() for weight in whole.get_weights()]
     plain = logits(whole, bench.small(bench.target.pixels))
-    found = training_methods.adapted_logits(bench, network, bench.target, 0)
+    found = training_methods._adapted_logits(bench, network, bench.target, 0)
     assert all(map(np.array_equal, before, whole.get_weights()))
     assert not np.allclose(found, plain, atol=1e-3)
     for layer in whole.layers:  # one batch: as a training step would normalise it
@@ -241,4 +234,4 @@ def test_what_is_close_depends_on_the_use_of_images(monkeypatch):
         ("b", LABELLED, 0.87, 0.85),
     ]
     table = pd.DataFrame(rows, columns=["stage", "target_images", "AUC", "AUC_low"])
-    assert mitigation.close_to_best(table) == ["a"]
+    assert mitigation._close_to_best(table) == ["a"]

@@ -1,33 +1,24 @@
-"""Folders and archives that are refused, each with its reason."""
+"""Folders and damaged archives that are refused, each with its reason."""
 
 import os
-import stat
-import struct
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_files import (
-    as_folder,
-    as_path,
-    as_zip,
-    course_tree,
-    grey_png,
-    without,
-)
+from image_files import as_folder, as_path, as_zip, course_tree, grey_png
 
 from covid_lab import datasets
 from covid_lab.datasets import UnreadableImages, open_dataset
-from covid_lab.reading import roots
 from covid_project.data import DataError
 
-# ---- refusals of a tree -------------------------------------------------------------------------
+
+def without(*words: str) -> dict[str, bytes]:
+    """Return a course tree without the names that hold all the words."""
+    return {k: v for k, v in course_tree().items() if not all(word in k for word in words)}
 
 
-@pytest.mark.parametrize("form", ["folder", "zip"])
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -47,9 +38,10 @@ from covid_project.data import DataError
     ids=["class", "split", "splits", "empty class", "no image in class", "nothing", "other classes",
          "nested zip", "two sets"],
 )  # fmt: skip
-def test_gaps_are_named_with_what_was_found(tmp_path, form, files, message):
-    with pytest.raises(DataError, match=message):
-        open_dataset(as_path(files, tmp_path, form))
+def test_gaps_are_named_with_what_was_found(tmp_path, files, message):
+    for form in ("folder", "zip"):
+        with pytest.raises(DataError, match=message):
+            open_dataset(as_path(files, tmp_path, form))
 
 
 def test_a_file_in_two_splits_is_named_and_refused_unless_allowed(tmp_path):
@@ -67,17 +59,12 @@ def test_a_file_in_two_splits_is_named_and_refused_unless_allowed(tmp_path):
 
 
 def test_no_such_path_and_no_archive(tmp_path):
-    text, pipe = tmp_path / "notes.zip", tmp_path / "pipe"
-    text.write_text("hello")
-    os.mkfifo(pipe)
-    with pytest.raises(DataError, match=r"no such path: .*missing"):
-        open_dataset(tmp_path / "missing")
-    with pytest.raises(DataError, match="no such path"):
-        open_dataset("x" * 5000)
-    with pytest.raises(DataError, match="cannot be read as a zip archive"):
-        open_dataset(text)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "missing", "x" * 5000):
+        with pytest.raises(DataError, match="no such path"):
+            open_dataset(path)
     with pytest.raises(DataError, match="neither a folder nor a file"):
-        open_dataset(pipe)
+        open_dataset(tmp_path / "pipe")
 
 
 def test_linked_folders_are_read_and_loops_are_not(tmp_path):
@@ -94,9 +81,8 @@ def test_linked_folders_are_read_and_loops_are_not(tmp_path):
     assert set(dataset.table["path"]) == {*course_tree(), *linked}
     (root / "train/COVID/broken.png").symlink_to("nowhere")
     (root / "train/COVID/circle.png").symlink_to("circle.png")
-    dataset = open_dataset(root)
     with pytest.raises(UnreadableImages) as caught:
-        datasets.load_images(dataset, 8)
+        datasets.load_images(open_dataset(root), 8)
     unreadable = dict(caught.value.unreadable)
     assert {Path(name).stem for name in unreadable} == {"broken", "circle"}
     assert all("no regular file" in reason for reason in unreadable.values())
@@ -116,108 +102,6 @@ def test_a_file_name_that_is_no_text_is_refused(tmp_path):
         open_dataset(root)
 
 
-# ---- refusals of an archive ---------------------------------------------------------------------
-
-
-def member(name: str, mode: int = 0) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.external_attr = mode << 16
-    return info
-
-
-@pytest.mark.parametrize(
-    ("info", "fault"),
-    [
-        (member("/etc/x.png"), "not plain relative paths: /etc/x.png"),
-        (member("../x.png"), "not plain relative paths"),
-        (member("train/COVID/../../../x.png"), "not plain relative paths"),
-        (member("C:/x.png"), "not plain relative paths: C:/x.png"),
-        (member("..\\x.png"), "not plain relative paths"),
-        (member("train//x.png"), "not plain relative paths"),
-        (member("train/COVID/link.png", stat.S_IFLNK | 0o777), "links or devices"),
-        (member("train/COVID/device.png", stat.S_IFCHR | 0o666), "links or devices"),
-        (member("train/COVID/COVID-0.png"), "same name"),
-        (member("TRAIN/covid/covid-0.PNG"), "same name"),
-    ],
-    ids=["absolute", "up", "up inside", "drive", "backslash", "empty part", "link", "device",
-         "same name", "other case"],
-)  # fmt: skip
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_members_of_a_tampered_archive_are_refused(tmp_path, info, fault):
-    path = as_zip(course_tree(), tmp_path / "bad.zip")
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(info, grey_png(70))
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(DataError, match=rf"bad.zip is refused, nothing was unpacked.*{fault}"):
-        open_dataset(path)
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_several_faults_are_named_together(tmp_path):
-    files = course_tree() | {"../a.png": b"a", "/b.png": b"b", "TRAIN/covid/COVID-0.png": b"c"}
-    with pytest.raises(DataError, match=r"relative paths: \.\./a.png, /b.png; .*same name"):
-        open_dataset(as_zip(files, tmp_path / "bad.zip"))
-
-
-def patched(path: Path, central: int, local: int, value: bytes) -> Path:
-    """Overwrite a field of the last member, at these offsets in its two headers."""
-    content = bytearray(path.read_bytes())
-    start = content.rindex(b"PK\x01\x02")
-    content[start + central : start + central + len(value)] = value
-    start = content.rindex(b"PK\x03\x04")
-    content[start + local : start + local + len(value)] = value
-    path.write_bytes(content)
-    return path
-
-
-def test_encrypted_and_strangely_packed_members_are_refused(tmp_path):
-    path = patched(as_zip(course_tree(), tmp_path / "a.zip"), 8, 6, b"\x01\x00")
-    with pytest.raises(DataError, match=r"encrypted members: test/COVID/COVID-1\.png"):
-        open_dataset(path)
-    path = as_zip(course_tree(), tmp_path / "b.zip", zipfile.ZIP_LZMA)
-    with pytest.raises(DataError, match=r"neither stored nor deflated: .* and 9 more"):
-        open_dataset(path)
-
-
-def test_bombs_are_refused_by_their_declaration(tmp_path, monkeypatch):
-    ratio = as_zip(course_tree() | {"train/COVID/0.png": bytes(51_000_000)}, tmp_path / "ratio.zip")
-    with pytest.raises(DataError, match=r"more than 200 : 1, as a bomb is: train/COVID/0\.png"):
-        open_dataset(ratio)
-    for limit, value, message in [
-        ("MAX_MEMBERS", 13, "14 members, more than 13"),
-        ("MAX_UNPACKED_BYTES", 1000, "bytes unpacked, more than 1,000"),
-    ]:
-        with monkeypatch.context() as patch:
-            patch.setattr(roots, limit, value)
-            path = as_zip(course_tree(), tmp_path / "x.zip")
-            with pytest.raises(DataError, match=message):
-                open_dataset(path)
-
-
-def test_a_member_that_lies_about_its_size_is_listed_and_never_unpacked_whole(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr("covid_project.data.MAX_FILE_BYTES", 10_000)
-    files = course_tree() | {"train/COVID/big.png": b"x" * 20_000}
-    files["train/COVID/liar.png"] = grey_png(80) + bytes(20_000_000)
-    path = as_zip(files, tmp_path / "x.zip")
-    patched(path, 24, 22, struct.pack("<I", 300))
-    unpacked, read = [], zipfile.ZipExtFile.read
-
-    def counted(member, n=-1):
-        content = read(member, n)
-        unpacked.append(len(content))
-        return content
-
-    monkeypatch.setattr(zipfile.ZipExtFile, "read", counted)
-    with pytest.raises(UnreadableImages) as caught:
-        datasets.load_images(open_dataset(path), 8)
-    assert max(unpacked) <= 10_001
-    reasons = dict(caught.value.unreadable)
-    assert "larger than" in reasons["train/COVID/big.png"]
-    assert "CRC" in reasons["train/COVID/liar.png"]
-
-
 @settings(max_examples=60)
 @given(st.data())
 def test_a_damaged_archive_is_refused_or_names_its_damaged_images(tmp_path_factory, choose):
@@ -234,12 +118,3 @@ def test_a_damaged_archive_is_refused_or_names_its_damaged_images(tmp_path_facto
     except DataError:  # anything else fails
         return
     assert images.dtype == np.uint8
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_a_cut_off_archive_is_refused(tmp_path, share):
-    path = as_zip(course_tree(), tmp_path / "cut.zip")
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DataError, match=r"cut.zip cannot be read as a zip archive.*damaged"):
-        open_dataset(path)

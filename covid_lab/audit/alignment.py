@@ -49,23 +49,8 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Level:
-    """One level from coarse to fine: how pairs are aligned, and which of them continue.
-
-    Attributes
-    ----------
-    side : int
-        Pixels along a side.
-    fine, coarse : float
-        The compared structures have scales between these, σ in pixels.
-    around : float
-        σ in pixels of the region in which the strength of the structures is normalised.
-    steps : int
-        Steps of the alignment.
-    least : float, -1 to 1
-        Correlation from which a pair continues to the next level. At the last level, the
-        correlation is the pair's similarity.
-    """
+class _Level:
+    """One level from coarse to fine: how pairs are aligned, and which of them continue."""
 
     side: int
     fine: float
@@ -76,18 +61,16 @@ class Level:
 
 
 LEVELS = (
-    Level(32, 1, 4, 4, 6, 0.5),
-    Level(32, 0, 1.5, 3, 2, 0.8),
-    Level(64, 1.5, 4, 6, 3, 0.75),
-    Level(64, 0.7, 2, 5, 3, 0.78),
-    Level(128, 0.7, 2, 8, 3, -1.0),
+    _Level(32, 1, 4, 4, 6, 0.5),
+    _Level(32, 0, 1.5, 3, 2, 0.8),
+    _Level(64, 1.5, 4, 6, 3, 0.75),
+    _Level(64, 0.7, 2, 5, 3, 0.78),
+    _Level(128, 0.7, 2, 8, 3, -1.0),
 )
 
 
 def similarities(
-    views: Views,
-    candidates: Candidates,
-    progress: Callable[[int], None] = lambda done: None,
+    views: Views, candidates: Candidates, progress: Callable[[int], None] = lambda done: None
 ) -> np.ndarray:
     """Align each pair and compute the correlation of its details.
 
@@ -142,7 +125,7 @@ def warped(images: np.ndarray, motions: np.ndarray) -> np.ndarray:
     --------
     >>> import numpy as np
     >>> image = np.array([[[0, 1, 2], [0, 1, 2], [0, 1, 2]]], np.float32)
-    >>> shift = identity(1) + np.array([[0, 0, 0], [0, 0, 0.5]], np.float32)
+    >>> shift = np.float32([[[1, 0, 0], [0, 1, 0.5]]])
     >>> warped(image, shift)[0, 0].round(2).tolist()
     [0.5, 1.5, 2.0]
     """
@@ -166,23 +149,11 @@ def warped(images: np.ndarray, motions: np.ndarray) -> np.ndarray:
     return upper
 
 
-def details(images: np.ndarray, level: Level) -> np.ndarray:
+def _details(images: np.ndarray, level: _Level) -> np.ndarray:
     """Extract the structures between two scales, divided by their strength around each pixel.
 
     The edges of the body, of letters and of black frames, which many images share, then weigh no
     more than the faint structures inside.
-
-    Parameters
-    ----------
-    images : np.ndarray, float32 (M, S, S)
-        Grey values.
-    level : Level
-        Gives the scales.
-
-    Returns
-    -------
-    np.ndarray, float32 (M, S, S)
-        Of mean about 0.
     """
     fine, coarse = (
         gaussian_filter(images, (0, scale, scale)) for scale in (level.fine, level.coarse)
@@ -193,7 +164,7 @@ def details(images: np.ndarray, level: Level) -> np.ndarray:
     return band / np.sqrt(strength + floor**2)
 
 
-def aligned(
+def _aligned(
     first: np.ndarray,
     second: np.ndarray,
     contents: tuple[np.ndarray, np.ndarray],
@@ -204,22 +175,6 @@ def aligned(
 
     Efficient second-order minimisation (Malis 2004): Gauss-Newton steps on the squared difference,
     with the mean of both images' gradients. Each step is applied before the motion found so far.
-
-    Parameters
-    ----------
-    first, second : np.ndarray, float32 (M, S, S)
-        Details of the images.
-    contents : tuple of two np.ndarray, float32 (M, 4)
-        Content of the first and of the second images, see `covid_lab.audit.views.Views`.
-    start : np.ndarray, float32 (M, 2, 3)
-        Motions from which the alignment starts.
-    steps : int
-        Number of steps.
-
-    Returns
-    -------
-    np.ndarray, float32 (M, 2, 3)
-        Motions, see the module's description.
     """
     side = first.shape[1]
     axis = _axis(side)
@@ -229,7 +184,7 @@ def aligned(
     effects = np.empty((len(first), 6, side, side), np.float32)
     flat = effects.reshape(len(first), 6, -1)
     for _ in range(steps):
-        seen, inside = warped(second, motions), overlap(contents, motions, side)
+        seen, inside = warped(second, motions), _overlap(contents, motions, side)
         slopes = np.gradient(seen, axis=(1, 2))
         for along, (a, b) in enumerate(zip(first_slopes, slopes, strict=True)):
             slope = (a + b) * (half / 2) * inside
@@ -241,97 +196,38 @@ def aligned(
         normal += damping[:, None, None] * np.eye(6, dtype=np.float32)
         missed = ((seen - first) * inside).reshape(len(first), -1, 1)
         step = -np.linalg.solve(normal, flat @ missed).reshape(-1, 2, 3)
-        motions = joined(motions, identity(len(first)) + np.clip(step, -FARTHEST, FARTHEST))
+        motions = _joined(motions, _identity(len(first)) + np.clip(step, -FARTHEST, FARTHEST))
         motions = start + np.clip(motions - start, -FARTHEST, FARTHEST)
     return motions
 
 
-def identity(count: int) -> np.ndarray:
-    """Give motions that change nothing.
-
-    Parameters
-    ----------
-    count : int, from 0
-        Number of motions M.
-
-    Returns
-    -------
-    np.ndarray, float32 (M, 2, 3)
-        All equal.
-
-    Examples
-    --------
-    >>> identity(1).tolist()
-    [[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]
-    """
+def _identity(count: int) -> np.ndarray:
+    """Give motions that change nothing."""
     return np.tile(np.eye(2, 3, dtype=np.float32), (count, 1, 1))
 
 
-def joined(last: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Join motions that follow one another.
-
-    Parameters
-    ----------
-    last : np.ndarray, float32 (M, 2, 3)
-        Applied second.
-    before : np.ndarray, float32 (M, 2, 3)
-        Applied first to a position.
-
-    Returns
-    -------
-    np.ndarray, float32 (M, 2, 3)
-        Equivalent to both.
-    """
+def _joined(last: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Join motions that follow one another."""
     product = last[:, :, :2] @ before
     product[:, :, 2] += last[:, :, 2]
     return product
 
 
-def overlap(contents: tuple[np.ndarray, np.ndarray], motions: np.ndarray, side: int) -> np.ndarray:
-    """Mark where the first images and the moved second ones both show their content.
-
-    Parameters
-    ----------
-    contents : tuple of two np.ndarray, float32 (M, 4)
-        See `aligned`.
-    motions : np.ndarray, float32 (M, 2, 3)
-        Of the second images.
-    side : int
-        Pixels S along a side.
-
-    Returns
-    -------
-    np.ndarray, bool (M, S, S)
-        True where both contents are seen, without a rim of `MARGIN`.
-    """
+def _overlap(contents: tuple[np.ndarray, np.ndarray], motions: np.ndarray, side: int) -> np.ndarray:
+    """Mark where the first images and the moved second ones both show their content."""
     axis = np.broadcast_to(_axis(side), (len(motions), side))
     shown = _shows(contents[0], axis[:, :, None], axis[:, None, :])
     return shown & _shows(contents[1], *_positions(motions, side))
 
 
-def correlation(
+def _correlation(
     first: np.ndarray,
     second: np.ndarray,
     contents: tuple[np.ndarray, np.ndarray],
     motions: np.ndarray,
 ) -> np.ndarray:
-    """Compute Pearson's correlation of the images in each pair, where both show their content.
-
-    Parameters
-    ----------
-    first, second : np.ndarray, float32 (M, S, S)
-        Details of the images.
-    contents : tuple of two np.ndarray, float32 (M, 4)
-        See `aligned`.
-    motions : np.ndarray, float32 (M, 2, 3)
-        Of the second images.
-
-    Returns
-    -------
-    np.ndarray, float32 (M,), -1 to 1
-        0 for images without contrast.
-    """
-    inside = overlap(contents, motions, first.shape[1])
+    """Compute Pearson's correlation of the images in each pair, where both show their content."""
+    inside = _overlap(contents, motions, first.shape[1])
     n = np.maximum(inside.sum((1, 2)), 1)[:, None, None]
     a, b = (
         (image - (image * inside).sum((1, 2), keepdims=True) / n) * inside
@@ -346,7 +242,7 @@ def _compared(
     candidates: Candidates,
     which: np.ndarray,
     motions: np.ndarray,
-    level: Level,
+    level: _Level,
     pool: ThreadPoolExecutor,
 ) -> np.ndarray:
     """Align some candidates at one level, in place, and return their correlations."""
@@ -356,20 +252,18 @@ def _compared(
     shown = np.empty((len(used), level.side, level.side), np.float32)
 
     def fill(batch: slice) -> None:
-        shown[batch] = details(views.resized(used[batch], level.side), level)
+        shown[batch] = _details(views.resized(used[batch], level.side), level)
 
     def compare(batch: slice) -> np.ndarray:
         first, second = (shown[side] for side in places[:, batch])
         second *= candidates.signs[which[batch], None, None]
         contents = tuple(views.contents[side] for side in pairs[:, batch])
-        motion = aligned(first, second, contents, motions[which[batch]], level.steps)
+        motion = _aligned(first, second, contents, motions[which[batch]], level.steps)
         motions[which[batch]] = motion
-        return correlation(first, second, contents, motion)
+        return _correlation(first, second, contents, motion)
 
     list(pool.map(fill, blocks(len(used), level.side**2, _BATCH)))
-    return np.concatenate(
-        list(pool.map(compare, blocks(len(which), level.side**2, _BATCH))),
-    )
+    return np.concatenate(list(pool.map(compare, blocks(len(which), level.side**2, _BATCH))))
 
 
 def _positions(motions: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,6 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from covid_lab.audit.checklists import answers
@@ -87,12 +86,14 @@ def run(request: Request) -> list[Finding]:
     ('every image can be read', 'pass')
     """
     report = audit(request)
-    print(as_text(report.findings))
+    print(_as_text(report.findings))
     out = _folder(request)
-    write(report, out)
+    _write(report, out)
     print(f"written: {out}: audit.html to read, audit.csv, audit.json and the tables")
     if request.write_splits is not None:
-        write_splits(request.write_splits, report.data.dataset, _proposed(report.data, request))
+        table = _kept_together(report.data).table
+        splits = grouped_split(table["label"], table["group"], seed=request.seed)
+        write_splits(request.write_splits, report.data.dataset, splits)
         print(f"written: {request.write_splits}, a split that keeps patients and copies together")
     return report.findings
 
@@ -123,28 +124,17 @@ def audit(request: Request) -> Report:
         second = second_labels(metadata, dataset)
         metadata = metadata if "patient" in {c.casefold() for c in metadata} else None
     progress = Progress()
-    data = audit_data(
-        dataset,
-        pattern=request.pattern,
-        metadata=metadata,
-        seed=request.seed,
-        progress=progress,
-    )
+    how = {"seed": request.seed, "progress": progress}
+    data = audit_data(dataset, pattern=request.pattern, metadata=metadata, **how)
     if data.patients:
         print(data.patients, flush=True)
-    labels = audit_labels(
-        _kept_together(data),
-        second=second,
-        cache=_folder(request) / "cache",
-        seed=request.seed,
-        progress=progress,
-    )
+    together = _kept_together(data)
+    cache = _folder(request) / "cache"
+    labels = audit_labels(together, second=second, cache=cache, **how)
     findings = [*data.findings, *labels.findings]
     shortcuts = pd.DataFrame()
     if len(data.dataset.classes) > 1:
-        found = audit_shortcuts(
-            _kept_together(data), masks=request.masks, seed=request.seed, progress=progress
-        )
+        found = audit_shortcuts(together, masks=request.masks, **how)
         findings += found.findings
         shortcuts = found.table
     else:
@@ -169,27 +159,18 @@ def audit(request: Request) -> Report:
     )
 
 
-def write(report: Report, out: Path) -> None:
-    """Write the tables, ``audit.json`` and the page.
-
-    Parameters
-    ----------
-    report : Report
-        From `audit`.
-    out : Path
-        Folder, which is made where it is missing.
-    """
+def _write(report: Report, out: Path) -> None:
+    """Write the tables, ``audit.json`` and the page."""
     findings = as_table(report.findings)
     write_csv(out / "audit.csv", findings)
     write_csv(out / "duplicates.csv", report.pairs)
     tables = {
-        "labels": report.labels.table,
         "label_controls": report.labels.controls,
         "label_readers": report.labels.readers,
         "shortcuts": report.shortcuts,
         "controls": report.controls,
     }
-    for name, table in tables.items():
+    for name, table in {"labels": report.labels.table, **tables}.items():
         if len(table):
             write_csv(out / f"{name}.csv", table)
     everything = {
@@ -198,33 +179,16 @@ def write(report: Report, out: Path) -> None:
         "unreadable": report.data.unreadable,
         "pairs": _records(report.pairs),
         "contradicted_labels": _records(report.labels.contradicted),
-        "label_controls": _records(report.labels.controls),
-        "label_readers": _records(report.labels.readers),
-        "shortcuts": _records(report.shortcuts),
-        "controls": _records(report.controls),
+        **{name: _records(table) for name, table in tables.items()},
         "checklists": _records(report.checklists),
     }
     write_text(out / "audit.json", json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "audit.html", page(report))
 
 
-def as_text(findings: list[Finding], width: int | None = None) -> str:
-    """Set findings as a table for a terminal: verdict, check, figure with interval, finding.
-
-    Parameters
-    ----------
-    findings : list of Finding
-        In the order in which they are shown.
-    width : int, optional
-        Characters in a line. None: the terminal's, at least 80.
-
-    Returns
-    -------
-    str
-        Lines, the first with the names of the columns. In a narrow terminal, the finding is below
-        its check.
-    """
-    width = width or max(shutil.get_terminal_size().columns, 80)
+def _as_text(findings: list[Finding]) -> str:
+    """Set findings as a table for a terminal: verdict, check, figure with interval, finding."""
+    width = max(shutil.get_terminal_size().columns, 80)
     rows = [("verdict", "check", "figure (95 % interval)", "finding")]
     rows += [(f.verdict, f.check, figure(f), f.found) for f in findings]
     sizes = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -283,16 +247,9 @@ def _models(request: Request, data: DataAudit) -> list[Finding]:
 
 def _kept_together(data: DataAudit) -> Dataset:
     """Join patients and copies into groups, which cross-validation keeps together."""
-    return dataclasses.replace(data.dataset, table=data.dataset.table.assign(group=_groups(data)))
-
-
-def _groups(data: DataAudit) -> np.ndarray:
     table = data.dataset.table
-    return joined_groups(table["group"], clusters(len(table), data.pairs))
-
-
-def _proposed(data: DataAudit, request: Request) -> np.ndarray:
-    return grouped_split(data.dataset.table["label"], _groups(data), seed=request.seed)
+    groups = joined_groups(table["group"], clusters(len(table), data.pairs))
+    return dataclasses.replace(data.dataset, table=table.assign(group=groups))
 
 
 def _settings(request: Request, data: DataAudit) -> dict:

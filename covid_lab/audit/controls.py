@@ -53,23 +53,10 @@ class Phantoms:
 Plant = Callable[[Phantoms, float, np.random.Generator], list[np.ndarray]]
 
 
-def plant_marker(phantoms: Phantoms, strength: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Brighten a small square near the upper left corner of the positive images.
-
-    Parameters
-    ----------
-    phantoms : Phantoms
-        Images without a shortcut.
-    strength : float, from 0
-        Grey levels to add.
-    rng : np.random.Generator
-        Not used.
-
-    Returns
-    -------
-    list of np.ndarray, N images, uint8 (S, S)
-        Negative images are unchanged.
-    """
+def _plant_marker(
+    phantoms: Phantoms, strength: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Brighten a small square near the upper left corner of the positive images."""
     side = phantoms.images.shape[1]
     place = slice(side // 24, side // 24 + side // 12)
     where = np.zeros((side, side), bool)
@@ -100,23 +87,8 @@ def plant_border(phantoms: Phantoms, strength: float, rng: np.random.Generator) 
     return _brightened(phantoms, where, strength)
 
 
-def plant_size(phantoms: Phantoms, strength: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Vary the size of all images by up to `SPREAD`, then enlarge the positive ones.
-
-    Parameters
-    ----------
-    phantoms : Phantoms
-        Images without a shortcut.
-    strength : float, from 0
-        Per cent of the side to add.
-    rng : np.random.Generator
-        Draws the sizes.
-
-    Returns
-    -------
-    list of np.ndarray, N images, uint8
-        Squares of different sizes.
-    """
+def _plant_size(phantoms: Phantoms, strength: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """Vary the size of all images by up to `SPREAD`, then enlarge the positive ones."""
     side = phantoms.images.shape[1]
     sides = side * rng.uniform(1 - SPREAD, 1 + SPREAD, len(phantoms.labels))
     sides *= 1 + phantoms.labels * strength / 100
@@ -128,9 +100,9 @@ def plant_size(phantoms: Phantoms, strength: float, rng: np.random.Generator) ->
 
 # Control → how it is planted, unit, strengths from weak to strong, and the view that must fail.
 CONTROLS: dict[str, tuple[Plant, str, tuple[float, ...], str]] = {
-    "marker": (plant_marker, "grey levels", (0, 4, 8, 16, 32, 64), "corners"),
+    "marker": (_plant_marker, "grey levels", (0, 4, 8, 16, 32, 64), "corners"),
     "border": (plant_border, "grey levels", (0, 1, 2, 4, 8, 16), "border"),
-    "size": (plant_size, "% of the side", (0, 1, 2, 4, 8, 16), "dimensions"),
+    "size": (_plant_size, "% of the side", (0, 1, 2, 4, 8, 16), "dimensions"),
 }
 
 

@@ -21,39 +21,15 @@ PAIR_COLUMNS = ["first", "second", "kind", "similarity"]
 Progress = Callable[[int, int], None]
 
 
-def hashes(images: Iterable[np.ndarray]) -> np.ndarray:
-    """Hash the decoded pixels of each image (SHA-256).
-
-    Two hashes are equal if the shape and all pixels are equal, whatever the format of the files.
-
-    Parameters
-    ----------
-    images : iterable of np.ndarray, uint8 (H, W) or (H, W, 1)
-        Their sizes may differ. A generator saves memory.
-
-    Returns
-    -------
-    np.ndarray, str (N,)
-        64 hexadecimal digits each.
-
-    Raises
-    ------
-    DataError
-        An image that is not uint8.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> image = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    >>> first, copy, other = hashes([image, image[..., None], image.T])
-    >>> bool(first == copy), bool(first == other)
-    (True, False)
-    """
+def _hashes(images: Iterable[np.ndarray]) -> np.ndarray:
+    """Compute `pixel_hash` of each image, str (N,)."""
     return np.array([pixel_hash(np.asarray(image)) for image in images], dtype="U64")
 
 
 def pixel_hash(image: np.ndarray) -> str:
-    """Hash the decoded pixels of one image, see `hashes`.
+    """Hash the decoded pixels of one image (SHA-256).
+
+    Two hashes are equal if the shape and all pixels are equal, whatever the format of the files.
 
     Parameters
     ----------
@@ -78,29 +54,12 @@ def pixel_hash(image: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def exact_pairs(contents: np.ndarray) -> pd.DataFrame:
+def _exact_pairs(contents: np.ndarray) -> pd.DataFrame:
     """Pair each image with the first that has the same content.
 
     For m equal images these are m - 1 pairs instead of all m (m - 1) / 2, so that thousands of
     blank images cannot fill the memory. The pairs still connect all m images. If any two of the m
     differ in split or label, the images of at least one listed pair do.
-
-    Parameters
-    ----------
-    contents : np.ndarray, (N,)
-        Identifies each image's content, as `hashes` do.
-
-    Returns
-    -------
-    pd.DataFrame
-        Same columns as `near_pairs`; kind is "exact" and similarity is 1.
-
-    Examples
-    --------
-    >>> exact_pairs(["a", "b", "a", "a"])
-       first  second   kind  similarity
-    0      0       2  exact         1.0
-    1      0       3  exact         1.0
     """
     codes, _ = pd.factorize(np.asarray(contents))
     _, firsts = np.unique(codes, return_index=True)
@@ -167,7 +126,7 @@ def duplicate_pairs(
     """Find exact and near copies, with their splits and whether their labels agree.
 
     Near copies are sought only between different contents: the first of several equal images
-    represents all of them (see `exact_pairs`).
+    represents all of them.
 
     Parameters
     ----------
@@ -176,8 +135,8 @@ def duplicate_pairs(
     table : pd.DataFrame, N rows
         Columns split and label.
     contents : np.ndarray, (N,), optional
-        `hashes` of the images in their own size. None: of ``images``, which resizing may have made
-        equal.
+        `pixel_hash` of the images in their own size. None: of ``images``, which resizing may have
+        made equal.
     seed : int
         Of the copies from which the descriptor is learned.
     progress : callable
@@ -196,14 +155,14 @@ def duplicate_pairs(
         Images of another dtype or shape, another number of rows, or a missing column.
     """
     images = _checked(images)
-    contents = hashes(images) if contents is None else np.asarray(contents)
+    contents = _hashes(images) if contents is None else np.asarray(contents)
     require_columns(table, ("split", "label"))
     if not len(images) == len(table) == len(contents):
         raise DataError(
             f"{len(images)} images, {len(table)} rows and {len(contents)} contents: "
             "there must be one row and one content per image"
         )
-    exact = exact_pairs(contents)
+    exact = _exact_pairs(contents)
     distinct = np.setdiff1d(np.arange(len(images)), exact["second"])
     near = _near_pairs(images, distinct, seed, progress)
     pairs = pd.concat([exact, near]).sort_values(["first", "second"]).reset_index(drop=True)

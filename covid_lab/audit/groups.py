@@ -126,10 +126,7 @@ def groups_across_splits(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def grouped_split(
-    labels: np.ndarray,
-    groups: Iterable,
-    shares: Mapping[str, float] | None = None,
-    seed: int = 0,
+    labels: np.ndarray, groups: Iterable, shares: Mapping[str, float] | None = None, seed: int = 0
 ) -> np.ndarray:
     """Draw a stratified split that keeps groups together.
 

@@ -84,7 +84,11 @@ class LabelAudit:
         (suggested_probability − label_probability), contradicted (bool), second_label ("" where not
         read), second_contradicts (bool).
     controls : pd.DataFrame
-        Recall and precision of planted flips, see `controls_table`.
+        How many planted flips are found, one row per rule for what is reported: the contradicted
+        labels, or the first images of the ranking. Columns: features, reported, images (mean
+        number), recall and precision (means over the draws; precision counts as 1 in a draw without
+        a report) with the range of 95 % of the draws (…_low, …_high), planted (flips per draw),
+        draws.
     readers : pd.DataFrame
         See `covid_lab.audit.second_reader.confusion_table`; empty without a second reader.
     """
@@ -176,52 +180,30 @@ def audit_labels(
 def _suspects(
     dataset: Dataset, trial: Trial, cache: Path | None, seed: int, progress: Callable
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`rank` of the given labels, and `controls_table`, also of a model that sees the border."""
+    """`_rank` of the given labels, and `_controls_table`, also of a model that sees the border."""
     pixels = load_images(dataset, PIXELS, partial(progress, "labels: images read"))[..., 0]
     features, seen = image_features(dataset, cache, progress)
     if features is None:
         features, seen = pixels.reshape(len(pixels), -1), f"pixels at {PIXELS} px, as {seen}"
     given = trial.labels  # numbered without classes that have no image
-    planted = plant_flips(given, DRAWS, np.random.default_rng(seed))
+    planted = _plant_flips(given, DRAWS, np.random.default_rng(seed))
     progress("labels: search for planted flips", 0, 2)
-    probabilities = out_of_fold(features, np.vstack([given, planted]), trial.folds, seed)
+    probabilities = _out_of_fold(features, np.vstack([given, planted]), trial.folds, seed)
     progress("labels: search for planted flips", 1, 2)
-    at_border = out_of_fold(pixels[:, border(PIXELS)], planted, trial.folds, seed)
+    at_border = _out_of_fold(pixels[:, border(PIXELS)], planted, trial.folds, seed)
     progress("labels: search for planted flips", 2, 2)
     controls = [
-        controls_table(seen, probabilities[1:], given, planted),
-        controls_table("the border's pixels", at_border, given, planted).head(1),
+        _controls_table(seen, probabilities[1:], given, planted),
+        _controls_table("the border's pixels", at_border, given, planted).head(1),
     ]
-    return rank(probabilities[0], given), pd.concat(controls, ignore_index=True)
+    return _rank(probabilities[0], given), pd.concat(controls, ignore_index=True)
 
 
 # ---- the finder ---------------------------------------------------------------------------------
 
 
-def plant_flips(labels: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Change a random fraction `FLIPPED` of the labels to another class, once per draw.
-
-    Parameters
-    ----------
-    labels : np.ndarray, int (N,), 0 to K − 1
-        Class of each image.
-    draws : int
-        Number of sets of labels.
-    rng : np.random.Generator
-        Draws the images and their new classes.
-
-    Returns
-    -------
-    np.ndarray, int (draws, N)
-        Sets of labels with flips.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> labels = np.tile([0, 1], 50)
-    >>> (plant_flips(labels, 3, np.random.default_rng(0)) != labels).sum(axis=1)
-    array([5, 5, 5])
-    """
+def _plant_flips(labels: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Change a random fraction `FLIPPED` of the labels to another class, once per draw."""
     classes = labels.max() + 1
     planted = np.tile(labels, (draws, 1))
     for row in planted:
@@ -230,7 +212,7 @@ def plant_flips(labels: np.ndarray, draws: int, rng: np.random.Generator) -> np.
     return planted
 
 
-def out_of_fold(
+def _out_of_fold(
     features: np.ndarray, label_sets: np.ndarray, folds: np.ndarray, seed: int = 0
 ) -> np.ndarray:
     """Predict class probabilities of every image by a model trained on the other folds.
@@ -238,22 +220,6 @@ def out_of_fold(
     Radial basis functions are centred on up to `LANDMARKS` training images. Ridge regression scores
     every class. Multinomial logistic regression on the scores of all images (K numbers each, one
     for two classes) converts these into probabilities (Platt 1999).
-
-    Parameters
-    ----------
-    features : np.ndarray, float (N, P)
-        Numbers of any scale.
-    label_sets : np.ndarray, int (R, N), 0 to K − 1
-        Sets of labels for the same images; every class occurs in each.
-    folds : np.ndarray, int (N,), 0 to FOLDS − 1
-        Fold in which an image is tested.
-    seed : int
-        Of the choice of the centres.
-
-    Returns
-    -------
-    np.ndarray, float (R, N, K), 0–1
-        Probabilities, which sum to 1 over the classes.
     """
     classes = label_sets.max() + 1
     wanted = np.arange(1, classes) if classes == 2 else np.arange(classes)  # one column is enough
@@ -268,7 +234,7 @@ def out_of_fold(
             # Centres are training images only: an unusual test image with a centre of its own would
             # have features that no training image has.
             centres = rng.permutation(np.flatnonzero(~test))[:LANDMARKS]
-            scores[test] = ridge_scores(radial_features(features, centres), targets, test)
+            scores[test] = ridge_scores(_radial_features(features, centres), targets, test)
         scores = scores.reshape(n, -1, len(wanted)).transpose(1, 0, 2)
         return np.stack(
             [
@@ -280,55 +246,19 @@ def out_of_fold(
         )
 
 
-def radial_features(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Compute Gaussian functions of the distance to some images.
-
-    Parameters
-    ----------
-    features : np.ndarray, float (N, P)
-        Numbers of any scale; they are scaled to unit variance.
-    centres : np.ndarray, int (M,)
-        Rows of the images at which the functions are centred.
-
-    Returns
-    -------
-    np.ndarray, float32 (N, M), 0 to 1
-        exp(−d²/w), where d² is the squared distance of the scaled features and w is its median
-        between centres.
-    """
+def _radial_features(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Gaussians exp(−d²/w) of the scaled distance d to centres, w the median d² between these."""
     scaled = StandardScaler().fit_transform(np.asarray(features, np.float32))
     width = np.median(pdist(scaled[centres[:1000]], "sqeuclidean"))  # a thousand are enough
     return rbf_kernel(scaled, scaled[centres], gamma=1 / max(width, 1e-12))
 
 
-def rank(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+def _rank(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """Find contradicted labels, and rank all images.
 
-    For every given label i and other class j, `confident_joint` estimates the number of wrong
+    For every given label i and other class j, `_confident_joint` estimates the number of wrong
     labels. That many of the images labelled i whose most probable class is j are contradicted,
     those with the largest margins ("prune by noise rate", Northcutt et al. 2021, section 3.2).
-
-    Parameters
-    ----------
-    probabilities : np.ndarray, float (N, K)
-        Out-of-fold probabilities of each class.
-    labels : np.ndarray, int (N,), 0 to K − 1
-        Given labels; every class has an image.
-
-    Returns
-    -------
-    pd.DataFrame
-        In the order of the images: rank (from 1; contradicted first, then by falling margin),
-        label_probability, suggested (int, the most probable other class), suggested_probability,
-        margin (the difference), contradicted (bool).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> sick = np.array([0.1, 0.2, 0.9, 0.8, 0.9, 0.1])
-    >>> found = rank(np.stack([1 - sick, sick], axis=1), labels=np.array([0, 0, 0, 1, 1, 1]))
-    >>> found["contradicted"].tolist()
-    [False, False, True, False, False, True]
     """
     rows = np.arange(len(labels))
     others = probabilities.copy()
@@ -337,7 +267,7 @@ def rank(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     given = probabilities[rows, labels]
     margin = probabilities[rows, suggested] - given
     contradicted = np.zeros(len(labels), bool)
-    for (i, j), count in np.ndenumerate(np.rint(confident_joint(probabilities, labels))):
+    for (i, j), count in np.ndenumerate(np.rint(_confident_joint(probabilities, labels))):
         if i != j:
             against = np.flatnonzero((labels == i) & (suggested == j) & (margin > 0))
             largest = np.argsort(-margin[against], kind="stable")[: int(count)]
@@ -356,32 +286,12 @@ def rank(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     )
 
 
-def confident_joint(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _confident_joint(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Estimate how many images have each pair of given and true label.
 
     An image counts for the most probable of the classes whose threshold it reaches: the mean
     probability of that class among the images labelled with it. The counts of each given label are
     scaled to its number of images (Northcutt et al. 2021, eqs. 1–3).
-
-    Parameters
-    ----------
-    probabilities : np.ndarray, float (N, K)
-        See `rank`.
-    labels : np.ndarray, int (N,), 0 to K − 1
-        Given labels; every class has an image.
-
-    Returns
-    -------
-    np.ndarray, float (K, K)
-        Rows: given labels. Columns: true labels.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> sick = np.array([0.1, 0.2, 0.9, 0.8, 0.9, 0.1])
-    >>> confident_joint(np.stack([1 - sick, sick], axis=1), np.array([0, 0, 0, 1, 1, 1]))
-    array([[2., 1.],
-           [1., 2.]])
     """
     classes = probabilities.shape[1]
     thresholds = [probabilities[labels == label, label].mean() for label in range(classes)]
@@ -393,35 +303,15 @@ def confident_joint(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
     return counts / np.maximum(totals, 1) * np.bincount(labels, minlength=classes)[:, None]
 
 
-def controls_table(
+def _controls_table(
     features: str, probabilities: np.ndarray, labels: np.ndarray, planted: np.ndarray
 ) -> pd.DataFrame:
-    """Measure how many planted flips are found: recall and precision.
-
-    Parameters
-    ----------
-    features : str
-        What the model saw.
-    probabilities : np.ndarray, float (R, N, K)
-        From `out_of_fold` with the planted labels.
-    labels : np.ndarray, int (N,)
-        As given.
-    planted : np.ndarray, int (R, N)
-        With flips.
-
-    Returns
-    -------
-    pd.DataFrame
-        One row per rule for what is reported: the contradicted labels, or the first images of the
-        ranking. Columns: features, reported, images (mean number), recall and precision (means
-        over the draws; precision counts as 1 in a draw without a report) with the range of 95 % of
-        the draws (…_low, …_high), planted (flips per draw), draws.
-    """
+    """Measure how many planted flips are found: recall and precision."""
     n = len(labels)
     measured: dict[str, list] = {}
     for of_draw, changed in zip(probabilities, planted, strict=True):
         flipped = changed != labels
-        suspects = rank(of_draw, changed)
+        suspects = _rank(of_draw, changed)
         reports = {"contradicted": suspects["contradicted"]} | {
             f"first {fraction:.0%} of the ranking": suspects["rank"] <= max(round(fraction * n), 1)
             for fraction in LOOKED_AT

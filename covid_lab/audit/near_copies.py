@@ -72,7 +72,7 @@ def near_copies(
         or "mirrored"), similarity (float).
     """
     views = views_of(images, rows)
-    candidates = find_candidates(views, np.random.default_rng(seed))
+    candidates = _find_candidates(views, np.random.default_rng(seed))
     similarity = similarities(views, candidates, lambda done: progress(done, len(candidates)))
     near = similarity >= threshold
     ends = np.sort(views.rows[np.stack([candidates.first, candidates.second])], axis=0)[:, near]
@@ -91,22 +91,10 @@ def near_copies(
 # ---- candidates ---------------------------------------------------------------------------------
 
 
-def find_candidates(views: Views, rng: np.random.Generator) -> Candidates:
+def _find_candidates(views: Views, rng: np.random.Generator) -> Candidates:
     """Find the nearest few views of other images for each view, and keep each pair of images once.
 
     The number of candidates grows linearly with the number of views, the time quadratically.
-
-    Parameters
-    ----------
-    views : Views
-        Of at least two images, each with some contrast.
-    rng : np.random.Generator
-        Draws the copies from which the descriptor is learned.
-
-    Returns
-    -------
-    Candidates
-        Of each two images, the pair of views whose descriptors are nearest.
     """
     directions, radius = _directions(views, rng)
     described = np.empty((len(views), directions.shape[1]), np.float32)

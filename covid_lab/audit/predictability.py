@@ -213,7 +213,7 @@ def predict(features: np.ndarray | pd.DataFrame, trial: Trial) -> Prediction:
     ----------
     features : np.ndarray, (N, P), or pd.DataFrame, N rows
         Numbers, or a table of numbers and words. Those of a table are encoded in each training set
-        (see `indicators`).
+        as zeros and ones: numbers by the deciles that they reach, words by the frequent values.
     trial : Trial
         From `prepare`.
 
@@ -243,7 +243,7 @@ def predict(features: np.ndarray | pd.DataFrame, trial: Trial) -> Prediction:
         for fold in range(FOLDS):
             test = trial.folds == fold
             table = isinstance(features, pd.DataFrame)
-            numbers = indicators(features, ~test) if table else features
+            numbers = _indicators(features, ~test) if table else features
             scores[test] = ridge_scores(numbers, targets, test)
     scores = scores.reshape(len(scores), -1, len(wanted))
     true = scores[:, 0]  # (N, columns)
@@ -400,32 +400,13 @@ def _standardised(features: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, n
     return tuple(part.astype(np.float32, copy=False) for part in parts)
 
 
-def indicators(table: pd.DataFrame, train: np.ndarray) -> np.ndarray:
+def _indicators(table: pd.DataFrame, train: np.ndarray) -> np.ndarray:
     """Encode columns of numbers and words as zeros and ones.
 
     A number becomes steps: whether it exceeds, and whether it reaches, each decile of the training
     images' values. A single frequent value, such as the width of square images, can thus be told
     from all others. A word becomes one indicator for each value that at least five training images
     have.
-
-    Parameters
-    ----------
-    table : pd.DataFrame, N rows
-        Any columns.
-    train : np.ndarray, bool (N,)
-        Training images.
-
-    Returns
-    -------
-    np.ndarray, float32 (N, P)
-        0 or 1.
-
-    Examples
-    --------
-    >>> import numpy as np, pandas as pd
-    >>> table = pd.DataFrame({"format": ["PNG"] * 5 + ["JPEG"] * 5 + ["TIFF"]})
-    >>> indicators(table, np.ones(11, bool))[[0, 5, 10]].tolist()
-    [[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
     """
     columns = []
     for name in table:

@@ -78,20 +78,8 @@ class Shortcuts:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """Part of the data that the label is predicted from.
-
-    Attributes
-    ----------
-    name : str
-        Such as "border".
-    kind : str
-        "metadata", "source", "lung-free", "whole" or "lungs".
-    features : np.ndarray or pd.DataFrame, (N, P), or None
-        None once large features have been released.
-    lung : float, 0–1, or None
-        Fraction of lung in what a view without lungs shows; None where it is unknown.
-    """
+class _View:
+    """Part of the data that the label is predicted from."""
 
     name: str
     kind: str
@@ -156,14 +144,14 @@ def audit_shortcuts(
         finding = Finding(AREA, "the label without the lungs", "not applicable", str(reason))
         return Shortcuts([finding], pd.DataFrame(columns=COLUMNS))
     progress = progress or Progress()
-    pictures = Pictures(len(table))
+    pictures = _Pictures(len(table))
     parts = _read(dataset, pictures)
     lungs, origin = find_lungs(dataset, parts, masks, progress, square=LOADED // SIDE)
-    of_images = image_views(pictures, lungs)
+    of_images = _image_views(pictures, lungs)
     del pictures  # so that the views can release them
     of_files = _file_views(dataset)
 
-    views: list[View] = []
+    views: list[_View] = []
     predictions: dict[str, Prediction] = {}
     rows = []
     groups = table["group"].nunique()
@@ -253,39 +241,21 @@ CHECKS = {
 }
 
 
-def _file_views(dataset: Dataset) -> list[View]:
+def _file_views(dataset: Dataset) -> list[_View]:
     metadata = file_metadata(dataset)
-    views = [View("file metadata", "metadata", metadata)]
-    views += [View(name, "metadata", metadata[list(names)]) for name, names in FIELDS.items()]
+    views = [_View("file metadata", "metadata", metadata)]
+    views += [_View(name, "metadata", metadata[list(names)]) for name, names in FIELDS.items()]
     headers = [name for name in COVARIATES if name in dataset.table]
     if headers:
-        views.append(View("DICOM header", "metadata", dataset.table[headers]))
-    sources = known_sources(dataset.table)
+        views.append(_View("DICOM header", "metadata", dataset.table[headers]))
+    sources = _known_sources(dataset.table)
     if len(sources.unique()) > 1:
-        views.append(View("source", "source", sources.to_frame()))
+        views.append(_View("source", "source", sources.to_frame()))
     return views
 
 
-def known_sources(table: pd.DataFrame) -> pd.Series:
-    """Give the source of each image, unless it only repeats the name of a folder.
-
-    Parameters
-    ----------
-    table : pd.DataFrame, N rows
-        Columns path and source.
-
-    Returns
-    -------
-    pd.Series, str (N,)
-        The source; "" where a folder of the image's path has the same name, in any letter case.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> paths = ["COVID/1.png", "COVID/2.png"]
-    >>> known_sources(pd.DataFrame({"path": paths, "source": ["Covid", "Hospital A"]})).tolist()
-    ['', 'Hospital A']
-    """
+def _known_sources(table: pd.DataFrame) -> pd.Series:
+    """Give the source of each image, unless it only repeats the name of a folder."""
     folders = table["path"].map(lambda path: path.casefold().split("/")[:-1])
     repeats = [
         source.casefold() in folder for source, folder in zip(table["source"], folders, strict=True)
@@ -293,35 +263,14 @@ def known_sources(table: pd.DataFrame) -> pd.Series:
     return table["source"].mask(repeats, "")
 
 
-def corners() -> np.ndarray:
-    """Mark a square at each corner, an eighth of the side wide.
-
-    Returns
-    -------
-    np.ndarray, bool (SIDE, SIDE)
-        True in the squares.
-    """
+def _corners() -> np.ndarray:
+    """Mark a square at each corner, an eighth of the side wide."""
     at_edge = np.minimum(np.arange(SIDE), np.arange(SIDE)[::-1]) < CORNER
     return at_edge[:, None] & at_edge
 
 
-class Pictures:
-    """What the views need of the images, small enough for memory and filled block by block.
-
-    Parameters
-    ----------
-    n : int, from 0
-        Number of images.
-
-    Attributes
-    ----------
-    pixels : np.ndarray, float32 (N, SIDE, SIDE)
-        Means over squares.
-    thumbnails : np.ndarray, float32 (N, 64)
-        Means over the 8 × 8 squares of an image.
-    grey : np.ndarray, float64 (N, 32)
-        Square roots of the grey-level histogram.
-    """
+class _Pictures:
+    """What the views need of the images, small enough for memory and filled block by block."""
 
     def __init__(self, n: int):
         self.pixels = np.empty((n, SIDE, SIDE), np.float32)
@@ -343,7 +292,7 @@ class Pictures:
         self.grey[rows] = np.sqrt([np.bincount(i.ravel() // 8, minlength=32) for i in images])
 
 
-def _read(dataset: Dataset, pictures: Pictures) -> Iterator[np.ndarray]:
+def _read(dataset: Dataset, pictures: _Pictures) -> Iterator[np.ndarray]:
     """Yield all images, uint8 (M, LOADED, LOADED) at a time, and store what the views need."""
     unreadable = []
     for rows in blocks(len(dataset.table), 1, AT_ONCE):
@@ -359,38 +308,24 @@ def _read(dataset: Dataset, pictures: Pictures) -> Iterator[np.ndarray]:
         raise UnreadableImages(unreadable)
 
 
-def image_views(pictures: Pictures, lungs: np.ndarray | None) -> Iterator[View]:
-    """Yield the views of the pixels; each is computed when it is needed.
-
-    Parameters
-    ----------
-    pictures : Pictures
-        Of all images.
-    lungs : np.ndarray, uint8 (N, SIDE, SIDE), or None
-        Number of lung pixels in each square, see `find_lungs`. None: without the views that need
-        lungs.
-
-    Yields
-    ------
-    View
-        border, corners, lungs removed, grey histogram, thumbnail 8x8, whole image, lungs only.
-    """
+def _image_views(pictures: _Pictures, lungs: np.ndarray | None) -> Iterator[_View]:
+    """Yield the views of the pixels; each is computed when it is needed."""
     pixels, grey, thumbnails = pictures.pixels, pictures.grey, pictures.thumbnails
     del pictures  # so that the pixels can be released after use
     pixels_of_square = (LOADED // SIDE) ** 2
-    free = {"border": border(SIDE), "corners": corners()}
+    free = {"border": border(SIDE), "corners": _corners()}
     if lungs is not None:
         free["lungs removed"] = ~common_lungs(lungs > 0)
     for name, seen in free.items():
         lung = None if lungs is None else float(lungs[:, seen].mean() / pixels_of_square)
-        yield View(name, "lung-free", pixels[:, seen], lung)
-    yield View("grey histogram", "whole", grey)
-    yield View("thumbnail 8x8", "whole", thumbnails)
-    yield View("whole image", "whole", pixels.reshape(len(pixels), -1))
+        yield _View(name, "lung-free", pixels[:, seen], lung)
+    yield _View("grey histogram", "whole", grey)
+    yield _View("thumbnail 8x8", "whole", thumbnails)
+    yield _View("whole image", "whole", pixels.reshape(len(pixels), -1))
     if lungs is not None:
         only_lungs = fill_with_mean(pixels, lungs >= pixels_of_square / 2)
         del pixels  # no view after this one needs them
-        yield View("lungs only", "lungs", only_lungs.reshape(len(only_lungs), -1))
+        yield _View("lungs only", "lungs", only_lungs.reshape(len(only_lungs), -1))
 
 
 def _pooled(images: np.ndarray, side: int) -> np.ndarray:
@@ -408,7 +343,7 @@ def _best(measured: pd.DataFrame, kind: str) -> pd.Series:
     return rows.loc[rows["auc"].idxmax()]
 
 
-def _view_finding(view: View, found: Prediction, whole: pd.Series, n: int) -> Finding:
+def _view_finding(view: _View, found: Prediction, whole: pd.Series, n: int) -> Finding:
     verdict = judge(found.auc, found.low, found.null_high, whole["auc"])
     if isinstance(view.features, pd.DataFrame) and (view.features == view.features.iloc[0]).all(
         axis=None
@@ -429,10 +364,7 @@ def _view_finding(view: View, found: Prediction, whole: pd.Series, n: int) -> Fi
 
 
 def _headline(
-    measured: pd.DataFrame,
-    predictions: dict[str, Prediction],
-    findings: list[Finding],
-    origin: str,
+    measured: pd.DataFrame, predictions: dict[str, Prediction], findings: list[Finding], origin: str
 ) -> Finding:
     """The whole image's AUC minus that of the best view without lungs."""
     check = "whole image against the best view without lungs"

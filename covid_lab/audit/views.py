@@ -76,7 +76,7 @@ def views_of(images: np.ndarray, rows: np.ndarray) -> Views:
     """
     height, width = images.shape[1:]
     whole = np.array([0, 0, width, height])
-    inner = np.array([content_box(images[row]) for row in rows])
+    inner = np.array([_content_box(images[row]) for row in rows])
     sides = (inner[:, 2:] - inner[:, :2]) / (width, height)
     trimmed = (inner != whole).any(axis=1) & (sides >= _LEAST).all(axis=1)
     contents = np.tile(np.array([-1, 1, -1, 1], np.float32), (len(rows) + trimmed.sum(), 1))
@@ -90,29 +90,11 @@ def views_of(images: np.ndarray, rows: np.ndarray) -> Views:
     )
 
 
-def content_box(image: np.ndarray) -> tuple[int, int, int, int]:
+def _content_box(image: np.ndarray) -> tuple[int, int, int, int]:
     """Find the part of an image inside uniform rows and columns at its edges.
 
     A border may surround another one, such as a white frame around a radiograph with black sides.
     Lines are therefore removed until no line at an edge is uniform.
-
-    Parameters
-    ----------
-    image : np.ndarray, uint8 (H, W)
-        With some contrast.
-
-    Returns
-    -------
-    tuple of four int
-        Left, upper, right and lower edge in pixels, as in Pillow's boxes.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> image = np.zeros((4, 6), np.uint8)
-    >>> image[1:3, 2:5] = [[50, 100, 150], [90, 150, 50]]
-    >>> tuple(int(edge) for edge in content_box(image))
-    (2, 1, 5, 3)
     """
     top, left = 0, 0
     bottom, right = image.shape

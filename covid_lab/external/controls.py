@@ -47,7 +47,7 @@ def border_control(own: Path, external: Dataset, seed: int = 0) -> pd.DataFrame:
     """
     dataset = open_dataset(own, as_found=True)
     train, val = dataset.rows("train"), dataset.rows("val")
-    model = border_model()
+    model = _border_model()
     model.fit(_pixels(dataset, train), dataset.table["label"].to_numpy()[train])
     sets = {"own validation split": (dataset, val)}
     sets["external"] = external, np.arange(len(external.table))
@@ -64,14 +64,8 @@ def border_control(own: Path, external: Dataset, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def border_model() -> Pipeline:
-    """Build the classifier of border pixels: standardisation and ridge regression.
-
-    Returns
-    -------
-    Pipeline
-        Not fitted; `_border_pixels` → class.
-    """
+def _border_model() -> Pipeline:
+    """Build the classifier of border pixels: standardisation and ridge regression."""
     return make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(0, 5, 11)))
 
 
@@ -100,7 +94,7 @@ def border_scores(images: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.n
     """
     pixels = _border_pixels(np.stack([resize(image, (SIDE, SIDE)) for image in images]))
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    return cross_val_predict(border_model(), pixels, labels, cv=folds, method="decision_function")
+    return cross_val_predict(_border_model(), pixels, labels, cv=folds, method="decision_function")
 
 
 def _pixels(dataset: Dataset, rows: np.ndarray) -> np.ndarray:

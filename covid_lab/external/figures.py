@@ -12,6 +12,7 @@ from covid_project.figures import COLOURS, PAGE, styled
 from covid_project.gradcam import grad_cam, overlay
 
 SHOWN = ("accuracy", "sensitivity", "specificity", "AUC", "balanced accuracy")
+WORST = 4  # errors shown of each class
 WIDEST = 0.98  # quantile of the logits beyond which they are drawn at the edge
 
 
@@ -113,7 +114,7 @@ def errors(model, images: np.ndarray, labels: np.ndarray, scores: np.ndarray) ->
     return figures.heatmap_panel(images[..., :1], overlay(images, maps), titles)
 
 
-def worst_errors(labels: np.ndarray, scores: np.ndarray, each: int = 4) -> np.ndarray:
+def worst_errors(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Select the most confident errors of each class.
 
     Parameters
@@ -122,14 +123,12 @@ def worst_errors(labels: np.ndarray, scores: np.ndarray, each: int = 4) -> np.nd
         Labels of the images.
     scores : np.ndarray, float (N,)
         Their logits; the threshold is 0.
-    each : int, from 0
-        Largest number of errors per class.
 
     Returns
     -------
     np.ndarray, int (K,)
-        Rows of the errors: false positives first, then false negatives, the most confident of each
-        first.
+        Rows of up to `WORST` false positives, then of up to `WORST` false negatives, the most
+        confident of each first.
 
     Examples
     --------
@@ -139,6 +138,6 @@ def worst_errors(labels: np.ndarray, scores: np.ndarray, each: int = 4) -> np.nd
     labels = np.asarray(labels)
     false = np.flatnonzero((labels == 0) & (scores > 0))
     missed = np.flatnonzero((labels == 1) & (scores <= 0))
-    false = false[np.argsort(-scores[false], kind="stable")][:each]
-    missed = missed[np.argsort(scores[missed], kind="stable")][:each]
+    false = false[np.argsort(-scores[false], kind="stable")][:WORST]
+    missed = missed[np.argsort(scores[missed], kind="stable")][:WORST]
     return np.concatenate([false, missed])

@@ -1,6 +1,6 @@
 """Compare methods that narrow the gap between collections, choose one, and train it.
 
-`mitigate` does the whole task, with the three functions below.
+`mitigate` does the whole task, with the two functions below.
 
 - `compare` trains every method of `covid_lab.external.methods` and
   `covid_lab.external.training_methods` on the training split of one collection. It scores them on
@@ -8,7 +8,8 @@
   these two sets; no test split is read.
 - `choose` names the method with the best AUC on the other collection among those that lose little
   on the own one.
-- `fit_final` trains the network with two exits that is stored.
+
+The network with two exits is then trained and stored.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ TABLE, RECENTRING = "mitigation.csv", "recentring.csv"
 SEEDS = (0, 1, 2)  # of styles and fine-tuning; the final models are trained with the first
 PREVALENCES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
 SAMPLES = (20, 50, 100)  # numbers of unlabelled images
-LOSS = 0.02  # of accuracy on the own validation images that a choice may cost
+LOSS = 0.02  # of the reference's accuracy on the own validation images that a choice may cost
 
 
 # ---- the comparison -----------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def mitigate(own: Path, target: Path, out: Path, target_split: str = "val") -> d
         print(f"chosen with {uses} images of {Path(target).name}: {method}")
         if method in shares:
             labelled = uses == LABELLED
-            paths |= fit_final(bench, out, SEEDS[0], share=shares[method], labelled=labelled)
+            paths |= _fit_final(bench, out, SEEDS[0], share=shares[method], labelled=labelled)
     return paths
 
 
@@ -99,7 +100,7 @@ def compare(bench: Bench, out: Path) -> pd.DataFrame:
     """Compare methods on the validation images of two collections; resume an interrupted run.
 
     The exits run with all `SEEDS`, the other methods with the first one. The methods of `TRAINING`
-    run with all where one comes close to the best method, see `close_to_best`.
+    run with all where the AUC of one reaches the interval of the best method.
 
     Parameters
     ----------
@@ -129,7 +130,7 @@ def compare(bench: Bench, out: Path) -> pd.DataFrame:
         _run_stage(bench, out, stage, seed, identity)
     table = read_csv(Path(out) / TABLE)
     table = table[(table[list(identity)] == pd.Series(identity)).all(axis=1)]
-    for stage in close_to_best(table[table["seed"] == SEEDS[0]]):
+    for stage in _close_to_best(table[table["seed"] == SEEDS[0]]):
         for seed in SEEDS[1:]:
             _run_stage(bench, out, stage, seed, identity)
     return read_csv(Path(out) / TABLE)
@@ -156,20 +157,8 @@ def _run_stage(bench: Bench, out: Path, stage: str, seed: int, identity: dict[st
     print(f"{stage}, seed {seed}: {len(table)} rows, {table['seconds'].iloc[0]:.0f} s")
 
 
-def close_to_best(table: pd.DataFrame) -> list[str]:
-    """Name the stages of `TRAINING` that reach the interval of the best method.
-
-    Parameters
-    ----------
-    table : pd.DataFrame
-        From `compare`, of one seed.
-
-    Returns
-    -------
-    list of str
-        Stages with a method whose AUC on the target is at least the lower end of the 95 % interval
-        of the best AUC, among methods with the same use of target images.
-    """
+def _close_to_best(table: pd.DataFrame) -> list[str]:
+    """Name the stages of `TRAINING` that reach the interval of the best method."""
     best = table.loc[table.groupby("target_images")["AUC"].idxmax()]
     least = best.set_index("target_images")["AUC_low"]
     close = table["AUC"] >= table["target_images"].map(least)
@@ -202,7 +191,7 @@ def _row(outcome: Outcome, bench: Bench, seed: int) -> dict[str, object]:
 # ---- the chosen method --------------------------------------------------------------------------
 
 
-def choose(table: pd.DataFrame, uses: str, loss: float = LOSS) -> str:
+def choose(table: pd.DataFrame, uses: str) -> str:
     """Name the method with the highest target AUC among those that lose little on own images.
 
     Parameters
@@ -211,9 +200,6 @@ def choose(table: pd.DataFrame, uses: str, loss: float = LOSS) -> str:
         From `compare`; seeds are averaged.
     uses : str
         What may be used of the target: "none", "unlabelled" or "labelled".
-    loss : float, in [0, 1]
-        Largest loss of accuracy on the own validation images, relative to the fine-tuned reference
-        without images of the target.
 
     Returns
     -------
@@ -227,7 +213,7 @@ def choose(table: pd.DataFrame, uses: str, loss: float = LOSS) -> str:
         No method qualifies.
     """
     means = table.groupby(["method", "target_images"])[["own_accuracy", "AUC"]].mean()
-    least = means.loc[(REFERENCE, "none"), "own_accuracy"] - loss
+    least = means.loc[(REFERENCE, "none"), "own_accuracy"] - LOSS
     allowed = means.xs(uses, level="target_images")
     allowed = allowed[allowed["own_accuracy"] >= least]
     if allowed.empty:
@@ -237,28 +223,12 @@ def choose(table: pd.DataFrame, uses: str, loss: float = LOSS) -> str:
     return str(allowed["AUC"].idxmax())
 
 
-def recentring(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.DataFrame:
+def _recentring(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.DataFrame:
     """Measure the cost of moving the mean logit of unlabelled images to 0 at other prevalences.
 
     Moving the mean assumes that about half of the images show the disease. Samples of other
     prevalences and sizes are drawn with replacement. The threshold is the mean logit of a sample;
     it is applied to all images.
-
-    Parameters
-    ----------
-    labels : np.ndarray, int (N,), 0 or 1
-        Labels of the images of the target.
-    scores : np.ndarray, float (N,)
-        Their logits.
-    seed : int, from 0
-        Seed of the samples.
-
-    Returns
-    -------
-    pd.DataFrame
-        One row per prevalence and number of images: prevalence, images, sensitivity, specificity
-        and balanced accuracy as means over 500 samples, and the range low to high of 95 % of the
-        balanced accuracies.
     """
     rng = np.random.default_rng(seed)
     positives, negatives = scores[labels == 1], scores[labels == 0]
@@ -277,33 +247,13 @@ def recentring(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def fit_final(
+def _fit_final(
     bench: Bench, out: Path, seed: int, *, share: float, labelled: bool
 ) -> dict[str, Path]:
     """Train the network with two exits, and store it for its own and for the other collection.
 
     The two stored models differ only in the bias of the last layer. The slope of the logit is
     fitted to the labels of the own validation images (temperature scaling, Guo et al. 2017, ICML).
-
-    Parameters
-    ----------
-    bench : Bench
-        Images and network.
-    out : Path
-        Folder for the models: ``two_exits`` for images of the own collection and
-        ``two_exits_elsewhere`` for those of the target. With labels the names begin with
-        ``two_exits_labelled``; without labels, the table of `recentring` is written as well.
-    seed : int, from 0
-        Seed of styles and fine-tuning.
-    share : float, in [0, 1]
-        Weight of the collection exit, see `choose`.
-    labelled : bool
-        Whether the labels of the target are used.
-
-    Returns
-    -------
-    dict of str to Path
-        Name of each model → its record, for `two_exits.load`.
     """
     copies, val, target = lung_features(bench, seed)
     theirs = None
@@ -342,7 +292,7 @@ def fit_final(
         move(model, shift)
     else:
         shift = recentre(model, found)
-        write_csv(Path(out) / RECENTRING, recentring(bench.target.labels, found, seed))
+        write_csv(Path(out) / RECENTRING, _recentring(bench.target.labels, found, seed))
     elsewhere = f"{name}_elsewhere"
     paths[elsewhere] = keep_moved(paths[name], elsewhere, model, shift)
     return paths

@@ -18,6 +18,7 @@ from covid_project.evaluation import (
 
 BALANCED = "balanced accuracy"
 COLUMNS = ("value", "low", "high", "n")
+DIVISIONS = 100  # of a test set into two halves
 
 
 def external_metrics(
@@ -148,7 +149,7 @@ def called_positive(groups: Mapping[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["group", *COLUMNS])
 
 
-def halves_control(own: pd.DataFrame, repeats: int = 100, seed: int = 0) -> dict[str, float]:
+def halves_control(own: pd.DataFrame, seed: int = 0) -> dict[str, float]:
     """Control: one collection split in two must show no drop.
 
     The model's own test set is repeatedly divided at random into two halves of equal class sizes.
@@ -159,8 +160,6 @@ def halves_control(own: pd.DataFrame, repeats: int = 100, seed: int = 0) -> dict
     ----------
     own : pd.DataFrame
         Columns label (0 or 1) and score (logit).
-    repeats : int, from 1
-        Number of divisions.
     seed : int, from 0
         Seed of the divisions.
 
@@ -168,7 +167,7 @@ def halves_control(own: pd.DataFrame, repeats: int = 100, seed: int = 0) -> dict
     -------
     dict of str to float
         drop (mean difference in AUC), flagged (fraction of the divisions whose 95 % interval
-        excludes 0; at most about 0.05 is expected), repeats.
+        excludes 0; at most about 0.05 is expected), repeats (`DIVISIONS`).
 
     Raises
     ------
@@ -178,13 +177,13 @@ def halves_control(own: pd.DataFrame, repeats: int = 100, seed: int = 0) -> dict
     Examples
     --------
     >>> own = pd.DataFrame({"label": np.repeat([0, 1], 20), "score": np.arange(40.0)})
-    >>> halves_control(own, repeats=10)["drop"]
+    >>> halves_control(own)["drop"]
     0.0
     """
     labels, scores = checked(own["label"], own["score"])
     rng = np.random.default_rng(seed)
     drops, flagged = [], 0
-    for _ in range(repeats):
+    for _ in range(DIVISIONS):
         first = np.zeros(len(labels), bool)
         for label in (False, True):
             rows = rng.permutation(np.flatnonzero(labels == label))
@@ -193,7 +192,7 @@ def halves_control(own: pd.DataFrame, repeats: int = 100, seed: int = 0) -> dict
         drops.append(area_under_roc(*sides[0]) - area_under_roc(*sides[1]))
         variance = sum(_auc_variance(*side) for side in sides)
         flagged += abs(drops[-1]) > 1.96 * math.sqrt(variance)
-    return {"drop": float(np.mean(drops)), "flagged": flagged / repeats, "repeats": repeats}
+    return {"drop": float(np.mean(drops)), "flagged": flagged / DIVISIONS, "repeats": DIVISIONS}
 
 
 def _auc_variance(labels: np.ndarray, scores: np.ndarray) -> float:

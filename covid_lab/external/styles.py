@@ -24,7 +24,7 @@ class Styles:
         Probability that an image gets the grey-value histogram of another one.
     spectrum : float, in [0, 1]
         Probability that the amplitudes of the lowest spatial frequencies are mixed with those of
-        another image, see `mix_spectra`.
+        another image (Yang & Soatto 2020, CVPR, eq. 3).
     gamma : float, from 0
         Largest absolute natural logarithm of the exponent of the grey values.
     contrast : float, in [0, 1]
@@ -68,10 +68,7 @@ class Styles:
 
 
 def restyle(
-    image: np.ndarray,
-    references: np.ndarray,
-    rng: np.random.Generator,
-    styles: Styles = Styles(),
+    image: np.ndarray, references: np.ndarray, rng: np.random.Generator, styles: Styles = Styles()
 ) -> np.ndarray:
     """Change the style of one radiograph at random, and its geometry a little.
 
@@ -96,13 +93,13 @@ def restyle(
     if rng.random() < styles.histogram:
         grey = match_histogram(image, other)
     if rng.random() < styles.spectrum:
-        grey = mix_spectra(grey, other, rng.uniform(0.005, 0.03), rng.uniform(0.2, 0.8))
+        grey = _mix_spectra(grey, other, rng.uniform(0.005, 0.03), rng.uniform(0.2, 0.8))
     grey = _recolour(np.clip(grey, 0, 255), rng, styles)
     image = _resample(_move(_whole(grey), rng, styles), rng, styles)
     if rng.random() < styles.noise:
         image = _whole(image + rng.normal(0, rng.uniform(1, 9), image.shape))
     if rng.random() < styles.jpeg:
-        image = compress(image, int(rng.uniform(40, 95)))
+        image = _compress(image, int(rng.uniform(40, 95)))
     return image
 
 
@@ -128,27 +125,11 @@ def match_histogram(image: np.ndarray, other: np.ndarray) -> np.ndarray:
     return levels.astype(np.float32)[image]
 
 
-def mix_spectra(image: np.ndarray, other: np.ndarray, radius: float, weight: float) -> np.ndarray:
+def _mix_spectra(image: np.ndarray, other: np.ndarray, radius: float, weight: float) -> np.ndarray:
     """Mix the amplitudes of the lowest spatial frequencies with those of another image.
 
     Fourier domain adaptation (Yang & Soatto 2020, CVPR, eq. 3), which replaces the amplitudes; a
     weight below 1 mixes them. The phases do not change.
-
-    Parameters
-    ----------
-    image : np.ndarray, (S, S)
-        Grey values.
-    other : np.ndarray, (S, S)
-        Grey values of the other image.
-    radius : float, in [0, 0.5]
-        Highest frequency that is changed along each axis, in cycles per pixel; 1/S at least.
-    weight : float, in [0, 1]
-        Weight of the other image's amplitudes.
-
-    Returns
-    -------
-    np.ndarray, float32 (S, S)
-        Grey values, which may be outside 0–255.
     """
     own, theirs = np.fft.fft2(image), np.fft.fft2(other)
     low = np.abs(np.fft.fftfreq(len(image))) <= max(radius, 1 / len(image))
@@ -193,21 +174,8 @@ def mix_boxes(
     return mixed, found
 
 
-def compress(image: np.ndarray, quality: int) -> np.ndarray:
-    """Compress an image as JPEG and decode it again.
-
-    Parameters
-    ----------
-    image : np.ndarray, uint8 (S, S), 0–255
-        Grey values.
-    quality : int, 1–95
-        Quality of the JPEG file.
-
-    Returns
-    -------
-    np.ndarray, uint8 (S, S), 0–255
-        Decoded grey values.
-    """
+def _compress(image: np.ndarray, quality: int) -> np.ndarray:
+    """Compress an image as JPEG and decode it again."""
     stored = BytesIO()
     Image.fromarray(image).save(stored, "JPEG", quality=quality)
     return np.asarray(Image.open(stored))

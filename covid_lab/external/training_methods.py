@@ -169,7 +169,7 @@ def _adversary(bench: Bench, seed: int) -> Iterator[Outcome]:
     set_seed(seed)
     network = bench.collection_network(lungs_only=False)
     pooled = network.get_layer("logit").input
-    hidden = layers.Dense(HIDDEN, "relu")(reverse_gradient(pooled, REVERSED))
+    hidden = layers.Dense(HIDDEN, "relu")(_reverse_gradient(pooled, REVERSED))
     both = layers.Concatenate()([network.output, layers.Dense(1)(hidden)])
     two_headed = keras.Model(network.input, both)
     fit_network(two_headed, bench.settings, seed, bench.maps(images), wanted)
@@ -177,22 +177,10 @@ def _adversary(bench: Bench, seed: int) -> Iterator[Outcome]:
     return centred(_named("border adversary"), *scores)
 
 
-def reverse_gradient(inputs, strength: float):
+def _reverse_gradient(inputs, strength: float):
     """Return the inputs unchanged; their gradient is multiplied by ``-strength``.
 
     The gradient reversal layer of Ganin & Lempitsky 2015, ICML.
-
-    Parameters
-    ----------
-    inputs : tensor, float (N, C)
-        Features.
-    strength : float, from 0
-        Factor of the reversed gradient.
-
-    Returns
-    -------
-    tensor, float (N, C)
-        The features.
     """
     return keras.ops.stop_gradient((1 + strength) * inputs) - strength * inputs
 
@@ -209,7 +197,7 @@ def _after_training(bench: Bench, seed: int) -> Iterator[Outcome]:
     """
     network = train_collection_exit(bench, seed, lungs_only=False)
     val = logits(network, bench.maps(bench.val))
-    target = adapted_logits(bench, network, bench.target, seed)
+    target = _adapted_logits(bench, network, bench.target, seed)
     name = _named("BatchNorm statistics of the target")
     yield Outcome(name, UNLABELLED, val, target)
     yield Outcome(f"{name}, mean logit 0", UNLABELLED, val, target - target.mean())
@@ -223,26 +211,10 @@ def _after_training(bench: Bench, seed: int) -> Iterator[Outcome]:
     yield Outcome(_named("last layer retrained"), LABELLED, own, theirs)
 
 
-def adapted_logits(bench: Bench, network: keras.Model, images: Images, seed: int) -> np.ndarray:
+def _adapted_logits(bench: Bench, network: keras.Model, images: Images, seed: int) -> np.ndarray:
     """Compute the logits of images with the BatchNormalization statistics of these images.
 
     The statistics of all layers are means over batches. The network itself does not change.
-
-    Parameters
-    ----------
-    bench : Bench
-        The bench of the network.
-    network : keras.Model
-        From `train_collection_exit`, averaged over the image.
-    images : Images
-        N images.
-    seed : int, from 0
-        Seed of the order of the images.
-
-    Returns
-    -------
-    np.ndarray, float32 (N,)
-        Logits in the order of the images.
     """
     pooled = layers.GlobalAveragePooling2D()(bench.parts.deep)
     whole = keras.Model(bench.parts.images, network.get_layer("logit")(pooled))

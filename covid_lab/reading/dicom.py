@@ -97,7 +97,7 @@ def decode_dicom(content: bytes, name: str) -> np.ndarray:
         grey = apply_voi_lut(values.astype(np.int64), file, index=0) / (2.0**bits - 1)
     elif file.get("WindowWidth") is not None and file.get("WindowCenter") is not None:
         function = file.get("VOILUTFunction") or "LINEAR"
-        grey = window(values, _first(file.WindowCenter), _first(file.WindowWidth), function)
+        grey = _window(values, _first(file.WindowCenter), _first(file.WindowWidth), function)
     elif file.get("BitsStored") == 8 and not file.get("PixelRepresentation"):
         grey = values / 255.0
     else:
@@ -108,31 +108,10 @@ def decode_dicom(content: bytes, name: str) -> np.ndarray:
     return np.rint(255 * np.clip(grey, 0, 1)).astype(np.uint8)
 
 
-def window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
-    """Map values to grey through a window (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3).
-
-    Parameters
-    ----------
-    values : np.ndarray, float or int (H, W)
-        Values after modality rescaling.
-    centre : float
-        Centre of the window, in the units of the values.
-    width : float, above 0
-        Width of the window, in the units of the values.
-    function : {"LINEAR", "LINEAR_EXACT", "SIGMOID"}
-        VOI LUT function.
-
-    Returns
-    -------
-    np.ndarray, float64 (H, W), 0–1
-        Grey values.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> window(np.array([[-1000, -600, -100]]), -550, 900, "LINEAR_EXACT").round(3)
-    array([[0.   , 0.444, 1.   ]])
-    """
+def _window(
+    values: np.ndarray, centre: float, width: float, function: str = "LINEAR"
+) -> np.ndarray:
+    """Map values to grey through a window (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
     values = values.astype(np.float64)
     if function == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - centre) / width))

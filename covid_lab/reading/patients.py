@@ -113,30 +113,14 @@ def _implausible(found: Sequence[str], images: int) -> str:
         return f"finds one patient for all: {found[0]!r}"
     if len(patients) == images > 1:
         return f"finds a patient of its own for each: {listed(sorted(patients), limit=3)}"
-    dates = [patient for patient in patients if is_date(patient)]
+    dates = [patient for patient in patients if _is_date(patient)]
     if len(dates) > 0.9 * len(patients):
         return f"finds dates: {listed(sorted(dates), limit=3)}"
     return ""
 
 
-def is_date(text: str) -> bool:
-    """Tell whether a text is a day from 1900 to 2099.
-
-    Parameters
-    ----------
-    text : str
-        A date has eight digits (year, month, day), with or without separators.
-
-    Returns
-    -------
-    bool
-        True for a date.
-
-    Examples
-    --------
-    >>> is_date("2020-02-10"), is_date("00030805")
-    (True, False)
-    """
+def _is_date(text: str) -> bool:
+    """Tell whether a text is a day from 1900 to 2099."""
     found = re.fullmatch(r"((?:19|20)\d\d)[-_. |]?(\d\d)[-_. |]?(\d\d)", text)
     return bool(found) and 1 <= int(found[2]) <= 12 and 1 <= int(found[3]) <= 31
 

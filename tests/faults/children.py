@@ -15,7 +15,7 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def call(function: str, *arguments, seconds: float = 600) -> dict:
+def call(function: str, *arguments, seconds: float = 600, python: str = sys.executable) -> dict:
     """Result (JSON) of ``module:function`` in a new process; a crash or a hang fails."""
     module, _, name = function.partition(":")
     code = (
@@ -23,7 +23,7 @@ def call(function: str, *arguments, seconds: float = 600) -> dict:
         f"result = {name}(*json.loads(sys.argv[1]))\n"
         "print('\\nresult: ' + json.dumps(result))"
     )
-    command = [sys.executable, "-c", code, json.dumps([str(a) for a in arguments])]
+    command = [python, "-c", code, json.dumps([str(a) for a in arguments])]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, f"ended with {done.returncode}:\n{done.stderr[-3000:]}"
     return json.loads(done.stdout.rpartition("\nresult: ")[2])

@@ -4,13 +4,12 @@ import io
 import os
 import socket
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from image_files import chunk, encoded
+from image_files import encoded, png
 from PIL import Image, ImageCms
 
 READ, LISTED, EITHER, WHOLE = "read", "listed", "either", "as it was, or listed"
@@ -24,59 +23,34 @@ NAMES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A file, and what may come of it.
+    """A file, and what may come of it."""
 
-    Attributes
-    ----------
-    kind
-        What was done to it.
-    stem, suffix
-        Its name; the number of the case comes before it.
-    make
-        Writes it at a path.
-    allowed
-        ``READ``, ``LISTED``, ``EITHER`` (its format has no check sum that would tell), or
-        ``WHOLE``: where it is read, with the pixels expected.
-    expected
-        Grey values, uint8 (H, W), that reading must give; None where they are not known.
-    tolerance
-        Grey levels by which a value may differ.
-    """
-
-    kind: str
-    make: Callable[[Path], None]
-    allowed: str
-    expected: np.ndarray | None = None
-    tolerance: float = 0
+    kind: str  # what was done to it
+    make: Callable[[Path], None]  # writes it at a path
+    allowed: str  # READ, LISTED, EITHER (no check sum would tell), or WHOLE (with these pixels)
+    expected: np.ndarray | None = None  # grey values, uint8 (H, W), that reading must give
+    tolerance: float = 0  # grey levels by which a value may differ
     stem: str = "x"
     suffix: str = "png"
-
-
-def png(width: int, height: int, bits: int, colours: int, rows: bytes) -> bytes:
-    head = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
-    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def cases(number: int, seed: int) -> Iterator[Case]:
     """As many cases as asked for, the kinds in turn."""
     rng = np.random.default_rng(seed)
     for index in range(number):
-        kind = KINDS[index % len(KINDS)]
-        case = kind(rng)
-        yield case
+        yield KINDS[index % len(KINDS)](rng)
 
 
 def giants() -> list[Case]:
     """Files of a few hundred kilobytes whose pixels number just as many as are allowed."""
-    grey = bytes(1 + 8000) * 8000
     cmyk = Image.new("CMYK", (8000, 8000), (10, 20, 30, 40))
-    return [
-        written("largest allowed: RGBA", png(8000, 8000, 8, 6, bytes(1 + 4 * 8000) * 8000), READ),
-        written("largest allowed: 16 bits", png(8000, 8000, 16, 0, bytes(1 + 16000) * 8000), READ),
-        written("largest allowed: grey", png(8000, 8000, 8, 0, grey), READ),
-        written("largest allowed: CMYK", encoded(cmyk, "TIFF", compression="tiff_lzw"), READ),
-    ]
+    contents = {
+        "RGBA": png(8000, 8000, 8, 6, bytes(1 + 4 * 8000) * 8000),
+        "16 bits": png(8000, 8000, 16, 0, bytes(1 + 16000) * 8000),
+        "grey": png(8000, 8000, 8, 0, bytes(1 + 8000) * 8000),
+        "CMYK": encoded(cmyk, "TIFF", compression="tiff_lzw"),
+    }
+    return [written(f"largest allowed: {kind}", made, READ) for kind, made in contents.items()]
 
 
 def every_name() -> list[Case]:
@@ -133,7 +107,7 @@ def _luminance(rgb: np.ndarray) -> np.ndarray:
 def _any_format(rng) -> tuple[str, bytes, np.ndarray]:
     """Format, content and pixels as an undamaged file of it gives them."""
     kind = rng.choice(list(FORMATS))
-    content = encoded(Image.fromarray(_grey(rng)), kind)
+    content = encoded(_grey(rng), kind)
     return kind, content, np.asarray(Image.open(io.BytesIO(content)).convert("L"))
 
 
@@ -168,7 +142,7 @@ def lying(rng) -> Case:
         more = rng.integers(1, 5000)
         return written("header states more pixels, PNG",
                        png(width + more, height + more, 8, 0, rows), LISTED)  # fmt: skip
-    content = bytearray(encoded(Image.fromarray(grey), "BMP"))
+    content = bytearray(encoded(grey, "BMP"))
     struct.pack_into("<ii", content, 18, width, height + int(rng.integers(1, 5000)))
     return written("header states more pixels, BMP", bytes(content), LISTED, suffix="bmp")
 
@@ -177,7 +151,7 @@ def misnamed(rng) -> Case:
     kind = rng.choice(["PNG", "BMP", "TIFF"])
     suffix = rng.choice([own for other, own in FORMATS.items() if other != kind])
     grey = _grey(rng)
-    content = encoded(Image.fromarray(grey), kind)
+    content = encoded(grey, kind)
     return written("wrong extension", content, READ, expected=grey, suffix=suffix)
 
 
@@ -187,7 +161,7 @@ def bomb(rng) -> Case:
     if kind == "PNG":
         content = png(side, side, 8, int(rng.choice([0, 2, 6])), bytes(10_000))
     else:
-        content = bytearray(encoded(Image.fromarray(_grey(rng)), kind))
+        content = bytearray(encoded(_grey(rng), kind))
         if kind == "BMP":
             struct.pack_into("<ii", content, 18, side, side)
         elif kind == "GIF":
@@ -214,20 +188,20 @@ def animated(rng) -> Case:
 def one_bit(rng) -> Case:
     bits = rng.random((17, 23)) < 0.5
     options = rng.choice([{"format": "PNG"}, {"format": "TIFF", "compression": "group4"}])
-    content = encoded(Image.fromarray(bits), options.pop("format"), **options)
+    content = encoded(bits, options.pop("format"), **options)
     return written("1 bit", content, READ, expected=np.uint8(255) * bits)
 
 
 def sixteen_bits(rng) -> Case:
     words = rng.integers(0, 2**16, (11, 13), dtype=np.uint16)
-    content = encoded(Image.fromarray(words), rng.choice(["PNG", "TIFF"]))
+    content = encoded(words, rng.choice(["PNG", "TIFF"]))
     expected = np.round(words / 257.0).astype(np.uint8)
     return written("16 bits", content, READ, expected=expected)
 
 
 def floats(rng) -> Case:
     values = rng.normal(size=(9, 7)).astype(rng.choice(["float32", "int32"]))
-    return written("float or 32 bits", encoded(Image.fromarray(values), "TIFF"), LISTED)
+    return written("float or 32 bits", encoded(values, "TIFF"), LISTED)
 
 
 def cmyk(rng) -> Case:
@@ -244,7 +218,7 @@ def profiled(rng) -> Case:
     if rng.random() < 0.5:
         profile = rng.bytes(500)  # no profile at all: it is not applied, so it cannot harm
     rgb = rng.integers(0, 256, (9, 11, 3), np.uint8)
-    content = encoded(Image.fromarray(rgb), icc_profile=profile)
+    content = encoded(rgb, icc_profile=profile)
     return written("ICC profile", content, READ, expected=_luminance(rgb), tolerance=1)
 
 
@@ -269,7 +243,7 @@ def no_image(rng) -> Case:
 def named(rng, stem: str | None = None) -> Case:
     grey = _grey(rng)
     stem = str(rng.choice(NAMES)) if stem is None else stem
-    return written("unusual name", encoded(Image.fromarray(grey)), READ, expected=grey, stem=stem)
+    return written("unusual name", encoded(grey), READ, expected=grey, stem=stem)
 
 
 KINDS = [flipped, cut, flipped, padded, lying, misnamed, flipped, bomb, animated, one_bit, cut,

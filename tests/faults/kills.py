@@ -48,16 +48,6 @@ def draw(folder: Path) -> None:
     write_dataset(folder / "phantoms", {"train": 6, "val": 3, "test": 3}, 48, 1)
 
 
-def unpack(folder: Path) -> None:
-    """All images of an archive into one cached array."""
-    from covid_lab.datasets import load_images, open_dataset
-    from covid_project.files import cached_array
-
-    dataset = open_dataset(folder.parent / "set.zip", splits_file=folder / "splits.csv")
-    for size in (16, 32, 64):
-        cached_array(folder / f"images-{size}.npy", lambda size=size: load_images(dataset, size))
-
-
 def cache_features(folder: Path) -> None:
     """Arrays of features, one file per copy."""
     from covid_project.files import cached_array
@@ -139,7 +129,6 @@ def write_report(folder: Path) -> None:
 
 WORK: dict[str, Callable[[Path], None]] = {
     "drawing the data": draw,
-    "unpacking": unpack,
     "caching features": cache_features,
     "a search": search_grid,
     "writing tables": write_tables,
@@ -155,7 +144,6 @@ def kill_often(work: str, folder: str, kills: str, seed: str, start: str = "") -
     import shutil
 
     # Imported before the forks, so that these are not spent on imports.
-    import covid_lab.datasets
     import covid_lab.phantoms
     import covid_lab.report.build  # noqa: F401
     import covid_project.tuning  # noqa: F401

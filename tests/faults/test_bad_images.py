@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from covid_lab.datasets import each_image, load_images, open_dataset, without
 from covid_lab.explain.command import Request, explain_files
@@ -44,8 +43,8 @@ def bad_images(tmp_path):
         folder = tmp_path / "set"
         for place in PLAIN:
             (folder / place).mkdir(parents=True)
-            image = Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8))
-            (folder / place / "plain.png").write_bytes(encoded(image))
+            image = encoded(rng.integers(0, 256, (16, 16), np.uint8))
+            (folder / place / "plain.png").write_bytes(image)
         made = {}
         known = [*dead_links(), *giants(), *every_name()]
         for index, case in enumerate([*known, *cases(number, SEED)]):
@@ -141,7 +140,10 @@ def small_network(path: Path) -> None:
     keras.Model(inputs, keras.layers.Dense(1)(x)).save(path)
 
 
-def run(bad_images, record, tmp_path, number: int, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("number", "seconds"), [(120, 300), pytest.param(2400, 1200, marks=pytest.mark.long)]
+)
+def test_bad_images_of_every_kind(bad_images, record, tmp_path, number, seconds):
     folder, made = bad_images(number)
     found = call("faults.test_bad_images:load", folder, tmp_path / "pixels.npz", seconds=seconds)
     with np.load(tmp_path / "pixels.npz") as arrays:
@@ -164,15 +166,6 @@ def run(bad_images, record, tmp_path, number: int, seconds: float) -> None:
     }
     check(made, explained, record, "explain")
     assert set(explained["readable"]) == set(found["readable"])
-
-
-def test_a_few_of_every_kind_of_bad_image(bad_images, record, tmp_path):
-    run(bad_images, record, tmp_path, 120, seconds=300)
-
-
-@pytest.mark.long
-def test_two_thousand_bad_images(bad_images, record, tmp_path):
-    run(bad_images, record, tmp_path, 2400, seconds=1200)
 
 
 def test_devices_and_pipes_are_refused_and_not_read(bad_images, record, tmp_path):

@@ -6,18 +6,20 @@ import math
 import types
 import typing
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from PIL import Image
+from image_files import as_folder, encoded, tree
 
 from covid_lab.__main__ import main
 from covid_lab.datasets import open_dataset
+from covid_lab.reading.manifests import read_table
+from covid_lab.reading.patients import with_patients
 from covid_lab.runs.settings import STUDIES, profile_values
+from covid_lab.studies.nrrd_slices import read_labels
 from covid_project.data import DataError
 from covid_project.files import read_csv
 from covid_project.settings import COURSE, Settings, SettingsError, load_settings, read_file
@@ -94,7 +96,7 @@ def try_field(profile: str, key: str, hint, limits, value) -> str:
     if "low" in limits and found is not None:
         assert limits["low"] <= found <= limits["high"]
     if "choices" in limits:
-        assert found in limits["choices"]
+        assert found in limits["choices"]()
     if hint is bool:
         assert type(found) is bool
     if isinstance(value, bool | int | float | str):
@@ -103,18 +105,24 @@ def try_field(profile: str, key: str, hint, limits, value) -> str:
     return "taken, and within its limits"
 
 
-def try_fields(record, number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(100, 20), pytest.param(3000, 1, marks=pytest.mark.long)],
+    ids=["a twentieth", "every field"],
+)
+def test_fields_of_every_profile(record, number, step):
     quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+    fields = FIELDS[::step]
 
     @seed(SEED)
     @settings(max_examples=number, database=None, suppress_health_check=quiet)
-    @given(field=st.sampled_from(FIELDS), value=JUNK)
+    @given(field=st.sampled_from(fields), value=JUNK)
     def any_value(field, value):
         profile, key, hint, limits = field
         record("bad settings", profile, try_field(profile, key, hint, limits, value), SEED)
 
     any_value()
-    for profile, key, hint, limits in FIELDS:
+    for profile, key, hint, limits in fields:
         for value in EDGES:
             record("bad settings", profile, try_field(profile, key, hint, limits, value), SEED)
         if "low" in limits:
@@ -122,21 +130,6 @@ def try_fields(record, number: int) -> None:
                 outcome = try_field(profile, key, hint, limits, value)
                 assert outcome.startswith("refused"), (key, value)
                 record("bad settings", f"{profile}: just outside the range", outcome, SEED)
-
-
-@pytest.fixture
-def fewer_fields(monkeypatch):
-    """A tenth of the fields, those of the course's own profile first."""
-    monkeypatch.setattr(f"{__name__}.FIELDS", FIELDS[::10])
-
-
-def test_a_tenth_of_the_fields(record, fewer_fields):
-    try_fields(record, 100)
-
-
-@pytest.mark.long
-def test_every_field_of_every_profile(record):
-    try_fields(record, 3000)
 
 
 @pytest.mark.parametrize("profile", LOADERS)
@@ -159,7 +152,7 @@ BAD_YAML = {
     "empty": "",
     "not UTF-8": b"seed: \xff\xfe",
     "zero bytes": b"\0\0\0",
-    "nested too deeply": "[" * 20_000,
+    "nested too deeply": "[" * 2000,
     "number of thousands of digits": "seed: " + "9" * 5000,
     "aliases that stand for gigabytes": "".join(
         f"{name}: &{name} [{','.join([f'*{before}'] * 9) if before else '1'}]\n"
@@ -186,7 +179,7 @@ def test_bad_yaml_is_one_clear_line(tmp_path, fault, record, capsys, monkeypatch
 
 
 def test_bad_yaml_on_the_command_line_is_refused(record, capsys):
-    for value in ("[", "[" * 9999, "!!python/name:os.system", "9" * 5000):
+    for value in ("[", "[" * 2000, "!!python/name:os.system", "9" * 5000):
         assert main(["run", "--set", f"seed={value}"]) == 2
         assert capsys.readouterr().err.startswith("error: ")
         record("bad settings", "YAML of --set", "refused with its reason", SEED)
@@ -207,13 +200,10 @@ def attempted(kind: type[Exception], work) -> tuple[object, str]:
 def kaggle(tmp_path_factory):
     """A set without a split, of which one was dealt."""
     folder, rng = tmp_path_factory.mktemp("set"), np.random.default_rng(SEED)
-    for name in ("COVID", "NORMAL"):
-        (folder / name).mkdir()
-        for number in range(12):
-            pixels = Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8))
-            pixels.save(folder / name / f"{number}.png")
-    dataset = open_dataset(folder, splits_file=folder.parent / f"{folder.name}.csv")
-    return folder, folder.parent / f"{folder.name}.csv", dataset
+    names = tree("COVID", "NORMAL", each=12)
+    as_folder({name: encoded(rng.integers(0, 256, (8, 8), np.uint8)) for name in names}, folder)
+    splits = folder.parent / f"{folder.name}.csv"
+    return folder, splits, open_dataset(folder, splits_file=splits)
 
 
 def mutated(content: bytes, rng) -> bytes:
@@ -237,7 +227,8 @@ def mutated(content: bytes, rng) -> bytes:
     return rng.bytes(int(rng.integers(0, 300)))
 
 
-def try_tables(kaggle, tmp_path: Path, record, number: int) -> None:
+@pytest.mark.parametrize("number", [40, pytest.param(1000, marks=pytest.mark.long)])
+def test_a_changed_split_is_refused_or_the_same(kaggle, tmp_path, record, number):
     folder, splits, dataset = kaggle
     whole, rng = splits.read_bytes(), np.random.default_rng(SEED)
     path = tmp_path / "splits.csv"
@@ -253,19 +244,9 @@ def try_tables(kaggle, tmp_path: Path, record, number: int) -> None:
         record("bad table", "splits.csv", outcome, SEED)
 
 
-def test_a_changed_split_is_refused_or_the_same(kaggle, tmp_path, record):
-    try_tables(kaggle, tmp_path, record, 40)
-
-
-@pytest.mark.long
-def test_a_split_changed_in_a_thousand_ways(kaggle, tmp_path, record):
-    try_tables(kaggle, tmp_path, record, 1000)
-
-
-def try_labels(tmp_path: Path, record, number: int) -> None:
-    """Label tables of lung nodules, as text and as a spreadsheet."""
-    from covid_lab.studies.nrrd_slices import read_labels
-
+@pytest.mark.parametrize("number", [20, pytest.param(500, marks=pytest.mark.long)])
+def test_changed_labels_of_nodules_are_refused_or_labels(tmp_path, record, number):
+    """As text and as a spreadsheet."""
     rng = np.random.default_rng(SEED)
     rows = [(f"slice{n}", int(rng.integers(1, 6)), f"p{n // 3}") for n in range(20)]
     table = pd.DataFrame(rows, columns=["name", "malignancy", "patient"])
@@ -287,27 +268,19 @@ def try_labels(tmp_path: Path, record, number: int) -> None:
             record("bad table", path.name, outcome, SEED)
 
 
-def test_changed_labels_of_nodules_are_refused_or_labels(tmp_path, record):
-    try_labels(tmp_path, record, 20)
-
-
-@pytest.mark.long
-def test_labels_of_nodules_changed_in_hundreds_of_ways(tmp_path, record):
-    try_labels(tmp_path, record, 500)
-
-
-def test_a_table_of_patients_is_taken_or_refused(kaggle, tmp_path, record):
-    from covid_lab.audit.command import _table
-    from covid_lab.audit.data_checks import audit_data
-
+def test_a_table_of_patients_is_taken_or_refused(kaggle, record):
     folder, _, dataset = kaggle
     rows = [f"{path},{number % 5}" for number, path in enumerate(dataset.table["path"])]
     whole, rng = "\n".join(["image,patient", *rows]).encode(), np.random.default_rng(SEED)
-    path = tmp_path / "patients.csv"
     opened = open_dataset(folder, as_found=True)
     for _ in range(12):
-        path.write_bytes(mutated(whole, rng))
-        found, said = attempted(DataError, lambda: audit_data(opened, metadata=_table(path)))
+        content = mutated(whole, rng)
+        found, said = attempted(
+            DataError,
+            lambda content=content: with_patients(
+                opened, metadata=read_table(content, "patients.csv")
+            ),
+        )
         assert found is not None or len(said) > 20
         outcome = "refused with its reason" if found is None else "taken"
         record("bad table", "table of patients", outcome, SEED)

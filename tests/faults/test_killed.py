@@ -3,7 +3,6 @@
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -33,24 +32,15 @@ def finished(tmp_path):
     return folder
 
 
-def kill(work: str, kills: int, tmp_path: Path, finished: Path, record) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.long)])
+@pytest.mark.parametrize("work", WORK)
+def test_work_that_is_killed_goes_on(work, kills, tmp_path, finished, record, python):
     start = [finished] if work == "the report" else []
     arguments = (work, tmp_path / "place", kills, SEED, *start)
-    found = call("faults.kills:kill_often", *arguments, seconds=550)
+    found = call("faults.kills:kill_often", *arguments, seconds=550, python=python)
     assert not found["wrong"], found["wrong"]
     assert found["killed"] >= kills
     record("killed", work, "went on, same results, nothing lost or doubled", SEED, found["killed"])
-
-
-@pytest.mark.parametrize("work", WORK)
-def test_work_that_is_killed_a_few_times(tmp_path, finished, record, work):
-    kill(work, 3, tmp_path, finished, record)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("work", WORK)
-def test_work_that_is_killed_often(tmp_path, finished, record, work):
-    kill(work, 15, tmp_path, finished, record)
 
 
 # ---- with TensorFlow, each in a process of its own ----------------------------------------------
@@ -84,43 +74,35 @@ print(model_fingerprint(model), run.load_history("final").drop(columns="seconds"
 """
 
 
-def start_fit(folder: Path) -> subprocess.Popen:
+def start_fit(python: str, folder: Path) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-c", FIT, str(folder)],
+        [python, "-c", FIT, str(folder)],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     wait_for(process, "ready")
     return process
 
 
-def kill_fits(tmp_path: Path, kills: int, record) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.long)])
+def test_a_final_fit_that_is_killed_ends_with_the_same_weights(tmp_path, kills, record, python):
     rng = np.random.default_rng(SEED)
     archive(tmp_path / "set.zip")
-    process = start_fit(tmp_path / "undisturbed")
+    process = start_fit(python, tmp_path / "undisturbed")
     started = time.monotonic()
     undisturbed = process.communicate()[0]
     length = time.monotonic() - started
     done = 0
     while done < kills:
         folder = tmp_path / f"killed-{done}"
-        process = start_fit(folder)
+        process = start_fit(python, folder)
         time.sleep(length * rng.uniform(0.02, 0.9))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         done += process.returncode == -signal.SIGKILL
-        again = start_fit(folder)
+        again = start_fit(python, folder)
         assert again.communicate()[0].splitlines()[-8:] == undisturbed.splitlines()[-8:]
         assert again.returncode == 0
     record("killed", "final fit and saving of the model", "same weights and history", SEED, done)
-
-
-def test_a_final_fit_that_is_killed_ends_with_the_same_weights(tmp_path, record):
-    kill_fits(tmp_path, 1, record)
-
-
-@pytest.mark.long
-def test_a_final_fit_that_is_killed_often(tmp_path, record):
-    kill_fits(tmp_path, 6, record)
 
 
 # ---- the whole run ------------------------------------------------------------------------------

@@ -59,8 +59,16 @@ def searches(number: str) -> dict:
     return held
 
 
-def run(number: int, record, within: float = math.inf) -> None:
-    held = call("faults.test_long_and_many:searches", number, seconds=1500)
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
+@pytest.mark.parametrize(
+    ("number", "within"),
+    [  # three are too few to judge the memory, which has yet to settle
+        (3, math.inf),
+        pytest.param(50, 0.1, marks=pytest.mark.long),
+    ],
+)
+def test_searches_leave_nothing_open_and_the_memory_flat(number, within, record, python):
+    held = call("faults.test_long_and_many:searches", number, seconds=1500, python=python)
     settled = number // 5  # TensorFlow allocates what it needs in the first ones
     growth = held["bytes"][-1] / held["bytes"][settled] - 1
     record("long and many", f"{number} searches: memory", f"grew by {growth:.1%}", SEED, number)
@@ -69,14 +77,3 @@ def run(number: int, record, within: float = math.inf) -> None:
         grown = held[kind][-1] - held[kind][settled]
         record("long and many", f"{number} searches: open {kind}", f"{grown} more", SEED, number)
         assert grown <= 0
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
-def test_a_few_searches_leave_nothing_open(record):
-    run(3, record)  # too few to judge the memory, which has yet to settle
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts in /proc")
-def test_fifty_searches_keep_the_memory_flat(record):
-    run(50, record, within=0.1)

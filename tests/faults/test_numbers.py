@@ -8,7 +8,7 @@ import pytest
 
 from covid_lab.calibration import calibration, reliability
 from covid_lab.statistics import class_metrics
-from covid_lab.training import class_weights, fit
+from covid_lab.training import fit
 from covid_project.evaluation import (
     METRICS,
     accuracy_difference,
@@ -16,13 +16,8 @@ from covid_project.evaluation import (
     metrics_table,
     point_metrics,
 )
-from covid_project.models import logits
-from covid_project.normalization import STRATEGIES, normalization_layer
 from covid_project.pipeline import evaluation_batches
-from covid_project.results import open_run
-from covid_project.settings import Axis, load_settings
 from covid_project.training import set_seed
-from covid_project.tuning import best_trial, search
 
 SEED = 25
 
@@ -98,15 +93,6 @@ def test_metrics_of_small_sets_are_right_or_undefined(case, record):
     record("numbers", f"{case}: comparisons and calibration", "right or undefined (NaN)", SEED)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("grey", [0, 77, 255])
-def test_a_constant_image_stays_finite(strategy, grey, record):
-    images = np.full((4, 8, 8, 1), grey, np.uint8)
-    layer = normalization_layer(strategy, images)
-    assert np.isfinite(layer(images.astype(np.float32)).numpy()).all()
-    record("numbers", f"constant images, {strategy}", "finite", SEED)
-
-
 def network(scale: float = 1.0) -> keras.Model:
     set_seed(0)
     inputs = keras.Input((4, 4, 1))
@@ -118,18 +104,6 @@ def batches(labels, seed: int = 0):
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (len(labels), 4, 4, 1), dtype=np.uint8)
     return images, evaluation_batches(images, np.asarray(labels), 4)
-
-
-def test_batches_of_a_single_class_train_as_others_do(record):
-    labels = [0] * 4 + [1] * 4  # each batch of four holds one class
-    history = fit(network(1 / 255), batches(labels)[1], learning_rate=0.01, epochs=3)
-    assert np.isfinite(history.drop(columns="seconds").to_numpy()).all()
-    record("numbers", "batches of a single class", "trained, finite", SEED)
-
-
-def test_a_class_with_one_image_has_its_weight(record):
-    assert class_weights(np.array([0] * 9 + [1])) == {0: 10 / 18, 1: 5.0}
-    record("numbers", "weights of a class with one image", "right", SEED)
 
 
 def test_a_model_that_the_last_step_ruined_is_not_returned(record):
@@ -153,33 +127,3 @@ def test_a_validation_loss_that_is_never_finite_fails_the_training(record):
             validation=validation, patience=2,
         )  # fmt: skip
     record("numbers", "a validation loss that is never finite", "the training fails", SEED)
-
-
-def test_a_search_continues_after_trials_that_are_not_finite(image_folder, tmp_path, record):
-    run = open_run(load_settings(data=image_folder, results=tmp_path / "results"))
-    labels = np.array([0, 1] * 4)
-    images, trained = batches(labels)
-    axes = {
-        "dropout": Axis(values=(0.1, 0.2), plus=0.1, low=0.1, high=0.2),
-        "learning_rate": Axis(values=(0.001, 1e38), times=10, low=0.001, high=1e38),
-    }
-
-    def trial(point):
-        model = network(1 / 255)
-        rate = point["learning_rate"]
-        history = fit(
-            model, trained, learning_rate=rate, epochs=3, validation=trained, patience=2,
-            optimizer=lambda learning_rate: keras.optimizers.SGD(rate),
-        )  # fmt: skip
-        return model, history
-
-    trials = search(
-        run, "t", axes, {}, trial, (images, labels), strategy="grid", identity=run.identity()
-    )
-    assert trials["val_loss"].isna().tolist()[:4] == [False, True, False, True]
-    assert np.isfinite(best_trial(trials)["val_loss"])
-    assert np.isfinite(logits(run.load_model("t_tuned", "test"), images)).all()
-    record(
-        "numbers", "a trial whose loss is not finite", "its row is empty, the search continues",
-        SEED,
-    )  # fmt: skip
