@@ -37,31 +37,40 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # consoles and pipes of Windows lack many characters
             stream.reconfigure(errors="backslashreplace")
-    options = command_parser(__doc__, FUNCTIONS).parse_args(arguments)
+    functions = {name: function for name, (function, _) in COMMANDS.items()}
+    options = command_parser(__doc__, functions).parse_args(arguments)
     try:
         return options.command(options)
-    except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt as stop:
         print(
             f"{stop or 'stopped'}; the same command continues after what is finished",
             file=sys.stderr,
         )
         return 130
+    except Exception as error:
+        status = _status(options.command, error)
+        print(f"error: {error}", file=sys.stderr)
+        return status
+
+
+def _status(command, error: Exception) -> int:
+    """Return the exit status of a refusal; raise any other error again."""
+    if isinstance(error, SettingsError):
+        return 2
+    refusals = [getattr(sys.modules[m], name) for m, name in REFUSALS if m in sys.modules]
+    if command in (_explain, _external, _mitigate):
+        refusals.append(ValueError)
+    if not isinstance(error, (OSError, *refusals)):
+        raise error
+    return next(status for function, status in COMMANDS.values() if function is command)
 
 
 # Each command imports what it needs, so that it starts fast.
 
 
 def _run(options: argparse.Namespace) -> int:
-    from covid_lab.runs.lock import FolderInUse, only_run
-    from covid_lab.runs.runner import NotebookFailed
+    from covid_lab.runs.lock import only_run
     from covid_lab.storage import bound_cache, remove_leftovers
-    from covid_project.data import DataError
 
     if not (PROJECT / f"{NOTEBOOKS[0]}.ipynb").is_file():
         raise SettingsError(
@@ -75,22 +84,19 @@ def _run(options: argparse.Namespace) -> int:
         if options.workers > 1:
             raise SettingsError("--workers is for the course run: a study trains in one process")
     load = study.load_settings if study else course_settings
-    try:
-        found = load(options.profile, data=options.data, results=options.results, changes=changes)
-        settings, lab = (found, None) if study else found
-        folder = Path(settings.results)
-        with only_run(folder):
-            remove_leftovers(folder)
-            gone = bound_cache(folder / "cache", CACHE_LIMIT)
-            if gone:
-                print(f"{folder / 'cache'}: the {len(gone)} oldest entries were deleted")
-            if study:
-                _run_study(study, settings, options)
-            else:
-                _run_course(settings, lab, options)
-    except (DataError, FolderInUse, NotebookFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    found = load(options.profile, data=options.data, results=options.results, changes=changes)
+    settings, lab = (found, None) if study else found
+    folder = Path(settings.results)
+    with only_run(folder):
+        remove_leftovers(folder)
+        gone = bound_cache(folder / "cache", CACHE_LIMIT)
+        if gone:
+            print(f"{folder / 'cache'}: the {len(gone)} oldest entries were deleted")
+        if study:
+            names, run = (f"studies/{options.study}",), study.begin(settings)
+            _run_notebooks(names, run.settings, settings.expected_seconds, options)
+        else:
+            _run_course(settings, lab, options)
     return 0
 
 
@@ -140,12 +146,6 @@ def _with_course_data(settings: Settings, options: argparse.Namespace) -> Settin
     return dataclasses.replace(settings, data=str(arranged))
 
 
-def _run_study(study, settings: RunSettings, options: argparse.Namespace) -> None:
-    run = study.begin(settings)
-    names = (f"studies/{options.study}",)
-    _run_notebooks(names, run.settings, settings.expected_seconds, options)
-
-
 def _run_notebooks(
     names: tuple[str, ...],
     settings: Settings | RunSettings,
@@ -187,16 +187,9 @@ def _with_available_weights(settings: Settings, otherwise: str) -> Settings:
 
 def _explain(options: argparse.Namespace) -> int:
     from covid_lab.explain.command import Request, explain_files
-    from covid_project.data import DataError
-    from covid_project.models import WeightsUnavailable
 
-    try:
-        found = explain_files(
-            options.model, options.images, options.out, _request(Request, options)
-        )
-    except (DataError, ValueError, WeightsUnavailable) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    request = _request(Request, options)
+    found = explain_files(options.model, options.images, options.out, request)
     unreadable = found[found["method"].isna()]
     blank = found[found["method"].notna() & (found["status"] != "ok")]
     print(f"explanations: {options.out / 'explanations.csv'} ({len(found)} rows)")
@@ -210,41 +203,22 @@ def _explain(options: argparse.Namespace) -> int:
 def _audit(options: argparse.Namespace) -> int:
     from covid_lab.audit import command
     from covid_lab.audit.findings import worst
-    from covid_project.data import DataError
 
-    try:
-        findings = command.run(_request(command.Request, options))
-    except (DataError, FileNotFoundError) as error:  # 1 is kept for what the audit itself finds
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    findings = command.run(_request(command.Request, options))
     return 1 if worst(findings) == "fail" else 0
 
 
 def _external(options: argparse.Namespace) -> int:
-    from covid_lab.checkpoints import ModelRefused
     from covid_lab.external import command
-    from covid_lab.verify import NotKept
-    from covid_project.data import DataError
-    from covid_project.models import WeightsUnavailable
 
-    try:
-        print(f"page: {command.run(_request(command.Request, options))}")
-    except (DataError, ModelRefused, NotKept, WeightsUnavailable, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(f"page: {command.run(_request(command.Request, options))}")
     return 0
 
 
 def _mitigate(options: argparse.Namespace) -> int:
     from covid_lab.external.mitigation import mitigate
-    from covid_project.data import DataError
-    from covid_project.models import WeightsUnavailable
 
-    try:
-        found = mitigate(options.own, options.target, options.out, options.split)
-    except (DataError, WeightsUnavailable, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    found = mitigate(options.own, options.target, options.out, options.split)
     for name, path in found.items():
         print(f"{name}: {path}")
     return 0
@@ -256,11 +230,7 @@ def _report(options: argparse.Namespace) -> int:
     build.write_evidence(options.results)
     report = build.Report(options.results)
     print(f"values and tables: {report.folder}")
-    try:
-        print(f"report: {report.typeset()}")
-    except build.ReportFault as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(f"report: {report.typeset()}")
     for warning in report.warnings():
         print(f"warning: {warning}")
     for fault in [*report.faults(), *report.unfilled_places()]:
@@ -280,48 +250,26 @@ def _handin(options: argparse.Namespace) -> int:
 
 
 def _keep(options: argparse.Namespace) -> int:
-    from covid_lab.checkpoints import ModelRefused
-    from covid_lab.notebooks import OutputsRefused, keep_outputs
+    from covid_lab.notebooks import keep_outputs
     from covid_lab.verify import keep_top
 
-    try:
-        for path in (keep_top(options.results), *keep_outputs(options.results)):
-            print(f"written: {path}")
-    except (ModelRefused, OutputsRefused) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for path in (keep_top(options.results), *keep_outputs(options.results)):
+        print(f"written: {path}")
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from covid_lab.checkpoints import ModelRefused
-    from covid_lab.verify import NotKept, verify
-    from covid_project.data import DataError
-    from covid_project.models import WeightsUnavailable
+    from covid_lab.verify import verify
 
-    try:
-        faults = verify(options.results, options.data)
-    except (DataError, ModelRefused, NotKept, OSError, WeightsUnavailable) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    faults = verify(options.results, options.data)
     return _refused("the run's figures differ", faults) if faults else 0
 
 
 def _figures(options: argparse.Namespace) -> int:
-    from covid_lab.checkpoints import ModelRefused
     from covid_lab.report.redraw import draw_images
-    from covid_lab.runs.runner import NotebookFailed
-    from covid_lab.verify import NotKept
-    from covid_project.data import DataError
-    from covid_project.models import WeightsUnavailable
 
-    refused = (DataError, ModelRefused, NotebookFailed, NotKept, OSError, WeightsUnavailable)
-    try:
-        for path in draw_images(options.results, options.data):
-            print(f"written: {path}")
-    except refused as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for path in draw_images(options.results, options.data):
+        print(f"written: {path}")
     return 0
 
 
@@ -343,18 +291,28 @@ def _assignment(text: str) -> tuple[str, object]:
     return key, read_yaml(value)
 
 
-FUNCTIONS = {
-    "run": _run,
-    "explain": _explain,
-    "audit": _audit,
-    "external": _external,
-    "mitigate": _mitigate,
-    "report": _report,
-    "handin": _handin,
-    "keep": _keep,
-    "verify": _verify,
-    "figures": _figures,
+COMMANDS = {  # function and exit status of a refusal; 1 of an audit is kept for what it finds
+    "run": (_run, 1),
+    "explain": (_explain, 1),
+    "audit": (_audit, 2),
+    "external": (_external, 1),
+    "mitigate": (_mitigate, 1),
+    "report": (_report, 1),
+    "handin": (_handin, 1),
+    "keep": (_keep, 2),
+    "verify": (_verify, 2),
+    "figures": (_figures, 2),
 }
+REFUSALS = (  # errors whose message is for the user, looked up in modules that are loaded
+    ("covid_project.images", "DataError"),
+    ("covid_project.models", "WeightsUnavailable"),
+    ("covid_lab.checkpoints", "ModelRefused"),
+    ("covid_lab.notebooks", "OutputsRefused"),
+    ("covid_lab.report.build", "ReportFault"),
+    ("covid_lab.runs.lock", "FolderInUse"),
+    ("covid_lab.runs.runner", "NotebookFailed"),
+    ("covid_lab.verify", "NotKept"),
+)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -272,7 +272,7 @@ def _add_handin(commands) -> argparse.ArgumentParser:
     hand_in = commands.add_parser(
         "handin", aliases=["submission"], help="make the two files to hand in"
     )
-    hand_in.add_argument("--group", type=_group, required=True, help="number of the group")
+    hand_in.add_argument("--group", type=_count, required=True, help="number of the group")
     hand_in.add_argument("--to", type=Path, default=Path("submission"), help="folder to write")
     hand_in.add_argument(
         "--draft", action="store_true", help="for reading: marked places are warnings"
@@ -315,12 +315,6 @@ def _columns(text: str) -> tuple[tuple[str, str], ...]:
     if not all(equals and role.strip() and column.strip() for role, equals, column in pairs):
         raise argparse.ArgumentTypeError(f"give ROLE=COLUMN, separated by commas, found {text!r}")
     return tuple((role.strip(), column.strip()) for role, _, column in pairs)
-
-
-def _group(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"the group is a number from 1, found {text!r}")
-    return int(text)
 
 
 def _count(text: str) -> int:

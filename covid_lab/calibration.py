@@ -15,8 +15,8 @@ from covid_project.evaluation import (
 BINS = 10  # of equal width, over the predicted probability
 
 
-def reliability(labels: np.ndarray, scores: np.ndarray, bins: int = BINS) -> pd.DataFrame:
-    """Compare predicted probability and observed frequency of the positive class, bin by bin.
+def reliability(labels: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """Compare predicted probability and observed frequency of the positive class in `BINS` bins.
 
     Parameters
     ----------
@@ -24,8 +24,6 @@ def reliability(labels: np.ndarray, scores: np.ndarray, bins: int = BINS) -> pd.
         0 or 1.
     scores : np.ndarray, (N,)
         Logits; the probability of the positive class is their sigmoid.
-    bins : int, from 1
-        Number of bins of equal width over the probability.
 
     Returns
     -------
@@ -41,14 +39,15 @@ def reliability(labels: np.ndarray, scores: np.ndarray, bins: int = BINS) -> pd.
     Examples
     --------
     >>> labels, scores = np.array([0, 1, 1, 1]), np.array([-2.0, -1.8, 2.0, 3.0])
-    >>> reliability(labels, scores, bins=2)[["n", "predicted", "observed"]].round(2)
-       n  predicted  observed
-    0  2       0.13       0.5
-    1  2       0.92       1.0
+    >>> reliability(labels, scores)[["bin", "n", "predicted", "observed"]].round(2)
+       bin  n  predicted  observed
+    0    1  2       0.13       0.5
+    1    8  1       0.88       1.0
+    2    9  1       0.95       1.0
     """
     labels, scores = checked(labels, scores)
     probability = expit(scores.astype(np.float64))
-    number = _bin(probability, bins)
+    number = _bin(probability)
     rows = []
     for chosen in np.unique(number):
         inside = number == chosen
@@ -58,37 +57,12 @@ def reliability(labels: np.ndarray, scores: np.ndarray, bins: int = BINS) -> pd.
     return pd.DataFrame(rows, columns=["bin", "n", "predicted", "observed", "low", "high"])
 
 
-def expected_calibration_error(
-    labels: np.ndarray, probability: np.ndarray, bins: int = BINS
-) -> float | np.ndarray:
-    """Mean distance of predicted and observed frequency, weighted by the images of each bin.
-
-    For the probability of the positive class: Σ_b n_b/N · |fraction of positives − mean
-    probability| over the bins b (Naeini, Cooper & Hauskrecht 2015, AAAI; Guo et al. 2017, ICML,
-    eq. 3).
-
-    Parameters
-    ----------
-    labels : np.ndarray, (N,) or (R, N)
-        0 or 1, of one set of images or of R sets at once.
-    probability : np.ndarray, (N,) or (R, N), 0–1
-        Of the positive class.
-    bins : int, from 1
-        Number of bins of equal width over the probability.
-
-    Returns
-    -------
-    float or np.ndarray, float64 (R,), 0–1
-
-    Examples
-    --------
-    >>> float(expected_calibration_error(np.array([0, 1]), np.array([0.2, 0.9])))
-    0.15
-    """
+def _calibration_error(labels: np.ndarray, probability: np.ndarray) -> float | np.ndarray:
+    """Return the expected calibration error of one set of images (N,), or of R sets (R, N)."""
     labels, probability = np.broadcast_arrays(np.asarray(labels, float), probability)
-    number = _bin(probability, bins)
+    number = _bin(probability)
     gap = labels - probability
-    total = sum(np.abs(np.where(number == b, gap, 0.0).sum(axis=-1)) for b in range(bins))
+    total = sum(np.abs(np.where(number == b, gap, 0.0).sum(axis=-1)) for b in range(BINS))
     return total / labels.shape[-1]
 
 
@@ -111,7 +85,9 @@ def calibration(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> dict[s
     Returns
     -------
     dict of str to float
-        ece with ece_low and ece_high (95 %, bootstrap over images); expected (mean error of a
+        ece (Σ_b n_b/N · |fraction of positives − mean probability| over the bins b; Naeini, Cooper
+        & Hauskrecht 2015, AAAI; Guo et al. 2017, ICML, eq. 3) with ece_low and ece_high (95 %,
+        bootstrap over images); expected (mean error of a
         calibrated model with these probabilities); p_value (fraction of such draws that are at
         least as bad); brier (mean squared error of the probability, Brier 1950) with brier_low and
         brier_high; n.
@@ -131,15 +107,15 @@ def calibration(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> dict[s
     labels, scores = checked(labels, scores)
     probability = expit(scores.astype(np.float64))
     rng = np.random.default_rng(seed)
-    error = float(expected_calibration_error(labels, probability))
+    error = float(_calibration_error(labels, probability))
     squared = (probability - labels) ** 2
     resampled, brier, ideal = [], [], []
     for rows in drawn_rows(rng, len(labels)):
-        resampled.append(expected_calibration_error(labels[rows], probability[rows]))
+        resampled.append(_calibration_error(labels[rows], probability[rows]))
         brier.append(squared[rows].mean(axis=1))
     for part in resampled:
         drawn = rng.random((len(part), len(labels))) < probability
-        ideal.append(expected_calibration_error(drawn, probability))
+        ideal.append(_calibration_error(drawn, probability))
     ideal = np.concatenate(ideal)
     ece_low, ece_high = percentile_interval(np.concatenate(resampled))
     brier_low, brier_high = percentile_interval(np.concatenate(brier))
@@ -157,6 +133,6 @@ def calibration(labels: np.ndarray, scores: np.ndarray, seed: int = 0) -> dict[s
     }
 
 
-def _bin(probability: np.ndarray, bins: int) -> np.ndarray:
+def _bin(probability: np.ndarray) -> np.ndarray:
     """Number of the bin, from 0; a probability of exactly 1 belongs to the last."""
-    return np.minimum((probability * bins).astype(int), bins - 1)
+    return np.minimum((probability * BINS).astype(int), BINS - 1)

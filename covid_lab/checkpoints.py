@@ -314,26 +314,14 @@ def _is_known(named: dict) -> bool:
     if name in RUN_CODE or (name == "function" and module != "keras.activations"):
         return False
     if module in OPERATION_MODULES or module == "keras.src.ops.core":
-        return is_operation(module, name)
+        return _is_operation(module, name)
     if (module, name) in APPLICATION_LAYERS:
         return True
     return module in KERAS_MODULES | OUR_MODULES or (module == "keras" and name in KERAS_CLASSES)
 
 
-def is_operation(module: str, name: str) -> bool:
-    """Tell whether a name is an operation of Keras that a file may ask for.
-
-    Parameters
-    ----------
-    module : str
-        Full name of a module of ``keras.src.ops``.
-    name : str
-        Of a class in it.
-
-    Returns
-    -------
-    bool
-    """
+def _is_operation(module: str, name: str) -> bool:
+    """Tell whether a name in ``keras.src.ops.*`` is an operation that a file may ask for."""
     if module not in OPERATION_MODULES and name not in CORE_OPERATIONS:
         return False
     found = vars(importlib.import_module(module)).get(name)

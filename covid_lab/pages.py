@@ -52,7 +52,7 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(cell=cell, image=image_url, wide=is_wide)
+    environment.filters.update(cell=cell, image=image_url, wide=_is_wide)
     environment.globals.update(LONG=LONG)
     return environment.get_template(template).render(**values)
 
@@ -102,7 +102,7 @@ def cell(value: object) -> object:
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
         return f"{value:,}"
-    return _number(value) if isinstance(value, float | np.floating) else value
+    return number_text(value) if isinstance(value, float | np.floating) else value
 
 
 def interval(
@@ -131,15 +131,28 @@ def interval(
     """
     if pd.isna(value):
         return Markup("not defined")
-    text = _number(value, digits, sign)
+    text = number_text(value, digits, sign)
     if not pd.isna(low):
         between = " to " if sign == "+" or low < 0 else "–"
-        text += f" ({_number(low, digits, sign)}{between}{_number(high, digits, sign)})"
+        text += f" ({number_text(low, digits, sign)}{between}{number_text(high, digits, sign)})"
     return Markup('<span class="value">{}</span>').format(text)
 
 
-def _number(value: float, digits: int = 3, sign: str = "-") -> str:
-    """Fixed digits, a true minus sign, and no sign on what is rounded to zero."""
+def number_text(value: float, digits: int = 3, sign: str = "-") -> str:
+    """Write a number with fixed digits, a true minus sign, and no sign on a rounded zero.
+
+    Parameters
+    ----------
+    value : float
+    digits : int
+        After the decimal point.
+    sign : {"-", "+"}
+        "+" writes the sign of positive numbers, too.
+
+    Returns
+    -------
+    str
+    """
     value = round(float(value), digits) + 0.0  # the sum makes 0.0 of -0.0
     return f"{value:{sign if value else '-'}.{digits}f}".replace("-", "−")
 
@@ -161,18 +174,8 @@ def image_url(content: bytes | str, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{text}"
 
 
-def is_wide(content: bytes | str) -> bool:
-    """Tell whether an image has more columns than a narrow screen can show legibly.
-
-    Parameters
-    ----------
-    content : bytes or str
-        The image file, or its text in base64.
-
-    Returns
-    -------
-    bool
-    """
+def _is_wide(content: bytes | str) -> bool:
+    """Tell whether an image, a file or base64, is too wide for a narrow screen."""
     data = content if isinstance(content, bytes) else base64.b64decode(content)
     with Image.open(io.BytesIO(data)) as image:
         return image.width > WIDE

@@ -13,8 +13,9 @@ health.
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,8 @@ from covid_project.data import CLASSES, PHANTOM_MARK, SPLITS, DataError
 SEVERITIES = ("mild", "moderate", "severe")
 SMALLEST_SIZE = 32  # pixels; below it the mediastinum no longer separates the lungs
 DRAWING = 1  # raise it whenever the same seed gives other pixels
+
+KINDS = ("", "masks/lungs", "masks/lesions")  # folders of a set: images and their masks
 
 _CONTRAST = (0.34, 0.7)  # opacity of a lesion at its densest; a lung's air subtracts about 0.4
 
@@ -165,8 +168,7 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
     255) under the same path in ``masks/lungs`` and ``masks/lesions``. ``phantoms.csv`` has one row
     per image (path, label_name, split, severity, seed): `draw_radiograph` with
     ``np.random.default_rng(seed)`` draws it again. The severities take turns. An image depends only
-    on the seed, its split, class and number, not on how many are drawn. The folder appears when it
-    is complete. A folder that holds the same set already is returned as it is.
+    on the seed, its split, class and number, not on how many are drawn.
 
     Parameters
     ----------
@@ -186,9 +188,9 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
     Raises
     ------
     ValueError
-        An argument out of range.
+        Size below 32.
     DataError
-        The folder holds something else.
+        The folder holds something else, or has lost a file.
 
     Examples
     --------
@@ -196,99 +198,91 @@ def write_dataset(folder: Path, counts: Mapping[str, int], size: int, seed: int)
     'drawn'
     """
     _check_size(size)
-    if set(counts) != set(SPLITS) or not all(_is_natural(counts[split]) for split in counts):
-        raise ValueError(
-            f"counts must give a whole number from 0 for each of {', '.join(SPLITS)}; "
-            f"found {dict(counts)}"
-        )
-    if not _is_natural(seed):
-        raise ValueError(f"seed must be a whole number from 0, found {seed!r}")
-    folder = Path(folder)
-    arguments = {
-        "drawing": DRAWING,
-        "size": int(size),
-        "seed": int(seed),
-        "counts": {split: int(counts[split]) for split in SPLITS},
-    }
-    if _holds_set(folder, arguments):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
-        drawn = Path(part) / "phantoms"
-        rows = list(_rows(counts, seed))
-        for split in SPLITS:
-            for label_name in CLASSES:
-                for kind in ("", "masks/lungs", "masks/lesions"):
-                    (drawn / kind / split / label_name).mkdir(parents=True)
-        for row in rows:
-            rng = np.random.default_rng(row["seed"])
-            radiograph = draw_radiograph(rng, size, row["severity"])
-            _write_png(drawn / row["path"], radiograph.image)
-            _write_png(drawn / "masks/lungs" / row["path"], radiograph.lungs)
-            _write_png(drawn / "masks/lesions" / row["path"], radiograph.lesions)
-        table = pd.DataFrame(rows, columns=_COLUMNS)
+    counts = {split: int(counts[split]) for split in SPLITS}
+    arguments = {"drawing": DRAWING, "size": int(size), "seed": int(seed), "counts": counts}
+    table = pd.DataFrame(_rows(counts, seed), columns=_COLUMNS)
+
+    def draw(drawn: Path) -> None:
+        for kind, split, label_name in product(KINDS, SPLITS, CLASSES):
+            (drawn / kind / split / label_name).mkdir(parents=True)
+        for row in table.itertuples():
+            one = draw_radiograph(np.random.default_rng(row.seed), size, row.severity)
+            for kind, pixels in zip(KINDS, (one.image, one.lungs, one.lesions), strict=True):
+                grey = pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels
+                Image.fromarray(grey).save(drawn / kind / row.path, compress_level=1)
         table.to_csv(drawn / "phantoms.csv", index=False)
-        (drawn / PHANTOM_MARK).write_text(json.dumps(arguments, indent=2) + "\n", "utf-8")
-        if _holds_set(folder, arguments):  # another run has drawn it meanwhile
-            return folder
-        if folder.is_dir():
-            folder.rmdir()  # empty, or it would have been refused
-        drawn.rename(folder)
+
+    drawn_once(folder, arguments, draw)
+    for kind, path in product(KINDS, table["path"]):
+        if not (folder / kind / path).is_file():
+            raise DataError(
+                f"{folder / kind / path} is missing from a complete set of phantoms. "
+                f"Delete {folder} to have it drawn again."
+            )
     return folder
 
 
 _COLUMNS = ("path", "label_name", "split", "severity", "seed")
 
 
-def _rows(counts: Mapping[str, int], seed: int) -> Iterator[dict]:
+def _rows(counts: Mapping[str, int], seed: int) -> Iterator[tuple]:
     """Yield the row of each image in ``phantoms.csv``."""
-    for split_index, split in enumerate(SPLITS):
-        for label, label_name in enumerate(CLASSES):
-            for index in range(counts[split]):
-                sequence = np.random.SeedSequence(seed, spawn_key=(split_index, label, index))
-                yield {
-                    "path": f"{split}/{label_name}/phantom-{label_name}-{index:04d}.png",
-                    "label_name": label_name,
-                    "split": split,
-                    "severity": SEVERITIES[index % 3] if label_name == "COVID" else None,
-                    # 63 bits, so that a CSV reader finds a signed integer
-                    "seed": int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)),
-                }
+    for (split_index, split), (label, label_name) in product(enumerate(SPLITS), enumerate(CLASSES)):
+        for index in range(counts[split]):
+            path = f"{split}/{label_name}/phantom-{label_name}-{index:04d}.png"
+            severity = SEVERITIES[index % 3] if label_name == "COVID" else None
+            sequence = np.random.SeedSequence(seed, spawn_key=(split_index, label, index))
+            # 63 bits, so that a CSV reader finds a signed integer
+            own_seed = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+            yield path, label_name, split, severity, own_seed
 
 
-def _holds_set(folder: Path, arguments: dict) -> bool:
+def drawn_once(folder: Path, arguments: Mapping, draw: Callable[[Path], None]) -> None:
+    """Draw a set into a folder, which appears when it is complete; keep the same set.
+
+    Parameters
+    ----------
+    folder : Path
+        Missing, empty, or drawn from the same arguments before.
+    arguments : mapping
+        What the set depends on; written to ``phantoms.json``.
+    draw : callable
+        Given an empty folder, draws the set into it.
+
+    Raises
+    ------
+    DataError
+        The folder holds something else.
+    """
+    record = json.dumps(arguments, indent=2) + "\n"
+    if _holds(folder, record):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
+        drawn = Path(part) / "drawn"
+        drawn.mkdir()
+        draw(drawn)
+        (drawn / PHANTOM_MARK).write_text(record, "utf-8")
+        if not _holds(folder, record):  # else another run has drawn it meanwhile
+            if folder.is_dir():
+                folder.rmdir()  # empty, or it would have been refused
+            drawn.rename(folder)
+
+
+def _holds(folder: Path, record: str) -> bool:
     """Tell whether the folder holds the set already; refuse one that holds something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    record = folder / PHANTOM_MARK
-    found = record.read_text("utf-8") if record.is_file() else f"no {PHANTOM_MARK}"
-    if found != json.dumps(arguments, indent=2) + "\n":
+    path = folder / PHANTOM_MARK
+    found = path.read_text("utf-8") if path.is_file() else f"no {PHANTOM_MARK}"
+    if found != record:
         raise DataError(
-            f"{folder} holds something else than these phantoms: found "
-            f"{' '.join(found.split())}, asked for {json.dumps(arguments)}. "
-            "Delete the folder or name another one."
+            f"{folder} holds something else than these phantoms: found {' '.join(found.split())}, "
+            f"asked for {' '.join(record.split())}. Delete the folder or name another one."
         )
-    for path in pd.read_csv(folder / "phantoms.csv")["path"]:
-        for kind in ("", "masks/lungs", "masks/lesions"):
-            if not (folder / kind / path).is_file():
-                raise DataError(
-                    f"{folder / kind / path} is missing from a complete set of phantoms. "
-                    f"Delete {folder} to have it drawn again."
-                )
     return True
 
 
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 grey values, or a mask as 0 and 255."""
-    grey = pixels.astype(np.uint8) * 255 if pixels.dtype == bool else pixels
-    Image.fromarray(grey).save(path, compress_level=1)
-
-
-def _is_natural(value: object) -> bool:
-    """Tell whether the value is a whole number from 0; True and False are not."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
-
-
 def _check_size(size: int) -> None:
-    if not _is_natural(size) or size < SMALLEST_SIZE:
-        raise ValueError(f"size must be a whole number from {SMALLEST_SIZE}, found {size!r}")
+    if size < SMALLEST_SIZE:
+        raise ValueError(f"size is {size}; allowed: {SMALLEST_SIZE} pixels and more")

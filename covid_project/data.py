@@ -6,7 +6,6 @@ one way for everything. What cannot be used is refused with one clear `DataError
 
 import hashlib
 import os
-import unicodedata
 import warnings
 import zipfile
 from collections import Counter
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from covid_project.files import fingerprint, write_csv
+from covid_project.files import fingerprint, listed, same_name, write_csv
 from covid_project.images import IMAGE_SUFFIXES, DataError, decode, open_image, resize
 
 CLASSES = ("NORMAL", "COVID")  # a label is the index here: COVID = 1 is the positive class
@@ -29,9 +28,8 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 MAX_FILE_BYTES = 256 * 2**20
-FRACTIONS = {"val": 0.1, "test": 0.1}  # of data that come without a split; the rest is for training
+HELD_OUT = 0.1  # fraction of data without a split for validation, and as much for the test
 FEWEST = 10  # different images of a class without which no split is made
-LISTED = 20  # names in a message
 PHANTOM_MARK = "phantoms.json"  # a file of this name says that the images are drawn
 
 Root = Path | zipfile.Path
@@ -141,8 +139,7 @@ def open_dataset(
     root, names = open_root(path)
     images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     outer, table = _find_layout(images, tuple(classes), path)
-    if outer:
-        root = root.joinpath(outer)
+    root = root.joinpath(outer) if outer else root
     hashes = file_hashes(root, table["path"])
     if (table["split"] == "").all():
         table["split"] = _split_once(table, hashes, splits_file, seed)
@@ -155,9 +152,8 @@ def open_dataset(
 
 
 # ---- layouts ------------------------------------------------------------------------------------
-# A layout takes the folders of an image, from the outermost to the innermost, and returns the outer
-# folders, the name of the class folder and the split ("" for none), or None where it does not fit.
-# A further layout is one more function here.
+# A layout takes the folders of an image and returns the outer ones, the class folder and the split
+# ("" for none), or None where it does not fit. A further layout is one more function here.
 
 
 def _split_folders(folders: list[str]) -> tuple[list[str], str, str] | None:
@@ -173,7 +169,6 @@ def _class_folders(folders: list[str]) -> tuple[list[str], str, str] | None:
     return (folders[:-1], folders[-1], "") if folders else None
 
 
-LAYOUTS: list[Callable[[list[str]], tuple[list[str], str, str] | None]]
 LAYOUTS = [_split_folders, _class_folders]
 
 
@@ -294,12 +289,10 @@ def _files_under(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         # A link to a folder around itself would never end.
         here = os.path.realpath(place)
-        folders[:] = [name for name in folders if not _leads_back(os.path.join(place, name), here)]
+        for name in [name for name in folders if os.path.islink(os.path.join(place, name))]:
+            if f"{here}/".startswith(f"{os.path.realpath(os.path.join(place, name))}/"):
+                folders.remove(name)
         yield from (Path(place, file) for file in files)
-
-
-def _leads_back(folder: str, here: str) -> bool:
-    return os.path.islink(folder) and f"{here}/".startswith(f"{os.path.realpath(folder)}/")
 
 
 def read_bytes(root: Root, name: str) -> bytes:
@@ -428,15 +421,10 @@ def _stratified_split(labels: pd.Series, contents: pd.Series, seed: int) -> np.n
             f"the data come without a split, and a class has only {fewest} different image(s); at "
             f"least {FEWEST} are needed, or folders {', '.join(SPLITS)}"
         )
-    held_out = sum(FRACTIONS.values())
-    _, rest = train_test_split(unique, test_size=held_out, stratify=unique, random_state=seed)
-    test_size = FRACTIONS["test"] / held_out
-    val, test = train_test_split(rest, test_size=test_size, stratify=rest, random_state=seed)
+    _, rest = train_test_split(unique, test_size=2 * HELD_OUT, stratify=unique, random_state=seed)
+    val, test = train_test_split(rest, test_size=0.5, stratify=rest, random_state=seed)
     split = dict.fromkeys(val.index, "val") | dict.fromkeys(test.index, "test")
     return np.array([split.get(content, "train") for content in contents])
-
-
-# ---- images -------------------------------------------------------------------------------------
 
 
 class ImageFiles:
@@ -510,36 +498,3 @@ def image_sizes(dataset: Dataset) -> pd.DataFrame:
         image = open_image(read_bytes(dataset.root, path), path)
         rows.append((image.width, image.height, image.mode))
     return pd.DataFrame(rows, columns=["width", "height", "mode"])
-
-
-def same_name(name: str) -> str:
-    """Bring a name into the form in which names are compared: one case, one Unicode form.
-
-    Parameters
-    ----------
-    name : str
-
-    Returns
-    -------
-    str
-    """
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def listed(items: Iterable[object], separator: str = ", ", limit: int = LISTED) -> str:
-    """Join items for a message: the first ones by name, the others counted.
-
-    Parameters
-    ----------
-    items : iterable
-    separator : str
-    limit : int
-        Largest number of items that are named.
-
-    Returns
-    -------
-    str
-    """
-    items = [str(item) for item in items]
-    more = [f"… and {len(items) - limit:,} more"] if len(items) > limit else []
-    return separator.join([*items[:limit], *more])

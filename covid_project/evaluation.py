@@ -44,26 +44,16 @@ class Metric:
         """Compute the value for labels (N,) and scores (N,); NaN where it is undefined."""
         if self.from_scores:
             return float(self.from_scores(labels, scores))
-        return float(self.of_counts(*confusion(labels, scores).reshape(4)))
+        return float(_of_counts(self, *confusion(labels, scores).reshape(4)))
 
-    def of_counts(self, *counts):
-        """Compute the value of a metric that depends on the counts only.
 
-        Parameters
-        ----------
-        *counts : int or np.ndarray of one shape
-            True negatives, false positives, false negatives and true positives.
-
-        Returns
-        -------
-        float or np.ndarray
-            NaN where the metric is undefined.
-        """
-        with np.errstate(invalid="ignore", divide="ignore"):
-            if self.proportion:
-                successes, trials = self.proportion(*counts)
-                return np.true_divide(successes, trials)
-            return self.from_counts(*(np.asarray(count, np.float64) for count in counts))
+def _of_counts(metric: Metric, *counts):
+    """Compute a metric from (tn, fp, fn, tp), numbers or arrays; NaN where it is undefined."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if metric.proportion:
+            successes, trials = metric.proportion(*counts)
+            return np.true_divide(successes, trials)
+        return metric.from_counts(*(np.asarray(count, np.float64) for count in counts))
 
 
 def area_under_roc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -238,7 +228,7 @@ def bootstrap(
             if metric.from_scores:
                 values[name].append([metric.from_scores(ordered, row) for row in drawn])
             else:
-                values[name].append(metric.of_counts(*counts))
+                values[name].append(_of_counts(metric, *counts))
     return {name: np.concatenate(parts) for name, parts in values.items()}
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -216,3 +217,36 @@ def versions() -> str:
         except PackageNotFoundError:  # such as tensorflow-cpu
             found.append(f"{name} unknown")
     return "; ".join(found)
+
+
+def same_name(name: str) -> str:
+    """Bring a name into the form in which names are compared: one case, one Unicode form.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    str
+    """
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def listed(items: Iterable[object], separator: str = ", ", limit: int = 20) -> str:
+    """Join items for a message: the first ones by name, the others counted.
+
+    Parameters
+    ----------
+    items : iterable
+    separator : str
+    limit : int
+        Largest number of items that are named.
+
+    Returns
+    -------
+    str
+    """
+    items = [str(item) for item in items]
+    more = [f"… and {len(items) - limit:,} more"] if len(items) > limit else []
+    return separator.join([*items[:limit], *more])

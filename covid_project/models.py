@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -18,7 +19,7 @@ from keras import layers
 
 from covid_project.augmentation import augment
 from covid_project.files import cached_array, fingerprint
-from covid_project.settings import PROJECT, Augmentation
+from covid_project.settings import PROJECT
 
 BATCH = 64  # images per call where nothing is learned
 
@@ -72,16 +73,7 @@ def baseline_cnn(
     return keras.Model(images, logit, name="baseline")
 
 
-def convolution(
-    x,
-    filters: int,
-    *,
-    name: str,
-    kernel: int = 3,
-    strides: int = 1,
-    activation: bool = True,
-    momentum: float = 0.8,
-):
+def convolution(x, filters, *, name, kernel=3, strides=1, activation=True, momentum=0.8):
     """Apply a convolution, batch normalisation and ReLU.
 
     The convolution has no bias: the offset of the batch normalisation takes its place.
@@ -133,25 +125,13 @@ def classification_head(features, *, dropout: float, dense_units: int = 64):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained network, and the scale of the input that its weights were trained on.
+    """A pretrained network, and the scale of the input that its weights were trained on."""
 
-    Attributes
-    ----------
-    build : callable
-        A function of ``keras.applications``.
-    frozen_up_to : str
-        Layer at the end of a block; the layers after it are fine-tuned by default.
-    scale, offset : float; float or three floats
-        Grey values 0–255 become ``scale * value + offset``; three offsets are for three channels.
-    has_width : bool
-        Whether it takes ``alpha``, a multiplier of the number of filters.
-    """
-
-    build: Callable[..., keras.Model]
-    frozen_up_to: str
-    scale: float = 1 / 127.5  # −1 to 1
-    offset: float | tuple[float, float, float] = -1.0
-    has_width: bool = False
+    build: Callable[..., keras.Model]  # of ``keras.applications``
+    frozen_up_to: str  # end of a block; the layers after it are fine-tuned by default
+    scale: float = 1 / 127.5  # grey values 0–255 become −1 to 1: scale * value + offset
+    offset: float | tuple[float, float, float] = -1.0  # three for three channels
+    has_width: bool = False  # it takes ``alpha``, a multiplier of the number of filters
 
 
 IMAGENET_MEANS = (-103.939, -116.779, -123.68)  # blue, green, red, in grey levels
@@ -173,9 +153,7 @@ class WeightsUnavailable(RuntimeError):
 def build_backbone(
     name: str, image_size: int, *, width: float = 1.0, weights: str = "imagenet"
 ) -> keras.Model:
-    """Build a backbone from images (N, image_size, image_size, 1) to pooled features (N, D).
-
-    The fully connected top layers of the network are left out.
+    """Build a backbone without its top: images (N, image_size, image_size, 1) to features (N, D).
 
     Parameters
     ----------
@@ -330,9 +308,6 @@ def split_at(model: keras.Model, layer: str) -> tuple[keras.Model, keras.Model]:
     >>> lower.output_shape, upper.input_shape
     ((None, 32), (None, 32))
     """
-    names = [item.name for item in model.layers]
-    if layer not in names:
-        raise ValueError(f"{model.name} has no layer {layer!r}; it has: {', '.join(names)}")
     cut = model.get_layer(layer).output
     try:
         upper = keras.Model(cut, model.output)
@@ -437,15 +412,7 @@ def logits(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
     return outputs(model, inputs)[:, 0]
 
 
-def feature_copies(
-    folder: Path,
-    lower: keras.Model,
-    images: np.ndarray,
-    *,
-    copies: int,
-    amounts: Augmentation,
-    seed: int,
-) -> list[np.ndarray]:
+def feature_copies(folder, lower, images, *, copies, amounts, seed) -> list[np.ndarray]:
     """Compute the features of images and of fixed augmented copies of them, each only once.
 
     Parameters
@@ -481,10 +448,8 @@ def feature_copies(
         found = outputs(lower, images, amounts=change, seed=seed + number, title=title)
         return found.astype(np.float16)  # far finer than the noise of training, half the reading
 
-    return [
-        cached_array(folder / f"copy{number}.npy", lambda number=number: compute(number))
-        for number in range(copies + 1)
-    ]
+    numbers = range(copies + 1)
+    return [cached_array(folder / f"copy{n}.npy", partial(compute, n)) for n in numbers]
 
 
 def layer_table(model: keras.Model) -> pd.DataFrame:
@@ -507,7 +472,7 @@ def layer_table(model: keras.Model) -> pd.DataFrame:
     """
     rows = []
     for layer in model.layers:
-        shape = " × ".join(str(size) for size in layer.output.shape[1:])
+        shape = " × ".join(map(str, layer.output.shape[1:]))
         kernel = layer.kernel_size[0] if isinstance(layer, layers.Conv2D) else None
         rows.append((layer.name, type(layer).__name__, shape, kernel, layer.count_params()))
     table = pd.DataFrame(rows, columns=["layer", "kind", "output", "kernel", "parameters"])

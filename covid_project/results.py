@@ -69,7 +69,8 @@ def open_run(settings: Settings) -> "Run":
     if sys.version_info[:2] != SHEET_PYTHON:
         print(f"WARNING: this is Python {platform.python_version()}; the task sheet asks for 3.12.")
     folder = Path(settings.results)
-    if _is_handed_in(folder):
+    # The models of the searches are neither handed in nor kept.
+    if (folder / "metrics.csv").is_file() and not any(folder.glob("models/*_tuned.keras")):
         print(f"{folder.name} holds the tables of a finished run without all its models; kept.")
         folder = folder.with_name(f"{folder.name}_rerun")
     dataset = open_dataset(
@@ -79,11 +80,6 @@ def open_run(settings: Settings) -> "Run":
         allow_shared_files=settings.allow_shared_files,
     )
     return Run(dataclasses.replace(settings, results=str(folder)), dataset)
-
-
-def _is_handed_in(folder: Path) -> bool:
-    # The models of the searches are neither handed in nor kept.
-    return (folder / "metrics.csv").is_file() and not any(folder.glob("models/*_tuned.keras"))
 
 
 class Run:
@@ -100,18 +96,6 @@ class Run:
         The results: tables, ``figures``, ``models``.
     cache : Path
         Arrays that can be computed again; may be deleted.
-
-    Examples
-    --------
-    >>> images, labels = run.arrays("train", image_size=32)
-    >>> recipe = run.identity(32, settings.normalization)
-    >>> run.save_model("baseline", model, pd.DataFrame({"epoch": [1], "loss": [0.7]}), recipe)
-    >>> run.has_model("baseline", recipe), len(run.load_history("baseline"))
-    (True, 1)
-    >>> model = run.load_model("baseline", "baseline.ipynb")
-    >>> images, labels = run.test_split("baseline", model, image_size=32)
-    >>> metrics = run.record_metrics("baseline", "test", model.predict(images, verbose=0)[:, 0])
-    >>> run.save_figure(plt.figure(), "nothing", "metrics.csv")
     """
 
     def __init__(self, settings: Settings, dataset: Dataset):
@@ -126,8 +110,15 @@ class Run:
         print(f"results: {self.folder.name}")  # without paths of this machine
 
     def _claim_folder(self) -> None:
-        record = self.folder / "run.json"
-        found = _read_record(record) if record.is_file() else self.dataset.fingerprint
+        record, found = self.folder / "run.json", self.dataset.fingerprint
+        if record.is_file():
+            try:
+                found = json.loads(record.read_text(encoding="utf-8"))["data"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{record} does not say which data the results belong to ({error}): restore "
+                    "it, or choose another results folder"
+                ) from None
         if found != self.dataset.fingerprint:
             raise DataError(
                 f"{self.folder} holds results of other data ({found}); these data are "
@@ -147,8 +138,6 @@ class Run:
         write_text(record, json.dumps(run, indent=2) + "\n")
         write_text(self.folder / "settings.yaml", as_yaml(settings))
 
-    # ---- images -----------------------------------------------------------------------------
-
     def files(self, split: str, image_size: int) -> tuple[ImageFiles, np.ndarray]:
         """List the images of a split without reading them.
 
@@ -165,7 +154,7 @@ class Run:
             Decoded when they are read.
         labels : np.ndarray, int64 (N,)
         """
-        return self._files((split,), image_size)
+        return self._learned_from((split,), image_size)
 
     def arrays(self, *splits: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Read the images of splits.
@@ -182,15 +171,15 @@ class Run:
         images : np.ndarray, uint8 (N, image_size, image_size, 1)
         labels : np.ndarray, int64 (N,)
         """
-        files, labels = self._files(splits, image_size)
+        files, labels = self._learned_from(splits, image_size)
         return files[:], labels
 
-    def _files(self, splits: tuple[str, ...], image_size: int) -> tuple[ImageFiles, np.ndarray]:
+    def _learned_from(self, splits: tuple[str, ...], image_size: int):
         if "test" in splits:
             raise DataError("test images come from run.test_split(stage, model, image_size) only")
         return self._read(splits, image_size)
 
-    def _read(self, splits: tuple[str, ...], image_size: int) -> tuple[ImageFiles, np.ndarray]:
+    def _read(self, splits: tuple[str, ...], image_size: int):
         rows = self.dataset.rows(*splits)
         labels = self.dataset.table["label"].to_numpy()[rows]
         return ImageFiles(self.dataset, rows, image_size), labels
@@ -250,8 +239,6 @@ class Run:
                 "longer come from a single evaluation; the ledger keeps all of them."
             )
         return look
-
-    # ---- tables -----------------------------------------------------------------------------
 
     def identity(self, *parts: object) -> dict[str, object]:
         """Describe what a result depends on.
@@ -338,7 +325,7 @@ class Run:
         if split == "test":
             ledger = read_csv(self.folder / LEDGER)
             looks = ledger.loc[ledger["stage"] == stage, "look"] if len(ledger) else ledger
-            if not len(looks):
+            if looks.empty:
                 raise RuntimeError(f"{stage}: call run.test_split before its scores are recorded")
             source["look"] = int(looks.max())
         rows = self.dataset.table.iloc[self.dataset.rows(split)]
@@ -390,8 +377,6 @@ class Run:
         """
         return self.table(f"scores_{stage}_{split}", notebook)["score"].to_numpy()
 
-    # ---- models -----------------------------------------------------------------------------
-
     def save_model(
         self, stage: str, model: keras.Model, history: pd.DataFrame, recipe: Mapping
     ) -> None:
@@ -412,7 +397,7 @@ class Run:
         with whole_file(path) as part:
             keras.Model(model.input, model.output, name=model.name).save(part)
         write_csv(self.folder / f"history_{stage}.csv", history)
-        write_text(path.with_suffix(".json"), json.dumps(_plain(recipe), indent=2))
+        write_text(path.with_suffix(".json"), json.dumps(dict(recipe), default=str, indent=2))
 
     def has_model(self, stage: str, recipe: Mapping | None = None) -> bool:
         """Tell whether a stage's model is finished and was made by this recipe.
@@ -432,8 +417,10 @@ class Run:
         record = path.with_suffix(".json")
         if not (path.is_file() and record.is_file()):
             return False
-        found = json.loads(record.read_text("utf-8"))
-        return recipe is None or found | {"versions": None} == _plain(recipe) | {"versions": None}
+        if recipe is None:
+            return True
+        wanted = json.loads(json.dumps(dict(recipe), default=str)) | {"versions": None}
+        return json.loads(record.read_text("utf-8")) | {"versions": None} == wanted
 
     def load_model(self, stage: str, notebook: str) -> keras.Model:
         """Load a stage's finished model.
@@ -487,8 +474,6 @@ class Run:
         """
         return self.folder / "models" / f"{stage}.keras"
 
-    # ---- figures ----------------------------------------------------------------------------
-
     def save_figure(self, figure: plt.Figure, name: str, *tables: str, note: str = "") -> None:
         """Write ``figures/<name>.pdf``, with a note below the figure where images are drawn.
 
@@ -513,17 +498,3 @@ class Run:
         path = self.folder / "figures" / f"{name}.pdf"
         with whole_file(path) as part, plt.rc_context({"pdf.fonttype": 42}):
             figure.savefig(part, bbox_inches="tight" if notes else None, metadata=metadata)
-
-
-def _plain(recipe: Mapping) -> dict:
-    return json.loads(json.dumps(dict(recipe), default=str))
-
-
-def _read_record(path: Path) -> str:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["data"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} does not say which data the results belong to ({error}): restore it, or "
-            "choose another results folder"
-        ) from None

@@ -4,6 +4,7 @@ An unknown key, a wrong type or a value outside its range is refused with the na
 that a typing error cannot pass unnoticed.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -45,22 +46,6 @@ def within(low: float, high: float, **arguments) -> typing.Any:
     return field(metadata={"low": low, "high": high}, **arguments)
 
 
-def one_of(*choices: str, **arguments) -> typing.Any:
-    """Declare a field whose word must be one of the choices.
-
-    Parameters
-    ----------
-    *choices : str
-    **arguments
-        For `dataclasses.field`.
-
-    Returns
-    -------
-    dataclasses.Field
-    """
-    return field(metadata={"choices": choices}, **arguments)
-
-
 def one_of_registry(module: str, name: str, **arguments) -> typing.Any:
     """Declare a field whose word must be a key of a dictionary in a module of this package.
 
@@ -75,7 +60,11 @@ def one_of_registry(module: str, name: str, **arguments) -> typing.Any:
     -------
     dataclasses.Field
     """
-    return field(metadata={"registry": (module, name)}, **arguments)
+
+    def choices() -> Mapping:
+        return getattr(import_module(f"covid_project.{module}"), name)
+
+    return field(metadata={"choices": choices}, **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +95,7 @@ class Axis:
 
     def __post_init__(self):
         if (self.times is None) == (self.plus is None):
-            raise SettingsError(
-                "give either times (geometric) or plus (stepped), found times "
-                f"{self.times} and plus {self.plus}; allowed: one of them"
-            )
+            raise SettingsError(f"either times or plus must be set: {self.times}, {self.plus}")
         for name, least in (("times", 1), ("plus", 0)):
             step = getattr(self, name)
             if step is not None and not least < step < math.inf:
@@ -117,10 +103,8 @@ class Axis:
         if not self.values or list(self.values) != sorted(set(self.values)):
             raise SettingsError(f"values must rise, found {reprlib.repr(self.values)}")
         if self.values[0] < self.low or self.values[-1] > self.high:
-            raise SettingsError(
-                f"values {reprlib.repr(self.values)} leave the limits; "
-                f"allowed: {self.low} to {self.high}"
-            )
+            found, limits = reprlib.repr(self.values), f"{self.low} to {self.high}"
+            raise SettingsError(f"values {found} leave the limits; allowed: {limits}")
 
 
 def _check_search(start: Mapping, search: Mapping[str, Axis]) -> None:
@@ -138,8 +122,7 @@ def _check_search(start: Mapping, search: Mapping[str, Axis]) -> None:
             raise SettingsError(
                 f"start.{name} is {start[name]}; allowed: {axis.low} to {axis.high}"
             )
-    batch_size = search["batch_size"]
-    counts = (start["batch_size"], batch_size.low, *batch_size.values)
+    counts = (start["batch_size"], search["batch_size"].low, *search["batch_size"].values)
     if any(type(value) is not int or value < 1 for value in counts):
         raise SettingsError(f"batch_size must be whole numbers from 1, found {counts}")
     rate, dropout = search["learning_rate"], search["dropout"]
@@ -264,13 +247,8 @@ def load_settings(
     return read_settings(Settings, values)
 
 
-def find_data(places: typing.Iterable[Path] | None = None) -> Path:
+def find_data() -> Path:
     """Find ``covid_xray.zip``, or the folder ``covid_xray``, where users put it.
-
-    Parameters
-    ----------
-    places : iterable of Path, optional
-        Folders to search, the first one first.
 
     Returns
     -------
@@ -281,7 +259,7 @@ def find_data(places: typing.Iterable[Path] | None = None) -> Path:
     SettingsError
         It is in none of the places; the message lists them.
     """
-    places = list(places or dict.fromkeys([PROJECT, Path.cwd(), COLAB, COLAB / "drive/MyDrive"]))
+    places = dict.fromkeys([PROJECT, Path.cwd(), COLAB, COLAB / "drive/MyDrive"])
     for place in places:
         for name in (ARCHIVE, Path(ARCHIVE).stem):
             if (place / name).exists():
@@ -300,9 +278,9 @@ def default_results() -> Path:
     -------
     Path
     """
-    drive = COLAB / "drive/MyDrive"
-    on_drive = "google.colab" in sys.modules and drive.is_dir()
-    return drive / "covid_project_results" if on_drive else PROJECT / "results"
+    if "google.colab" in sys.modules and (COLAB / "drive/MyDrive").is_dir():
+        return COLAB / "drive/MyDrive/covid_project_results"
+    return PROJECT / "results"
 
 
 def _located(path: str | Path) -> Path:
@@ -420,7 +398,7 @@ def read_settings(kind: type, values: typing.Any, where: str = ""):
     Parameters
     ----------
     kind : type
-        A dataclass whose fields are declared with `within`, `one_of`, `one_of_registry` or a type.
+        A dataclass whose fields are declared with `within`, `one_of_registry` or a type.
     values : mapping
         Plain values, as from a YAML file.
     where : str
@@ -451,20 +429,13 @@ def read_settings(kind: type, values: typing.Any, where: str = ""):
     if missing:
         raise SettingsError(f"missing setting {', '.join(missing)}")
     arguments = {
-        name: _value(hints[name], value, f"{prefix}{name}", _limits(fields[name]))
+        name: _value(hints[name], value, f"{prefix}{name}", fields[name].metadata)
         for name, value in values.items()
     }
     try:
         return kind(**arguments)
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}" if where else str(error)) from None
-
-
-def _limits(item: dataclasses.Field) -> Mapping:
-    if "registry" not in item.metadata:
-        return item.metadata
-    module, name = item.metadata["registry"]
-    return {"choices": tuple(getattr(import_module(f"covid_project.{module}"), name))}
 
 
 def _value(hint, value, where: str, limits: Mapping = types.MappingProxyType({})):
@@ -485,30 +456,23 @@ def _value(hint, value, where: str, limits: Mapping = types.MappingProxyType({})
             raise SettingsError(f"{where} must be a list, found {reprlib.repr(value)}")
         kind = typing.get_args(hint)[0]
         return tuple(_value(kind, item, where) for item in value)
-    value = _number(value) if hint is float else value
+    if hint is float and isinstance(value, str):  # YAML takes 1e-3 for a word
+        with contextlib.suppress(ValueError):
+            value = float(value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     # A whole number stays one where a float is allowed: batch sizes and filters are counted.
     fits = number and value == value if hint is float else type(value) is hint
-    outside = fits and "low" in limits and not limits["low"] <= value <= limits["high"]
-    if not fits or outside or ("choices" in limits and value not in limits["choices"]):
-        found = f"is {reprlib.repr(value)}" if fits else f"must be a {hint.__name__}, "
-        found += "" if fits else f"found {reprlib.repr(value)}"
-        raise SettingsError(f"{where} {found}{_allowed(limits)}")
-    return value
-
-
-def _number(value):
-    """Return the number that a text such as 1e-3 means; YAML takes it for a word."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
+    allowed, inside = "", True
+    if "low" in limits:
+        allowed = f"; allowed: {limits['low']} to {limits['high']}"
+        inside = not fits or limits["low"] <= value <= limits["high"]
+    elif limits:
+        choices = list(limits["choices"]())
+        allowed, inside = f"; allowed: {', '.join(choices)}", value in choices
+    if fits and inside:
         return value
-
-
-def _allowed(limits: Mapping) -> str:
-    if "choices" in limits:
-        return f"; allowed: {', '.join(limits['choices'])}"
-    return f"; allowed: {limits['low']} to {limits['high']}" if "low" in limits else ""
+    found = "is" if fits else f"must be a {hint.__name__}, found"
+    raise SettingsError(f"{where} {found} {reprlib.repr(value)}{allowed}")
 
 
 def change_value(values: dict, dotted: str, value) -> None:

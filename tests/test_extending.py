@@ -1,7 +1,6 @@
 """What users add is added in one place: docs/architecture.md, "Where to add what"."""
 
 import subprocess
-import sys
 
 import keras
 import nbformat
@@ -140,7 +139,7 @@ def begin(settings):
 '''
 
 
-def test_a_study(tmp_path):
+def test_a_study(tmp_path, python):
     """A module, a notebook and a file of settings, all of the same name."""
     project = copy_project(tmp_path / "project")
     (project / "covid_lab" / "studies" / "brightness.py").write_text(STUDY)
@@ -157,7 +156,7 @@ def test_a_study(tmp_path):
     )
     cells = [*setup, nbformat.v4.new_code_cell(code)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), project / "studies" / "brightness.ipynb")
-    command = [sys.executable, "-m", "covid_lab", "run", "--study", "brightness"]
+    command = [python, "-m", "covid_lab", "run", "--study", "brightness"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mean" in done.stdout

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from covid_lab import pages
-from covid_lab.pages import cell, image_url, interval, is_wide, render, visible
+from covid_lab.pages import _is_wide, cell, image_url, interval, render, visible
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_an_image_is_inside_the_page(template):
         pictures.append(file.getvalue())
     text = base64.b64encode(pictures[0]).decode()
     assert image_url(pictures[0]) == image_url(text + "\n") == f"data:image/png;base64,{text}"
-    assert [is_wide(picture) for picture in pictures] == [False, True]
+    assert [_is_wide(picture) for picture in pictures] == [False, True]
     shown = template("{{ parts.figure(pictures, caption) }}", pictures=pictures, caption='"<b>')
     assert shown.count('class="wide"') == 1
     assert shown.count("data:image/png;base64,") == 2
@@ -110,10 +110,3 @@ def test_an_image_is_inside_the_page(template):
 def test_a_value_that_is_missing_is_an_error():
     with pytest.raises(UndefinedError):
         render("run.html", title="a run")
-
-
-def test_style_and_skeleton_are_written_once():
-    files = [*HOUSE.glob("covid_lab/**/*.py"), *HOUSE.glob("covid_lab/templates/*.html")]
-    skeletons = [path.name for path in files if "<!DOCTYPE" in path.read_text("utf-8")]
-    assert skeletons == ["page.html"]
-    assert not [path.name for path in files if ' style="' in path.read_text("utf-8")]

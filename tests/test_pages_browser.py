@@ -243,16 +243,3 @@ def test_what_is_wider_than_the_screen_scrolls_in_its_box(show):
             break
         page.wait_for_timeout(100)
     assert box.evaluate("e => e.scrollLeft > 0")
-
-
-def test_all_pages_look_alike(show):
-    looks = [
-        show(name).evaluate(
-            "['body', 'h1', 'h2', 'p:not([class])', 'td', 'thead th'].map(s => {"
-            "const c = getComputedStyle(document.querySelector(s));"
-            "return [c.fontFamily, c.fontSize, c.fontWeight, c.color, c.backgroundColor, c.margin,"
-            "c.padding, c.borderBottom]})"
-        )
-        for name in PAGES
-    ]
-    assert looks[0] == looks[1] == looks[2]

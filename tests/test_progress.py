@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import HOUSE
 
-from covid_lab.progress import Progress, duration, tracked
+from covid_lab.progress import Progress, tracked
 
 
 class Terminal(io.StringIO):
@@ -106,14 +106,6 @@ def test_the_rate_counts_from_the_first_call():
     assert log.getvalue() == "images: 60 of 100, 10 s each, 7 min left\n"
 
 
-def test_the_same_stage_again_begins_anew():
-    log, clock = io.StringIO(), Clock()
-    progress = Progress(log, clock)
-    for _ in range(2):
-        work(progress, clock, 2)
-    assert log.getvalue() == 2 * "images read: 100 of 100 in 2 s, 50 per s\n"
-
-
 def test_tracked_yields_everything(capsys):
     assert list(tracked("abc", "letters")) == ["a", "b", "c"]
     assert list(tracked(iter("abc"), "again", total=3)) == ["a", "b", "c"]
@@ -122,16 +114,6 @@ def test_tracked_yields_everything(capsys):
     assert [line.split(" in ")[0] for line in lines] == ["letters: 3 of 3", "again: 3 of 3"]
     with pytest.raises(TypeError, match="total"):
         next(tracked(iter("abc"), "letters"))
-
-
-def test_a_span_of_time():
-    assert [duration(s) for s in (0, 89, 90, 3600, 7200)] == [
-        "0 s",
-        "89 s",
-        "2 min",
-        "60 min",
-        "2.0 h",
-    ]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals on Windows")

@@ -137,11 +137,6 @@ def test_places_of_the_team_are_found_in_the_head_too():
     ]
 
 
-@pytest.mark.parametrize(("pages", "fine"), [(9, False), (10, True), (15, True), (16, False)])
-def test_pages(pages, fine):
-    assert (checks.page_count(pages) == []) == fine
-
-
 def test_what_latex_left_unresolved_is_read_from_its_broken_lines():
     log = "LaTeX Warning: Reference `fig:lo\nst' on page 3 undefined on input line 7.\n"
     log = log.replace("lo\nst", "lost")

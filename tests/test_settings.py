@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,6 @@ from covid_project.settings import (
     Axis,
     SettingsError,
     as_yaml,
-    find_data,
     load_settings,
     read_file,
 )
@@ -29,11 +29,6 @@ def test_the_course_reads_and_survives_a_round_trip(tmp_path):
     assert load_settings(path) == settings
 
 
-def test_settings_cannot_be_changed_afterwards():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        load_settings(data="some.zip").seed = 1
-
-
 def test_a_file_states_only_what_differs(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("seed: 99\nbaseline: {patience: 5}\n")
@@ -47,17 +42,6 @@ def test_an_axis_is_replaced_as_a_whole():
     axis = {"values": [0.1, 0.3], "plus": 0.2, "low": 0.1, "high": 0.5}
     found = changed(**{"baseline.search.dropout": axis}).baseline.search["dropout"]
     assert found == Axis(values=(0.1, 0.3), plus=0.2, low=0.1, high=0.5)
-
-
-def test_data_are_found_beside_the_notebooks_or_what_to_do_is_said(tmp_path):
-    other = tmp_path / "other"
-    other.mkdir()
-    with pytest.raises(SettingsError, match=r"covid_xray\.zip was not found in .*DATA = "):
-        find_data([other, tmp_path])
-    (tmp_path / "covid_xray").mkdir()
-    assert find_data([other, tmp_path]) == tmp_path / "covid_xray"
-    (other / "covid_xray.zip").touch()
-    assert find_data([other, tmp_path]) == other / "covid_xray.zip"
 
 
 def test_relative_paths_count_from_the_working_directory_or_the_notebooks(tmp_path, monkeypatch):
@@ -97,11 +81,6 @@ def test_bad_values_are_refused_by_name(key, value, message):
     assert message in str(error.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(SettingsError, match=r"none\.yaml cannot be read"):
-        load_settings(tmp_path / "none.yaml", data="some.zip")
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -130,6 +109,7 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
+@hypothesis.settings(max_examples=40)
 @given(key=st.sampled_from(KEYS), value=JUNK)
 def test_any_value_is_taken_or_refused_with_the_key_in_the_message(key, value):
     try:

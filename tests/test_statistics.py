@@ -8,29 +8,22 @@ from covid_lab.statistics import class_metrics, equal_error_threshold, mean_inte
 @pytest.fixture
 def scored(rng):
     labels = np.repeat([0, 1], [70, 50])
-    scores = np.round(rng.normal(labels * 1.5 - 0.7, 1.0), 1)  # rounded: there are ties
+    scores = np.round(rng.normal(labels * 1.5 - 0.7, 1.0), 1)  # rounded: ties, and scores of 0
     return labels, scores
 
 
 def test_metrics_of_each_class_are_those_of_scikit_learn(scored):
     labels, scores = scored
+    assert (scores == 0).any()  # the negative class for both
     table = class_metrics(labels, scores, ("NORMAL", "PNEUMONIA"))
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, (scores > 0).astype(int))
+    peer = sk.precision_recall_fscore_support(labels, (scores > 0).astype(int))
     for label, name in enumerate(("NORMAL", "PNEUMONIA")):
         own = table[table["class"] == name].set_index("metric")
-        assert own["value"].to_dict() == pytest.approx(
-            {"recall": recall[label], "precision": precision[label], "F1": f1[label]}
-        )
+        values = [part[label] for part in peer[:3]]
+        wanted = dict(zip(("precision", "recall", "F1"), values, strict=True))
+        assert own["value"].to_dict() == pytest.approx(wanted)
         assert (own["low"] < own["value"]).all()
         assert (own["value"] < own["high"]).all()
-
-
-def test_a_score_of_zero_is_the_negative_class_for_both_classes():
-    table = class_metrics([0, 0, 1, 1], [0.0, -1.0, 0.0, 1.0], ("a", "b")).set_index(
-        ["class", "metric"]
-    )["value"]
-    assert table["a", "recall"] == 1
-    assert table["b", "recall"] == 0.5
 
 
 def test_the_threshold_of_equal_errors_is_the_best_of_all(scored):
@@ -43,13 +36,9 @@ def test_the_threshold_of_equal_errors_is_the_best_of_all(scored):
     threshold = equal_error_threshold(labels, scores)
     assert gap(threshold) == min(gap(t) for t in np.linspace(scores.min(), scores.max(), 1001))
     # The mix of the classes plays no part.
-    more = np.concatenate([labels, np.ones(500, int)[: 10 * 50]])
+    more = np.concatenate([labels, np.ones(500, int)])
     repeated = np.concatenate([scores, np.tile(scores[labels == 1], 10)])
     assert equal_error_threshold(more, repeated) == threshold
-
-
-def test_the_threshold_of_separate_classes_lies_midway():
-    assert equal_error_threshold([0, 0, 1, 1], [-3.0, -1.0, 2.0, 5.0]) == 0.5
     with pytest.raises(ValueError, match="both classes"):
         equal_error_threshold([1, 1], [0.0, 1.0])
 

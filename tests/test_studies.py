@@ -39,7 +39,7 @@ def test_a_stored_notebook_has_short_cells_and_all_outputs_or_none(study):
     counts = [cell.execution_count for cell in cells]
     assert counts in ([None] * len(cells), list(range(1, len(cells) + 1)))
     assert counts[0] or not any(cell.outputs for cell in cells)
-    assert max(cell.source.count("\n") + 1 for cell in cells) <= 45
+    assert max(cell.source.count("\n") + 1 for cell in cells) <= 20
 
 
 @pytest.mark.parametrize(("study", "group"), [(ct_lesions, "model_c"), (pneumonia, "transfer")])

@@ -17,56 +17,41 @@ from covid_project.images import decode
 
 
 def test_slices_of_an_article_or_a_series_are_one_group():
-    paths = [
-        "CT_COVID/2020.02.10.20021584-p6-52%3.jpg",
-        "CT_COVID/2020.02.10.20021584-p6-52%11.jpg",
-        "CT_COVID/2020.02.10.20021584-p7-60.jpg",  # another figure of it
-        "CT_COVID/2020.02.11.20021493-p16-109%1.jpg",  # another article
-        "CT_COVID/2020.02.26.20026989-p34-114_1%0.jpg",
-        "CT_COVID/2020.02.26.20026989-p34-114_2%1.jpg",
-        "CT_COVID/2020.03.16.20035105-p6-64-3.jpg",
-        "CT_COVID/2020.03.16.20035105-p6-64-4.jpg",
-        "CT_COVID/PIIS0140673620301549_0%0.jpg",
-        "CT_COVID/PIIS0140673620301549_2.jpg",
-        "CT_COVID/PIIS0140673620302117_1.jpg",
-        "CT_NonCOVID/39%0.jpg",
-        "CT_NonCOVID/39%8.jpg",
-        "CT_NonCOVID/40%0.jpg",
-        "CT_NonCOVID/1047.jpg",  # numbered in sequence
-        "CT_NonCOVID/1046.jpg",
-        "CT_NonCOVID/1048.jpg",
-        "CT_NonCOVID/1050.jpg",  # a gap: another series
-        "CT_COVID/1048.jpg",  # another folder
-    ]
-    groups = slice_groups(paths)
-    expected = [0, 0, 0, 1, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7, 8, 8, 8, 9, 10]
-    assert np.unique(groups).size == 11
-    for i, first in enumerate(expected):
-        for j, second in enumerate(expected):
-            assert (groups[i] == groups[j]) == (first == second), (paths[i], paths[j])
+    groups = [
+        ["CT_COVID/2020.02.10.20021584-p6-52%3.jpg", "CT_COVID/2020.02.10.20021584-p6-52%11.jpg",
+         "CT_COVID/2020.02.10.20021584-p7-60.jpg"],  # another figure of the article
+        ["CT_COVID/2020.02.11.20021493-p16-109%1.jpg"],
+        ["CT_COVID/2020.02.26.20026989-p34-114_1%0.jpg",
+         "CT_COVID/2020.02.26.20026989-p34-114_2%1.jpg"],
+        ["CT_COVID/2020.03.16.20035105-p6-64-3.jpg", "CT_COVID/2020.03.16.20035105-p6-64-4.jpg"],
+        ["CT_COVID/PIIS0140673620301549_0%0.jpg", "CT_COVID/PIIS0140673620301549_2.jpg"],
+        ["CT_COVID/PIIS0140673620302117_1.jpg"],
+        ["CT_NonCOVID/39%0.jpg", "CT_NonCOVID/39%8.jpg"],
+        ["CT_NonCOVID/40%0.jpg"],
+        ["CT_NonCOVID/1047.jpg", "CT_NonCOVID/1046.jpg", "CT_NonCOVID/1048.jpg"],  # in sequence
+        ["CT_NonCOVID/1050.jpg"],  # after a gap
+        ["CT_COVID/1048.jpg"],  # another folder
+    ]  # fmt: skip
+    found = slice_groups([path for paths in groups for path in paths])
+    expected = np.repeat(np.arange(len(groups)), [len(paths) for paths in groups])
+    np.testing.assert_array_equal(found[:, None] == found, expected[:, None] == expected)
 
 
 def test_prepared_is_resized_then_equalised(rng):
     image = (rng.normal(90, 20, (300, 410)).clip(0, 255)).astype(np.uint8)
-    plain = prepared(image, 256, equalize=False)
+    plain, equal = (prepared(image, 256, equalize=equalize) for equalize in (False, True))
     expected = Image.fromarray(image).resize((256, 256), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(plain, np.asarray(expected))
-    equal = prepared(image, 256, equalize=True)
     assert equal.dtype == np.uint8
-    # A pixel's new value is the share of darker ones among all but the brightest.
+    # A pixel's new value is the fraction of darker ones among all but the brightest.
     counts = np.bincount(plain.ravel(), minlength=256)
     darker = (np.cumsum(counts) - counts) / (plain.size - counts[plain.max()])
     assert np.abs(equal - 255 * darker[plain]).max() < 1.5
-    # Another library agrees but for counting a value's own pixels as darker.
+    # Another library agrees, except that it counts a value's own pixels as darker.
     assert np.corrcoef(equal.ravel(), equalize_hist(plain, nbins=256).ravel())[0, 1] > 0.999
-    shares = np.histogram(equal, bins=4, range=(0, 256))[0] / equal.size
-    np.testing.assert_allclose(shares, 0.25, atol=0.02)
-
-
-@pytest.mark.parametrize("size", [63, 513])
-def test_sizes_out_of_range(size):
-    with pytest.raises(ValueError, match="64 to 512"):
-        prepared(np.zeros((9, 9), np.uint8), size, equalize=False)
+    for size in (63, 513):
+        with pytest.raises(ValueError, match="64 to 512"):
+            prepared(image, size, equalize=False)
 
 
 @pytest.fixture
@@ -88,19 +73,14 @@ def test_copies_are_whole_and_never_overwritten(two_folders, tmp_path):
         np.testing.assert_array_equal(decode((folder / path).read_bytes(), path), image[..., 0])
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.png")}
     assert save_copies(folder, paths, images) == 0
-    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")
-            if file.is_file()} == before  # fmt: skip
     (folder / paths[5]).unlink()
     with pytest.raises(DataError, match="not overwritten"):
         save_copies(folder, paths, 255 - images)
-    assert not (folder / paths[5]).exists(), "after a refusal nothing is written"
-    assert {f: f.stat().st_mtime_ns for f in folder.rglob("*.png")}.items() <= before.items()
-
-
-def test_two_originals_of_one_name(tmp_path):
+    del before[folder / paths[5]]  # after a refusal nothing is written
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.png")} == before
     with pytest.raises(DataError, match="rename one"):
-        save_copies(tmp_path, ["a/1.png", "a/1.jpg"], np.zeros((2, 4, 4, 1), np.uint8))
-    assert not list(tmp_path.iterdir())
+        save_copies(tmp_path / "new", ["a/1.png", "a/1.jpg"], images[:2])
+    assert not (tmp_path / "new").exists()
 
 
 def test_unreadable_images_are_named(two_folders):
@@ -116,25 +96,23 @@ def test_edges_of_a_square():
     found = edges(images)
     assert not found[1].any()
     y, x = np.nonzero(found[0])
-    distance = np.maximum(np.abs(y - 31.5), np.abs(x - 31.5))
     assert len(y) > 70
+    distance = np.maximum(np.abs(y - 31.5), np.abs(x - 31.5))
     np.testing.assert_allclose(distance, 12, atol=2.1)
 
 
 def test_boxes(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
-        Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / split / "000001_01.png")
-    (tmp_path / "train" / "000001_01.tru").write_text("5 0.1 0.2 0.3 0.4\n 5 0.5 0.5 0.6 0.7\n")
+        Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / split / "1.png")
+    (tmp_path / "train" / "1.tru").write_text("5 0.1 0.2 0.3 0.4\n 5 0.5 0.5 0.6 0.7\n")
     dataset = open_dataset(tmp_path, classes=("train", "test"), as_found=True)
-    with pytest.raises(DataError, match=r"test/000001_01\.png has no \.tru"):
+    with pytest.raises(DataError, match=r"test/1\.png has no \.tru"):
         read_boxes(dataset)
-    (tmp_path / "test" / "000001_01.tru").write_text("5 0.1 0.2 0.3\n")
+    (tmp_path / "test" / "1.tru").write_text("5 0.1 0.2 0.3\n")
     with pytest.raises(DataError, match="type x1 y1 x2 y2"):
         read_boxes(dataset)
-    (tmp_path / "test" / "000001_01.tru").write_text("5 0.0 0.0 1.0 1.0\n")
+    (tmp_path / "test" / "1.tru").write_text("5 0.0 0.0 1.0 1.0\n")
     boxes = dict(zip(dataset.table["path"], read_boxes(dataset), strict=True))
-    np.testing.assert_array_equal(
-        boxes["train/000001_01.png"], [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.6, 0.7]]
-    )
-    assert boxes["test/000001_01.png"].shape == (1, 4)
+    assert boxes["train/1.png"].tolist() == [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.6, 0.7]]
+    assert boxes["test/1.png"].shape == (1, 4)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import softmax
 from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
@@ -23,6 +24,8 @@ from covid_project.evaluation import percentile_interval
 
 LAYERS = ("block1_1", "block4_2")
 IMAGES = 40
+SET = ["perturbation", "severity"]
+WEIGHTS = draws(np.arange(IMAGES) % 2, 100, seed=1)
 
 
 def made(rng, *, classes=2, told=0.0, seed=0):
@@ -38,12 +41,11 @@ def made(rng, *, classes=2, told=0.0, seed=0):
         wrong = logits.argmax(1) != labels
         for layer in LAYERS:
             values = {name: rng.normal(size=IMAGES) + told * wrong for name in MEASURES}
-            for name in SIMILARITIES:
-                values[name] = -values[name]
+            values |= {name: -values[name] for name in SIMILARITIES}
             if perturbation != ORIGINAL:
                 drifts.append(rows.assign(layer=layer, **values))
-    joined = [pd.concat(parts, ignore_index=True).assign(seed=seed) for parts in (scores, drifts)]
-    return labels, statistics.with_errors(joined[0], labels), joined[1]
+    scores, drifts = (pd.concat(part, ignore_index=True) for part in (scores, drifts))
+    return statistics.with_errors(scores, labels).assign(seed=seed), drifts.assign(seed=seed)
 
 
 def both(*networks):
@@ -51,230 +53,178 @@ def both(*networks):
     return [pd.concat(tables, ignore_index=True) for tables in zip(*networks, strict=True)]
 
 
-@pytest.fixture
-def weights():
-    return draws(np.arange(IMAGES) % 2, 300, seed=1)
+def logits_of(errors, **where):
+    here = (errors[list(where)] == pd.Series(where)).all(axis=1)
+    return errors[here].filter(like="logit_").to_numpy()
 
 
-def test_draws_keep_the_size_of_every_class():
-    labels = np.array([0] * 5 + [1] * 11)
-    counts = draws(labels, 50)
-    np.testing.assert_array_equal(counts[:, :5].sum(1), 5)
-    np.testing.assert_array_equal(counts[:, 5:].sum(1), 11)
-    assert counts.std(axis=0).min() > 0
+def detected(fitting, judged, weights=WEIGHTS):
+    """Rows of the detectors, and their AUCs."""
+    rows = [features(drifts, errors) for errors, drifts in (fitting, judged)]
+    scores = {name: new for name, (_, new) in detectors(*rows).items()}
+    return rows, detection(rows[1], scores, weights)
 
 
-def test_weighted_auc_is_that_of_the_repeated_rows(rng):
+def test_resamples_keep_class_sizes_and_weigh_as_repeated_rows(rng):
     positive = rng.random(30) < 0.4
     scores = rng.integers(0, 6, 30).astype(float)  # with ties
     counts = draws(positive, 20, seed=2)
-    found = weighted_auc(positive, scores, counts)
-    for row, value in zip(counts.astype(int), found, strict=True):
+    np.testing.assert_array_equal(counts[:, positive].sum(1), positive.sum())
+    np.testing.assert_array_equal(counts[:, ~positive].sum(1), (~positive).sum())
+    for row, value in zip(counts.astype(int), weighted_auc(positive, scores, counts), strict=True):
         expected = roc_auc_score(np.repeat(positive, row), np.repeat(scores, row))
         assert value == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("classes", [2, 5])
-def test_class_auc_is_the_one_of_the_training_and_of_scikit_learn(rng, classes):
-    labels = np.arange(60) % classes
-    logits = rng.normal(size=(60, classes))
-    found = statistics.class_auc(labels, logits, np.ones((1, 60)))[0]
-    assert found == pytest.approx(auc(labels, logits))
-    if classes > 2:
-        chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        expected = roc_auc_score(labels, chances, multi_class="ovr", average="macro")
-        assert found == pytest.approx(expected)
-
-
-def test_the_loss_of_auc_is_paired(rng, weights):
-    labels, errors, _ = made(rng)
-    clean = errors[errors["perturbation"] == ORIGINAL].filter(like="logit_").to_numpy()
+def test_the_loss_of_auc_is_paired(rng):
+    errors, _ = made(rng)
+    labels = np.arange(IMAGES) % 2
+    clean, last = (
+        logits_of(errors, perturbation=name, severity=severity)
+        for name, severity in (SETS[0], SETS[-1])
+    )
     same = errors.copy()
-    columns = [name for name in errors if name.startswith("logit_")]
-    same[columns] = np.tile(clean, (len(SETS), 1))
-    losses, _ = statistics.auc_losses(same, weights)
+    same[[name for name in errors if name.startswith("logit_")]] = np.tile(clean, (len(SETS), 1))
+    losses, _ = statistics.auc_losses(same, WEIGHTS)
     np.testing.assert_allclose(losses[["delta", "low", "high"]], 0, atol=1e-12)
-    losses, spread = statistics.auc_losses(errors, weights)
+    losses, spread = statistics.auc_losses(errors, WEIGHTS)
     row = losses.iloc[-1]
-    last = errors[(errors["perturbation"] == row.perturbation) & (errors["severity"] == 5)]
-    pair = [clean, last.filter(like="logit_").to_numpy()]
-    expected = [roc_auc_score(labels, each[:, 1] - each[:, 0]) for each in pair]
-    assert row.delta == pytest.approx(expected[0] - expected[1])
-    assert row.low <= row.delta <= row.high
-    assert spread.shape == (301, 25)
+    expected = [roc_auc_score(labels, one[:, 1] - one[:, 0]) for one in (clean, last)]
+    assert row["delta"] == pytest.approx(expected[0] - expected[1])
+    assert row["low"] <= row["delta"] <= row["high"]
+    assert spread.shape == (101, 25)
 
 
 def test_confidence_and_change_of_score_are_probabilities(rng):
-    labels, errors, _ = made(rng, classes=3)
-    logits = errors.filter(like="logit_").to_numpy()
-    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    errors, _ = made(rng, classes=3)
+    chances = softmax(errors.filter(like="logit_").to_numpy(), axis=1)
     np.testing.assert_allclose(errors["confidence"], chances.max(1))
-    first = chances[:IMAGES].argmax(1)
-    row = errors.iloc[5 * IMAGES + 7]
-    change = abs(chances[5 * IMAGES + 7, first[7]] - chances[7, first[7]])
-    assert row.score_change == pytest.approx(change)
-    assert (errors["wrong"] == (logits.argmax(1) != labels[errors["image"]])).all()
+    first = chances[7].argmax()
+    row = 5 * IMAGES + 7
+    change = abs(chances[row, first] - chances[7, first])
+    assert errors["score_change"][row] == pytest.approx(change)
+    assert (errors["wrong"] == (chances.argmax(1) != errors["image"] % 3)).all()
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_performance_is_of_each_network_their_mean_and_all_together(rng, weights, classes):
+def test_performance_is_of_each_network_their_mean_and_all_together(rng, classes):
+    labels = np.arange(IMAGES) % classes
     grids = [made(rng, classes=classes, seed=seed) for seed in (4, 5)]
-    labels = grids[0][0]
-    table = statistics.performance(both(*(grid[1:] for grid in grids))[0], weights)
+    table = statistics.performance(both(*grids)[0], WEIGHTS)
     found = table.set_index(["network", "metric"])["value"]
-    logits = [
-        errors[errors["perturbation"] == ORIGINAL].filter(like="logit_").to_numpy()
-        for _, errors, _ in grids
-    ]
+    logits = [logits_of(errors, perturbation=ORIGINAL) for errors, _ in grids]
     for name, each in {4: logits[0], 5: logits[1], "together": sum(logits) / 2}.items():
         assert found[name, "AUC"] == pytest.approx(auc(labels, each))
         assert found[name, "accuracy"] == pytest.approx((each.argmax(1) == labels).mean())
     assert found["mean", "AUC"] == pytest.approx((found[4, "AUC"] + found[5, "AUC"]) / 2)
-    alone = statistics.performance(grids[0][1], weights)
+    alone = statistics.performance(grids[0][0], WEIGHTS)
     assert alone["network"].tolist() == [4, 4, "mean", "mean"]
     assert (table["low"] <= table["value"]).all()
     assert (table["value"] <= table["high"]).all()
 
 
-def test_drift_by_layer_is_the_mean_of_its_cell(rng, weights):
-    _, errors, drifts = made(rng)
-    table = statistics.drift_by_layer(drifts, errors, ("no", "yes"), weights)
-    original = errors[errors["perturbation"] == ORIGINAL]
-    chosen = original["image"][~original["wrong"] & (original["label"] == 1)]
-    cell = drifts[
-        (drifts["perturbation"] == "contrast")
-        & (drifts["severity"] == 2)
-        & (drifts["layer"] == "block4_2")
-        & drifts["image"].isin(chosen)
-    ]
+def test_drift_by_layer_is_the_mean_over_the_cells_of_all_networks(rng):
+    errors, drifts = both(*(made(rng, seed=seed) for seed in (0, 1)))
+    table = statistics.drift_by_layer(drifts, errors, ("no", "yes"), WEIGHTS)
+    first = errors[errors["perturbation"] == ORIGINAL].set_index(["seed", "image"])
+    rows = drifts.join(first[["label", "wrong"]], on=["seed", "image"])
+    cells = rows.groupby([*SET, "layer", "label", "wrong"])["rmse"].agg(["mean", "std", "count"])
+    cell = cells.loc["contrast", 2, "block4_2", 1, False]
     where = {"measure": "rmse", "perturbation": "contrast", "severity": 2, "layer": "block4_2"}
     where |= {"class": "yes", "prediction": "right"}
     (row,) = table[(table[list(where)] == pd.Series(where)).all(axis=1)].itertuples()
-    assert row.value == pytest.approx(cell["rmse"].mean())
-    assert row.n == len(cell)
-    assert row.low < row.value < row.high
-    assert (row.high - row.low) / 3.92 == pytest.approx(
-        cell["rmse"].std() / np.sqrt(len(cell)), rel=0.3
-    )
+    assert (row.value, row.n) == pytest.approx((cell["mean"], cell["count"]))
+    error = cell["std"] / np.sqrt(row.n)
+    assert (row.high - row.low) / 3.92 == pytest.approx(error, rel=0.35)
 
 
-def test_correlations_are_those_of_scipy(rng, weights):
-    _, errors, drifts = made(rng)
-    drifts["rmse"] += 3 * drifts["severity"]
+def test_correlations_are_those_of_scipy(rng):
+    errors, drifts = made(rng)
+    drifts["rmse"] += drifts["severity"]
     drifts.loc[::17, "ssim"] = np.nan  # the drift of a blank map
-    table = correlations(drifts, errors, weights)
+    table = correlations(drifts, errors, WEIGHTS)
     table = table.set_index(["measure", "layer", "kind", "constant"]).sort_index()
-    losses, _ = statistics.auc_losses(errors, weights)
-    here = drifts[drifts["layer"] == "block1_1"]
-    sets = losses.set_index(["perturbation", "severity"])
-    sets = sets.assign(drift=here.groupby(["perturbation", "severity"])["rmse"].mean())
-    row = table.loc["rmse", "block1_1", "sets", "nothing"]
-    assert row["value"] == pytest.approx(spearmanr(sets["drift"], sets["delta"]).statistic)
-    assert row["low"] <= row["high"]
-    merged = here.merge(errors, on=["image", "perturbation", "severity"]).dropna(subset="ssim")
-    row = table.loc["ssim", "block1_1", "images", "nothing"]
-    expected = spearmanr(-merged["ssim"], merged["score_change"]).statistic
-    assert row["value"] == pytest.approx(expected)
-    assert row["n"] == len(merged) < 25 * IMAGES
-
-
-def test_correlations_with_severity_constant_are_means_of_those_of_scipy(rng, weights):
-    _, errors, drifts = made(rng)
-    table = correlations(drifts, errors, weights)
-    table = table.set_index(["measure", "layer", "kind", "constant"])["value"].sort_index()
-    losses, _ = statistics.auc_losses(errors, weights)
+    found = table.loc["rmse", "block4_2"]["value"]
     here = drifts[drifts["layer"] == "block4_2"]
-    sets = losses.set_index(["perturbation", "severity"])
-    sets = sets.assign(drift=here.groupby(["perturbation", "severity"])["rmse"].mean())
+    sets = statistics.auc_losses(errors, WEIGHTS)[0].set_index(SET)
+    sets = sets.assign(drift=here.groupby(SET)["rmse"].mean())
+    overall = spearmanr(sets["drift"], sets["delta"])[0]
+    assert found["sets", "nothing"] == pytest.approx(overall)
     within = [spearmanr(rows["drift"], rows["delta"])[0] for _, rows in sets.groupby("severity")]
-    found = table["rmse", "block4_2", "sets", "severity"]
-    assert found == pytest.approx(np.mean(within))
+    assert found["sets", "severity"] == pytest.approx(np.mean(within))
     ranks = sets[["drift", "delta"]].rank()
     design = pd.get_dummies(ranks.index.to_frame().astype(str)).to_numpy(float)
     residuals = ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0]
-    found = table["rmse", "block4_2", "sets", "severity and perturbation"]
-    assert found == pytest.approx(residuals.corr().iloc[0, 1])
-    merged = here.merge(errors, on=["image", "perturbation", "severity"])
+    partial = residuals.corr().iloc[0, 1]
+    assert found["sets", "severity and perturbation"] == pytest.approx(partial)
+    merged = here.merge(errors, on=["image", *SET])
     within = [
-        spearmanr(rows["rmse"], rows["score_change"])[0]
-        for _, rows in merged.groupby(["perturbation", "severity"])
-    ]
-    found = table["rmse", "block4_2", "images", "severity and perturbation"]
-    assert found == pytest.approx(np.mean(within))
+        spearmanr(rows["rmse"], rows["score_change"])[0] for _, rows in merged.groupby(SET)
+    ]  # fmt: skip
+    assert found["images", "severity and perturbation"] == pytest.approx(np.mean(within))
+    row = table.loc["ssim", "block4_2", "images", "nothing"]
+    defined = merged.dropna(subset="ssim")
+    expected = spearmanr(-defined["ssim"], defined["score_change"])[0]
+    assert row["value"] == pytest.approx(expected)
+    assert row["n"] == len(defined) < 25 * IMAGES
 
 
 def test_a_common_cause_vanishes_when_severity_is_constant(rng):
     """Severity moves both; within a severity they are independent."""
-    _, errors, drifts = made(rng)
+    errors, drifts = made(rng)
     drifts["rmse"] = 10 * drifts["severity"] + rng.normal(size=len(drifts))
     errors["score_change"] = 10 * errors["severity"] + rng.normal(size=len(errors))
-    weights = draws(np.arange(IMAGES) % 2, 300)
-    table = correlations(drifts, errors, weights).query("measure == 'rmse'")
-    images = table[table["kind"] == "images"].set_index(["layer", "constant"])
-    for layer in LAYERS:
-        assert images.loc[(layer, "nothing"), "low"] > 0.8
-        row = images.loc[(layer, "severity and perturbation")]
-        assert row["low"] < 0 < row["high"]
+    table = correlations(drifts, errors, WEIGHTS).query("measure == 'rmse' and kind == 'images'")
+    table = table.set_index(["constant", "layer"])
+    assert (table.loc["nothing", "low"] > 0.8).all()
+    assert (table.loc["severity and perturbation", "low"] < 0).all()
+    assert (table.loc["severity and perturbation", "high"] > 0).all()
 
 
 def test_resampled_correlations_weigh_images_as_repeated_rows(rng):
     """With the ranks of the whole sample, a weight is a number of copies."""
-    _, errors, drifts = made(rng)
-    counts = draws(np.arange(IMAGES) % 2, 100, seed=3)
-    table = correlations(drifts, errors, counts).set_index(["measure", "layer", "kind", "constant"])
-    here = drifts[drifts["layer"] == "block1_1"]
-    merged = here.merge(errors, on=["image", "perturbation", "severity"])
+    errors, drifts = made(rng)
+    table = correlations(drifts, errors, WEIGHTS)
+    table = table.set_index(["measure", "layer", "kind", "constant"])
+    merged = drifts[drifts["layer"] == "block1_1"].merge(errors, on=["image", *SET])
     ranks = merged[["rmse", "score_change"]].rank().to_numpy()
-    found = []
-    for count in counts.astype(int):
-        repeated = np.repeat(ranks, count[merged["image"]], axis=0)
-        found.append(np.corrcoef(repeated.T)[0, 1])
-    row = table.loc[("rmse", "block1_1", "images", "nothing")]
-    np.testing.assert_allclose(
-        row[["low", "high"]].astype(float), percentile_interval(np.array(found))
-    )
+    found = [
+        np.corrcoef(np.repeat(ranks, count[merged["image"]], axis=0).T)[0, 1]
+        for count in WEIGHTS.astype(int)
+    ]
+    row = table.loc[("rmse", "block1_1", "images", "nothing"), ["low", "high"]]
+    np.testing.assert_allclose(row.astype(float), percentile_interval(np.array(found)))
 
 
 def test_a_network_that_predicts_one_class_is_named(rng):
-    labels, errors, _ = made(rng, seed=1)
-    constant = errors.copy()
-    constant[["logit_0", "logit_1"]] = 0.0, 1.0
-    constant = statistics.with_errors(constant, labels).assign(seed=2)
+    errors, _ = made(rng, seed=1)
+    constant = errors.assign(logit_0=0.0, logit_1=1.0)
+    constant = statistics.with_errors(constant, np.arange(IMAGES) % 2).assign(seed=2)
     assert statistics.constant_networks(pd.concat([errors, constant])) == [2]
     assert statistics.constant_networks(errors) == []
 
 
-def test_detectors_find_what_is_there_and_nothing_else(rng, weights):
-    found = {}
-    for told in (0.0, 2.0):
-        (_, *fitting), (_, *judged) = made(rng, told=told), made(rng, told=told)
-        rows = [features(drifts, errors) for errors, drifts in (fitting, judged)]
-        scores = {name: one[1] for name, one in detectors(*rows).items()}
-        table = detection(rows[1], scores, weights)
-        found[told] = table.set_index(["perturbation", "detector"])
-    assert found[0.0].loc[("all", "drift"), "auc"] == pytest.approx(0.5, abs=0.08)
-    assert found[2.0].loc[("all", "drift"), "auc"] > 0.9
-    for name in ("both", "all three"):
-        row = found[2.0].loc[("all", name)]
-        assert 0 < row["gain_low"] < row["gain"] < row["gain_high"]
-    both = found[2.0].loc["all"]["auc"]
-    gain = both["all three"] - both["confidence and change"]
-    assert found[2.0].loc[("all", "all three"), "gain"] == pytest.approx(gain)
-    assert (found[0.0].loc[(slice(None), "confidence"), "gain"] == 0).all()
-
-
-def test_change_is_that_of_the_score_and_needs_no_fit(rng, weights):
-    _, errors, drifts = made(rng)
-    rows = features(drifts, errors)
-    merged = rows.merge(errors, on=["image", "perturbation", "severity"], suffixes=("", "_given"))
-    seen, new = detectors(rows.iloc[:0], rows)["change"]
-    np.testing.assert_array_equal(new, merged["score_change_given"])
-    assert len(seen) == 0
+def test_detectors_find_what_is_there_and_nothing_else(rng):
+    tables = [
+        detected(made(rng, told=told), made(rng, told=told))[1].set_index(
+            ["perturbation", "detector"]
+        )
+        for told in (0.0, 2.0)
+    ]
+    nothing, much = (table.loc["all"] for table in tables)
+    assert nothing.loc["drift", "auc"] == pytest.approx(0.5, abs=0.08)
+    assert (tables[0].loc[(slice(None), "confidence"), "gain"] == 0).all()
+    assert much.loc["drift", "auc"] > 0.9
+    gains = much.loc[["both", "all three"]]
+    assert (gains["gain_low"] > 0).all()
+    assert (gains["gain_low"] < gains["gain"]).all()
+    assert (gains["gain"] < gains["gain_high"]).all()
+    gain = much.loc["all three", "auc"] - much.loc["confidence and change", "auc"]
+    assert much.loc["all three", "gain"] == pytest.approx(gain)
 
 
 def test_the_judged_perturbation_is_not_in_the_fit(rng):
-    (_, *fitting), (_, *judged) = made(rng, told=2.0), made(rng, told=2.0)
-    rows = [features(drifts, errors) for errors, drifts in (fitting, judged)]
+    rows = [features(*made(rng, told=2.0)[::-1]) for _ in range(2)]
     before = detectors(*rows)["drift"][1]
     turned = rows[0].copy()
     here = turned["perturbation"] == PERTURBATIONS[0]
@@ -285,86 +235,62 @@ def test_the_judged_perturbation_is_not_in_the_fit(rng):
     assert (before[~same] != after[~same]).all()
 
 
-def test_doubt_is_minus_the_log_odds_of_the_confidence(rng):
-    _, errors, drifts = made(rng, classes=4)
+def test_doubt_and_change_need_no_fit_and_rates_of_a_flag_are_fractions(rng):
+    errors, drifts = made(rng, classes=4)
     rows = features(drifts, errors)
-    merged = rows.merge(errors, on=["image", "perturbation", "severity"])
-    expected = -np.log(merged["confidence"] / (1 - merged["confidence"]))
-    np.testing.assert_allclose(merged["doubt"], expected)
+    merged = rows.merge(errors, on=["image", *SET], suffixes=("", "_given"))
+    doubt = -np.log(merged["confidence"] / (1 - merged["confidence"]))
+    found = detectors(rows.iloc[:0], rows)
+    np.testing.assert_allclose(found["confidence"][1], doubt)
+    np.testing.assert_array_equal(found["change"][1], merged["score_change_given"])
+    assert not found["both"][1].any()  # no rows to fit
+    raised = rng.normal(size=len(rows)) > 0.3
+    rates = flag_rates(rows, raised, WEIGHTS)
+    assert rates["false_alarms"] == pytest.approx(raised[~rows["wrong"]].mean())
+    assert rates["detected"] == pytest.approx(raised[rows["wrong"]].mean())
+    assert rates["detected_low"] < rates["detected"] < rates["detected_high"]
 
 
-def test_rates_of_the_flag_are_shares(rng, weights):
-    _, errors, drifts = made(rng)
-    rows = features(drifts, errors)
-    scores = rng.normal(size=len(rows))
-    found = flag_rates(rows, scores > 0.3, weights)
-    assert found["false_alarms"] == pytest.approx((scores[~rows["wrong"]] > 0.3).mean())
-    assert found["detected"] == pytest.approx((scores[rows["wrong"]] > 0.3).mean())
-    assert found["detected_low"] < found["detected"] < found["detected_high"]
-
-
-def test_balanced_error_is_that_of_scikit_learn(rng, weights):
-    labels, errors, _ = made(rng)
-    labels = np.where(np.arange(IMAGES) < 8, 1, 0)  # unlike classes
-    errors["label"] = labels[errors["image"]]
+def test_balanced_error_is_that_of_scikit_learn(rng):
+    errors, _ = made(rng)
+    errors["label"] = np.where(errors["image"] < 8, 1, 0)  # unlike classes
     errors["wrong"] = errors["predicted"] != errors["label"]
-    table = statistics.balanced_errors(errors, weights).set_index("perturbation")
-    means = {}
-    for name, group in errors.groupby("perturbation"):
-        each = [
-            1 - balanced_accuracy_score(rows["label"], rows["predicted"])
-            for _, rows in group.groupby("severity")
-        ]
-        means[name] = np.mean(each)
-        assert table.loc[name, "balanced_error"] == pytest.approx(means[name])
-    expected = np.mean([means[name] for name in PERTURBATIONS]) - means[ORIGINAL]
+    table = statistics.balanced_errors(errors, WEIGHTS).set_index("perturbation")
+    right = errors.groupby(SET)[["label", "predicted"]].apply(
+        lambda rows: balanced_accuracy_score(rows["label"], rows["predicted"])
+    )
+    means = 1 - right.groupby("perturbation").mean()
+    for name, mean in means.items():
+        assert table.loc[name, "balanced_error"] == pytest.approx(mean)
+    expected = means[list(PERTURBATIONS)].mean() - means[ORIGINAL]
     assert table.loc["all", "relative"] == pytest.approx(expected)
 
 
-def test_what_is_said_of_two_networks_is_the_mean_of_both(rng, weights):
-    grids = [made(rng, told=1.0, seed=seed)[1:] for seed in (0, 1)]
-    judged = [made(rng, told=1.0, seed=seed)[1:] for seed in (0, 1)]
+def test_what_is_said_of_two_networks_is_the_mean_of_both(rng):
+    grids, judged = (
+        [made(rng, told=told, seed=seed) for seed, told in enumerate((0.0, 2.0))] for _ in range(2)
+    )
 
     def found(fitting, judged):
         errors, drifts = judged
-        rows = [features(*reversed(grid)) for grid in (fitting, judged)]
-        scores = {name: one[1] for name, one in detectors(*rows).items()}
-        return {
-            "delta": statistics.auc_losses(errors, weights)[0][["delta", "wrong"]],
-            "balanced": statistics.balanced_errors(errors, weights)[["balanced_error"]],
-            "images": correlations(drifts, errors, weights).query("kind == 'images'")[["value"]],
-            "auc": detection(rows[1], scores, weights)[["auc", "gain"]],
-        }  # fmt: skip
+        tables = {
+            "delta": statistics.auc_losses(errors, WEIGHTS)[0][["delta", "wrong"]],
+            "balanced": statistics.balanced_errors(errors, WEIGHTS)[["balanced_error"]],
+            "images": correlations(drifts, errors, WEIGHTS).query("kind == 'images'")[["value"]],
+        }
+        return tables, detected(fitting, judged)[1]
 
-    single = [found(*grid) for grid in zip(grids, judged, strict=True)]
-    together = found(both(*grids), both(*judged))
+    single = [found(*pair) for pair in zip(grids, judged, strict=True)]
+    together, detection = found(both(*grids), both(*judged))
     for name, table in together.items():
-        expected = (single[0][name] + single[1][name]) / 2
+        expected = (single[0][0][name] + single[1][0][name]) / 2
         np.testing.assert_allclose(table, expected, atol=1e-12, err_msg=name)
-
-
-def test_drift_of_two_networks_counts_their_own_errors(rng, weights):
-    grids = [made(rng, seed=seed)[1:] for seed in (0, 1)]
-    errors, drifts = both(*grids)
-    table = statistics.drift_by_layer(drifts, errors, ("no", "yes"), weights)
-    single = [statistics.drift_by_layer(d, e, ("no", "yes"), weights) for e, d in grids]
-    keys = ["measure", "perturbation", "severity", "layer", "class", "prediction"]
-    parts = pd.concat(single)
-    parts["sum"] = parts["value"] * parts["n"]
-    sums = parts.groupby(keys)[["sum", "n"]].sum()
-    merged = table.set_index(keys).join(sums, rsuffix="_expected")
-    np.testing.assert_array_equal(merged["n"], merged["n_expected"])
-    np.testing.assert_allclose(merged["value"], merged["sum"] / merged["n"])
-
-
-def test_the_gain_of_single_networks_spans_that_of_both(rng, weights):
-    grids = [made(rng, told=told, seed=seed)[1:] for seed, told in enumerate((0.0, 2.0))]
-    errors, drifts = both(*grids)
-    rows = features(drifts, errors)
-    scores = {name: one[1] for name, one in detectors(rows, rows).items()}
-    row = detection(rows, scores, weights).query("detector == 'drift'").iloc[-1]
-    assert row["least_gain"] < row["gain"] < row["most_gain"]
-    assert (row["least_gain"] + row["most_gain"]) / 2 == pytest.approx(row["gain"])
+    expected = (single[0][1][["auc", "gain"]] + single[1][1][["auc", "gain"]]) / 2
+    np.testing.assert_allclose(detection[["auc", "gain"]], expected, atol=1e-12)
+    gains = [table["gain"].iloc[-4] for _, table in single]  # of "drift", over all perturbations
+    row = detection.iloc[-4]
+    assert row["detector"] == "drift"
+    assert (row["least_gain"], row["most_gain"]) == pytest.approx((min(gains), max(gains)))
 
 
 @pytest.mark.parametrize(

@@ -19,58 +19,38 @@ def network(pooled):
     return keras.Model(images, layers.Dense(1)(x))
 
 
-@pytest.fixture
-def images(rng):
-    return rng.uniform(0, 255, (5, 12, 12, 1)).astype(np.float32)
-
-
-SIGNS = np.array([1.0, -1, 1, -1, 1])
-
-
 @pytest.mark.parametrize("pooled", [True, False])
-def test_the_formula_is_that_of_tf_keras_vis(images, pooled):
+def test_the_formula_is_that_of_tf_keras_vis_and_without_the_division_ours(rng, pooled):
+    images = rng.uniform(0, 255, (5, 12, 12, 1)).astype(np.float32)
+    signs = np.array([1.0, -1, 1, -1, 1])
     model = network(pooled)
-    features, gradients = both.features_and_gradients(model, images, SIGNS, "features")
-    theirs = both.library_maps(model, images, SIGNS, "features")
-    ours = both.weighted_maps(features, gradients, both.LIBRARY)
-    assert theirs.shape == ours.shape == (5, 10, 10)
-    for a, b in zip(theirs, ours, strict=True):  # a factor exp(logit) apart
-        np.testing.assert_allclose(a / max(a.max(), 1e-9), b / max(b.max(), 1e-9), atol=1e-3)
-
-
-def test_gradients_are_slopes_of_the_logit(images):
-    """For a pooled network: the weight of the channel over the number of places."""
-    model = network(pooled=True)
-    _, gradients = both.features_and_gradients(model, images, SIGNS, "features")
-    slopes = model.layers[-1].kernel.numpy()[:, 0] / 100
-    np.testing.assert_allclose(gradients[0, 4, 4], slopes, rtol=1e-4)
-    np.testing.assert_allclose(gradients[1, 0, 9], -slopes, rtol=1e-4)
-
-
-def test_without_the_division_the_map_is_ours(images):
-    for pooled in (True, False):
-        model = network(pooled)
-        target = (SIGNS > 0).astype(int)
-        ours = grad_cam(model, images, target, "features", method="grad-cam++")
-        table = both.agreement(model, images, SIGNS, "features", ours.maps, list("abcde"))
-        undivided = table[table["compared"] == both.UNDIVIDED]["correlation"].dropna()
-        assert len(undivided)
-        assert undivided.min() > 0.9999
-        assert table["formula"].dropna().min() > 0.999
+    ours = grad_cam(model, images, (signs > 0).astype(int), "features", method="grad-cam++")
+    table = both.agreement(model, images, signs, "features", ours.maps, list("abcde"))
+    assert table["path"].tolist() == list("abcde") * len(both.COMPARED)
+    assert set(table["compared"]) == set(both.COMPARED)
+    assert table["formula"].dropna().min() > 0.999
+    undivided = table.loc[table["compared"] == both.UNDIVIDED, "correlation"].dropna()
+    assert len(undivided)
+    assert undivided.min() > 0.9999
 
 
 def test_a_sum_over_gradients_of_both_signs_turns_the_map_round():
-    """By hand: α of the negative gradient is 1 / (2 − 2.1) = −10, so that their sum is negative."""
-    features = np.array([[1.0, 0.05], [0.0, 0.0]]).reshape(1, 2, 2, 1)
-    gradients = np.array([[1.0, -2.0], [0.0, 0.0]]).reshape(1, 2, 2, 1)
-    expected = 1 / (2 + 1.05) + 1 / (2 - 2 * 1.05)
-    assert both.divisors(features, gradients)[0, 0] == pytest.approx(expected)
-    assert expected < 0
-    assert not both.weighted_maps(features, gradients, both.LIBRARY).any()
-    kept = both.weighted_maps(features, gradients, both.POSITIVE)
-    np.testing.assert_allclose(kept, features[..., 0])
-    alone = both.weighted_maps(features, gradients, both.UNDIVIDED)
-    np.testing.assert_allclose(alone, features[..., 0] / 3.05)
+    """By hand: α of the negative gradient is 1 / (2 − 2.1) = −10, so that their sum is negative.
+
+    The features are the image, and the gradients the weights of the logit.
+    """
+    images = np.array([[1.0, 0.05], [0.0, 0.0]]).reshape(1, 2, 2, 1)
+    pixels = keras.Input((2, 2, 1))
+    x = layers.Conv2D(1, 1, use_bias=False, name="features")(pixels)
+    model = keras.Model(pixels, layers.Dense(1)(layers.Flatten()(x)))
+    logit = np.array([[1.0], [-2.0], [0.0], [0.0]])
+    model.set_weights([np.ones((1, 1, 1, 1)), logit, np.zeros(1)])
+    table = both.agreement(model, images, np.ones(1), "features", images[..., 0], ["a"])
+    assert (table["negative_divisors"] == 1).all()
+    found = table.set_index("compared")["correlation"]
+    assert np.isnan(found[both.LIBRARY])  # blank
+    features = found[[both.POSITIVE, both.UNDIVIDED]].to_numpy()
+    np.testing.assert_allclose(features, 1)
 
 
 def test_blank_maps_have_no_correlation():

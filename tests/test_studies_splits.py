@@ -7,8 +7,6 @@ from covid_lab.datasets import open_dataset
 from covid_lab.studies.splits import dealt_once
 from covid_project.data import DataError
 
-SHARES = {"train": 0.7, "val": 0.3}
-
 
 @pytest.fixture
 def dataset(tmp_path, rng):
@@ -25,35 +23,25 @@ def patients(dataset):
     return dataset.table["path"].str.replace(r"_\d.png", "", regex=True)
 
 
-def deal(dataset, file, seed=1):
-    return dealt_once(dataset, file, patients, SHARES, seed, kept=("test",))
+def deal(dataset, file, seed=1, groups=patients):
+    return dealt_once(dataset, file, groups, {"train": 0.7, "val": 0.3}, seed, kept=("test",))
 
 
-def test_no_patient_is_parted_and_the_test_split_stays(dataset, tmp_path):
-    table = deal(dataset, tmp_path / "splits.csv").table
+def test_patients_stay_together_and_a_second_start_reads_the_deal(dataset, tmp_path):
+    file = tmp_path / "splits.csv"
+    first = deal(dataset, file)
+    table = first.table
     assert (table.groupby("group")["split"].nunique() < 2).all()
     assert set(table.loc[table["split"] == "test", "path"]) == {"test/A/t.png", "test/B/t.png"}
     counts = pd.crosstab(table["split"], table["label"])
-    assert counts.loc["val"].tolist() == [6, 6]
-    assert counts.loc["train"].tolist() == [14, 14]
+    assert counts.loc[["train", "val"]].to_numpy().tolist() == [[14, 14], [6, 6]]
     assert list(dict.fromkeys(table["split"])) == ["train", "val", "test"]
-
-
-def test_a_second_start_reads_the_deal_whatever_the_seed(dataset, tmp_path):
-    file = tmp_path / "splits.csv"
-    first = deal(dataset, file)
     written = file.read_bytes()
-    again = dealt_once(
-        dataset, file, lambda _: pytest.fail("grouped again"), SHARES, 99, kept=("test",)
-    )
-    pd.testing.assert_frame_equal(again.table, first.table)
+    again = deal(dataset, file, seed=99, groups=lambda _: pytest.fail("grouped again"))
+    pd.testing.assert_frame_equal(again.table, table)
     assert again.fingerprint == first.fingerprint != dataset.fingerprint
     assert file.read_bytes() == written
-
-
-def test_another_deal_is_another_data_set(dataset, tmp_path):
-    one, two = (deal(dataset, tmp_path / f"{seed}.csv", seed) for seed in (1, 2))
-    assert one.fingerprint != two.fingerprint
+    assert deal(dataset, tmp_path / "other.csv", seed=2).fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize("change", ["val,", "nonsense"])

@@ -6,6 +6,8 @@ from pathlib import PurePosixPath
 
 import pandas as pd
 
+from covid_lab.pages import number_text
+
 Tables = dict[str, pd.DataFrame]  # path in results/ → table
 NONE = "–"
 
@@ -57,8 +59,7 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
     """
     if pd.isna(value):
         return NONE
-    value = round(float(value), digits) + 0.0
-    return f"{value:{'+' if sign and value else ''}.{digits}f}".replace("-", "−")
+    return number_text(value, digits, "+" if sign else "-")
 
 
 def p_value(value: float) -> str:

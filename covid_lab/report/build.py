@@ -50,7 +50,7 @@ def write_evidence(results: Path) -> Evidence:
     """
     evidence = collect(results)
     folder = results / "report"
-    files = files_of(evidence)
+    files = _files_of(evidence)
     for name, text in files.items():
         write_text(folder / name, text)
     for path in folder.glob("table_*.tex"):
@@ -59,18 +59,8 @@ def write_evidence(results: Path) -> Evidence:
     return evidence
 
 
-def files_of(evidence: Evidence) -> dict[str, str]:
-    """Write the evidence as LaTeX files.
-
-    Parameters
-    ----------
-    evidence : Evidence
-
-    Returns
-    -------
-    dict of str to str
-        Text of ``values.tex`` and of each ``table_<name>.tex``, by file name.
-    """
+def _files_of(evidence: Evidence) -> dict[str, str]:
+    """Return the text of ``values.tex`` and of each ``table_<name>.tex``, by file name."""
     head = "".join(f"% from {name} {print_}\n" for name, print_ in evidence.sources.items())
     values = "".join(
         f"\\definevalue{{{key}}}{{{value}}}\n" for key, value in evidence.values.items()
@@ -142,7 +132,7 @@ class Report:
             *self.evidence.missing,
             *checks.undefined(text, self.evidence),
             *checks.references(text),
-            *checks.stale_files(files_of(self.evidence), self.folder),
+            *checks.stale_files(_files_of(self.evidence), self.folder),
             *checks.stale_figures(text, self.results),
             *(checks.stale_observations(seen.read_text("utf-8"), models) if seen.is_file() else []),
         ]

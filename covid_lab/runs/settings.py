@@ -17,7 +17,6 @@ from covid_project.settings import (
     change_value,
     default_results,
     merged,
-    one_of,
     read_file,
     read_settings,
     within,
@@ -36,6 +35,22 @@ STUDIES = tuple(
         if (PROJECT / "covid_lab" / "studies" / f"{path.stem}.py").is_file()
     )
 )
+
+
+def one_of(*choices: str, **arguments) -> Any:
+    """Declare a field whose word must be one of the choices.
+
+    Parameters
+    ----------
+    *choices : str
+    **arguments
+        For `dataclasses.field`.
+
+    Returns
+    -------
+    dataclasses.Field
+    """
+    return field(metadata={"choices": lambda: choices}, **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,25 +207,25 @@ class RunSettings:
         return ()
 
 
-def load_profile[Kind: RunSettings](
+def load_study[Kind: RunSettings](
     kind: type[Kind],
-    file: str | Path,
+    name: str,
+    file: str | Path | None = None,
     *,
-    demo: bool = False,
     data: str | Path | None = None,
     results: str | Path | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Kind:
-    """Read the settings of a study from a profile.
+    """Read the settings of a study: of its profile, or without data of its demo.
 
     Parameters
     ----------
     kind : type
         The study's subclass of `RunSettings`.
-    file : str or Path
-        Name in ``profiles/`` or path of a YAML file.
-    demo : bool
-        Whether to change what the profile lists under ``demo``.
+    name : str
+        Name of the study and of its profile.
+    file : str or Path, optional
+        Profile to use instead: name in ``profiles/`` or path of a YAML file.
     data, results : str or Path, optional
         Used instead of the profile's.
     changes : mapping of str to object, optional
@@ -226,47 +241,16 @@ def load_profile[Kind: RunSettings](
     SettingsError
         No such profile, no data, a key or value that is not allowed.
     """
-    values = profile_values(file, demo)
+    values = profile_values(file or name, demo=file is None and not data)
     for key, value in (changes or {}).items():
         change_value(values, key, value)  # whole: {backbones: …} replaces those of the profile
     data = values.get("data") if data is None else data
     values["data"] = data and str(_absolute(data))  # the notebook runs in another folder
     values["results"] = str(_absolute(results) or _in_project(values.get("results"), ""))
-    for name in kind.other_data:
-        if values.get(name):
-            values[name] = str(_absolute(values[name]))
+    for other in kind.other_data:
+        if values.get(other):
+            values[other] = str(_absolute(values[other]))
     return read_settings(kind, values)
-
-
-def load_study[Kind: RunSettings](
-    kind: type[Kind], name: str, file: str | Path | None = None, *, data=None, **options
-) -> Kind:
-    """Read the settings of a study: of its profile, or without data of its demo.
-
-    Parameters
-    ----------
-    kind : type
-        The study's subclass of `RunSettings`.
-    name : str
-        Name of the study and of its profile.
-    file : str or Path, optional
-        Profile to use instead.
-    data : str or Path, optional
-    **options : object
-        ``results`` and ``changes`` of `load_profile`.
-
-    Returns
-    -------
-    RunSettings
-        Of the given kind.
-
-    Raises
-    ------
-    SettingsError
-        As `load_profile`.
-    """
-    demo = file is None and not data
-    return load_profile(kind, file or name, demo=demo, data=data, **options)
 
 
 # ---- common -------------------------------------------------------------------------------------

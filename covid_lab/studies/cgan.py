@@ -6,7 +6,6 @@ the step's number, and the whole state is stored on disk. An interrupted trainin
 with the same result.
 """
 
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from covid_lab.progress import tracked
 from covid_lab.studies.graded_metrics import Verdicts, graded_metrics
 from covid_lab.studies.imbalance import NotTraining
 from covid_project.files import fingerprint, whole_file
@@ -46,65 +46,33 @@ class Recipe:
             raise SettingsError(f"image_size is {self.image_size}; allowed: multiples of 8")
 
 
-def generator_network(recipe: Recipe, classes: int) -> keras.Model:
-    """Build the generator.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    classes : int
-        K, number of classes.
-
-    Returns
-    -------
-    keras.Model
-        From noise (N, ``recipe.noise``) and one-hot classes (N, K) to images (N, S, S, 1), −1 to 1.
-    """
-    noise = keras.Input((recipe.noise,), name="noise")
-    wanted = keras.Input((classes,), name="class")
+def _generator_network(recipe: Recipe, classes: int) -> keras.Model:
+    """Return a model from noise and one-hot classes (N, K) to images (N, S, S, 1), −1 to 1."""
+    noise, wanted = keras.Input((recipe.noise,)), keras.Input((classes,))
     side, width = recipe.image_size // 8, recipe.width
-    x = layers.Concatenate(name="told")([noise, wanted])
-    x = layers.Dense(side * side * 4 * width, use_bias=False, name="seed")(x)
-    x = layers.Reshape((side, side, 4 * width), name="square")(x)
-    for number, filters in enumerate((4 * width, 2 * width, width), start=1):
-        x = layers.BatchNormalization(momentum=0.9, name=f"norm{number}")(x)
-        x = layers.ReLU(name=f"relu{number}")(x)
+    x = layers.Concatenate()([noise, wanted])
+    x = layers.Dense(side * side * 4 * width, use_bias=False)(x)
+    x = layers.Reshape((side, side, 4 * width))(x)
+    for filters in (4 * width, 2 * width, width):
+        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
         # Enlarged, then convolved: transposed convolutions leave a chequered pattern.
-        x = layers.UpSampling2D(name=f"up{number}")(x)
-        x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"convolution{number}")(
-            x
-        )
-    x = layers.BatchNormalization(momentum=0.9, name="norm4")(x)
-    x = layers.ReLU(name="relu4")(x)
-    images = layers.Conv2D(1, 3, padding="same", activation="tanh", name="image")(x)
+        x = layers.UpSampling2D()(x)
+        x = layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+    images = layers.Conv2D(1, 3, padding="same", activation="tanh")(x)
     return keras.Model([noise, wanted], images, name="generator")
 
 
-def discriminator_network(recipe: Recipe, classes: int) -> keras.Model:
-    """Build the discriminator.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    classes : int
-        K, number of classes.
-
-    Returns
-    -------
-    keras.Model
-        From images (N, S, S, 1), −1 to 1, and one-hot classes (N, K) to a logit (N, 1), above 0 for
-        real images.
-    """
+def _discriminator_network(recipe: Recipe, classes: int) -> keras.Model:
+    """Return a model from images, −1 to 1, and one-hot classes to a logit, above 0 for "real"."""
     size, width = recipe.image_size, recipe.width
-    images = keras.Input((size, size, 1), name="image")
-    said = keras.Input((classes,), name="class")
-    plane = layers.RepeatVector(size * size, name="everywhere")(said)
-    plane = layers.Reshape((size, size, classes), name="planes")(plane)
-    x = layers.Concatenate(name="told")([images, plane])
-    for number, filters in enumerate((width, 2 * width, 4 * width), start=1):
-        x = layers.Conv2D(filters, 4, strides=2, padding="same", name=f"convolution{number}")(x)
-        x = layers.LeakyReLU(0.2, name=f"relu{number}")(x)
-    logit = layers.Dense(1, name="logit")(layers.Flatten(name="flat")(x))
+    images, said = keras.Input((size, size, 1)), keras.Input((classes,))
+    plane = layers.Reshape((size, size, classes))(layers.RepeatVector(size * size)(said))
+    x = layers.Concatenate()([images, plane])
+    for filters in (width, 2 * width, 4 * width):
+        x = layers.Conv2D(filters, 4, strides=2, padding="same")(x)
+        x = layers.LeakyReLU(0.2)(x)
+    logit = layers.Dense(1)(layers.Flatten()(x))
     return keras.Model([images, said], logit, name="discriminator")
 
 
@@ -115,7 +83,7 @@ class Trained:
     Attributes
     ----------
     network : keras.Model
-        From `generator_network`.
+        From noise and one-hot classes to images.
     recipe : Recipe
     history : pd.DataFrame
         One row per step, columns `HISTORY`.
@@ -160,7 +128,7 @@ def train(
     classes: int,
     seed: int,
     folder: Path,
-    progress: str | None = None,
+    progress: str = "steps of the GAN",
 ) -> Trained:
     """Train a conditional GAN on training images, or resume an interrupted training.
 
@@ -183,8 +151,8 @@ def train(
     folder : Path
         The state is stored there every 100 steps, under a name that follows from data, recipe and
         seed.
-    progress : str, optional
-        Show the progress under this title.
+    progress : str
+        Title of the progress.
 
     Returns
     -------
@@ -211,7 +179,7 @@ def train(
     if min(map(len, members)) == 0:
         raise ValueError(f"a class has no training image: counts are {list(map(len, members))}")
     keras.utils.set_random_seed(seed)
-    networks = generator_network(recipe, classes), discriminator_network(recipe, classes)
+    networks = _generator_network(recipe, classes), _discriminator_network(recipe, classes)
     optimizers = [keras.optimizers.Adam(recipe.learning_rate, beta_1=0.5) for _ in networks]
     for network, optimizer in zip(networks, optimizers, strict=True):
         optimizer.build(network.trainable_variables)
@@ -220,8 +188,7 @@ def train(
     state = Path(folder) / f"cgan-{fingerprint(images, labels, described, str(seed))}.npz"
     rows = _restored(state, variables, recipe.steps)
     step = _step_function(*networks, *optimizers)
-    begun, first = time.perf_counter(), len(rows)
-    for number in range(first, recipe.steps):
+    for number in tracked(range(len(rows), recipe.steps), progress):
         batch = _batch(images, members, recipe, np.random.default_rng([seed, number]))
         losses = [float(value) for value in step(*batch)]
         if not np.isfinite(losses).all():
@@ -229,14 +196,6 @@ def train(
         rows.append([number + 1, *losses])
         if (number + 1) % SAVED_EVERY == 0 or number + 1 == recipe.steps:
             _save(state, variables, rows)
-            if progress:
-                spent = time.perf_counter() - begun
-                left = spent / (number + 1 - first) * (recipe.steps - number - 1)
-                print(
-                    f"{progress}: step {number + 1} of {recipe.steps}, losses {losses[0]:.2f} and "
-                    f"{losses[1]:.2f}, {left:.0f} s left",
-                    flush=True,
-                )
     history = pd.DataFrame(rows, columns=HISTORY).astype({"step": int})
     return Trained(networks[0], recipe, history, classes)
 
@@ -369,27 +328,9 @@ def cross_tests(real: Set, synthetic: Set, held_out: Set, seed: int = 0) -> pd.D
     return pd.DataFrame(rows, columns=["trained", "tested", *names, "n"])
 
 
-def nearest_distances(images: np.ndarray, training: np.ndarray) -> np.ndarray:
-    """Compute the distance of each image to the nearest training image.
-
-    Mirrored training images count as well: the GAN has seen them.
-
-    Parameters
-    ----------
-    images : np.ndarray, uint8 (N, H, W, 1)
-    training : np.ndarray, uint8 (M, H, W, 1)
-
-    Returns
-    -------
-    np.ndarray, float32 (N,)
-        Root mean square of the differences, in grey levels.
-
-    Examples
-    --------
-    >>> training = np.zeros((1, 2, 2, 1), np.uint8)
-    >>> float(nearest_distances(training + 3, training)[0])
-    3.0
-    """
+def _nearest_distances(images: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Return the root mean square difference (N,) of each image to the nearest training image."""
+    # Mirrored training images count as well: the GAN has seen them.
     variants = [training, training[:, :, ::-1], training[:, ::-1], training[:, ::-1, ::-1]]
     known = np.concatenate(variants).reshape(4 * len(training), -1).astype(np.float32)
     asked = images.reshape(len(images), -1).astype(np.float32)
@@ -408,14 +349,15 @@ def memorisation(synthetic: np.ndarray, training: np.ndarray, held_out: np.ndarr
     Returns
     -------
     pd.DataFrame
-        One row for synthetic and one for held-out images: images, median, nearest (grey levels, see
-        `nearest_distances`), copies and n. ``copies`` is the fraction of images that are nearer to
+        One row for synthetic and one for held-out images: images, median and nearest (of the
+        distances to the nearest training image, mirrored ones included, in grey levels), copies
+        and n. ``copies`` is the fraction of images that are nearer to
         a training image than 99 % of the held-out images. Independent images have about 0.01; much
         more means memorisation.
     """
     distances = {
-        "synthetic": nearest_distances(synthetic, training),
-        "held out": nearest_distances(held_out, training),
+        "synthetic": _nearest_distances(synthetic, training),
+        "held out": _nearest_distances(held_out, training),
     }
     limit = np.percentile(distances["held out"], 1)
     rows = [

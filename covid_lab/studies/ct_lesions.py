@@ -11,12 +11,12 @@ from covid_lab.audit.duplicates import near_pairs
 from covid_lab.audit.groups import clusters, joined_groups
 from covid_lab.datasets import load_images, open_dataset
 from covid_lab.runs import experiment
-from covid_lab.runs.settings import RunSettings, load_study
+from covid_lab.runs.settings import RunSettings, load_study, one_of
 from covid_lab.studies.ct import slice_groups
 from covid_lab.studies.pruning import SCOPES
 from covid_lab.studies.splits import dealt_once
 from covid_project.data import DataError, Dataset
-from covid_project.settings import Augmentation, one_of, one_of_registry, within
+from covid_project.settings import Augmentation, one_of_registry, within
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 COMPARED = 128  # pixels at which near copies are sought, as measured in `audit.duplicates`

@@ -10,8 +10,6 @@ Everything else (patient, noise, size of the nodule view) has the same distribut
 """
 
 import gzip
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from covid_lab.phantoms import drawn_once
 from covid_lab.progress import tracked
-from covid_project.data import DataError
 
 DRAWING = 1  # raise it whenever the same seed gives other pixels
 GRADES = (1, 2, 3, 4, 5)
@@ -169,22 +167,11 @@ def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: 
     DataError
         The folder contains something else.
     """
-    folder = Path(folder)
     counts = {"slices": slices, "per_patient": per_patient}
     asked = {"drawing": DRAWING, "kind": "CT slices", **counts, "size": size, "seed": seed}
-    record = json.dumps(asked, indent=2) + "\n"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        found = folder / "phantoms.json"
-        if not found.is_file() or found.read_text(encoding="utf-8") != record:
-            raise DataError(
-                f"{folder} contains something else than these drawn slices: "
-                "delete it or name another folder"
-            )
-        return folder
     grades = np.random.default_rng([seed, 1]).permutation(graded(slices))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
-        drawn = Path(part) / "slices"
+
+    def draw(drawn: Path) -> None:
         for kind in ("full", "nodule", "masks/lungs", "masks/full", "masks/nodule"):
             (drawn / kind).mkdir(parents=True)
         rows = []
@@ -205,14 +192,12 @@ def write_dataset(folder: Path, slices: int, per_patient: int, size: int, seed: 
                 "masks/nodule": one.nodule[one.view].astype(np.uint8),
             }
             for kind, picture in pictures.items():
-                write_slice(drawn / kind / f"{name}.nrrd", picture, one.spacing)
+                _write_slice(drawn / kind / f"{name}.nrrd", picture, one.spacing)
             rows.append((name, f"patient-{patient:04d}", int(grade)))
         table = pd.DataFrame(rows, columns=["name", "patient", "malignancy"])
         table.to_csv(drawn / "labels.csv", index=False)
-        (drawn / "phantoms.json").write_text(record, encoding="utf-8")
-        if folder.is_dir():
-            folder.rmdir()  # empty, or it would have been refused
-        drawn.rename(folder)
+
+    drawn_once(folder, asked, draw)
     return folder
 
 
@@ -246,20 +231,9 @@ def graded(slices: int) -> np.ndarray:
     return np.repeat(GRADES, counts)
 
 
-def write_slice(path: Path, values: np.ndarray, spacing: float) -> None:
-    """Write a slice as a gzipped NRRD file.
-
-    pynrrd would write the time of day into the file. Here equal slices give equal files.
-
-    Parameters
-    ----------
-    path : Path
-        File to write.
-    values : np.ndarray, int16 or uint8 (H, W)
-        Rows and columns.
-    spacing : float, above 0
-        Millimetres per pixel.
-    """
+def _write_slice(path: Path, values: np.ndarray, spacing: float) -> None:
+    """Write a slice as a gzipped NRRD file."""
+    # pynrrd would write the time of day into the file. Here equal slices give equal files.
     height, width = values.shape
     header = [
         "NRRD0004",
@@ -273,7 +247,7 @@ def write_slice(path: Path, values: np.ndarray, spacing: float) -> None:
     ]
     pixels = values.astype(values.dtype.newbyteorder("<")).tobytes()
     packed = gzip.compress(pixels, compresslevel=1, mtime=0)
-    Path(path).write_bytes("\n".join(header).encode() + b"\n\n" + packed)
+    path.write_bytes("\n".join(header).encode() + b"\n\n" + packed)
 
 
 # Anatomy. Lengths in mm; x to the right, y down (to the back), (0, 0) is the middle of the body.

@@ -17,16 +17,13 @@ from skimage.transform import resize
 
 from covid_lab.masks import dice  # noqa: F401  (the notebook takes it from here)
 
-BOUNDS = (-1000.0, 400.0)  # HU: air, and just above the soft tissues
-GAMMA = 1.35
-CLIP_LIMIT, TILES = 2.5, (8, 8)  # of CLAHE, in OpenCV's terms
 GREY_LEVELS = 256  # of CLAHE's histograms
 PERCENTILES = (99, 98, 97, 96, 95, 94, 93, 92, 91, 90)  # of the published table
 
 # ---- grey values --------------------------------------------------------------------------------
 
 
-def to_unit(hounsfield: np.ndarray, bounds: tuple[float, float] = BOUNDS) -> np.ndarray:
+def to_unit(hounsfield: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
     """Clip Hounsfield units to an interval and scale it to [0, 1].
 
     Parameters
@@ -41,24 +38,17 @@ def to_unit(hounsfield: np.ndarray, bounds: tuple[float, float] = BOUNDS) -> np.
     np.ndarray, float32 (H, W), 0–1
         Grey values.
 
-    Raises
-    ------
-    ValueError
-        The lower bound is not below the upper.
-
     Examples
     --------
-    >>> to_unit(np.array([[-3000, -300, 400]])).tolist()
+    >>> to_unit(np.array([[-3000, -300, 400]]), (-1000, 400)).tolist()
     [[0.0, 0.5, 1.0]]
     """
     low, high = bounds
-    if not low < high:
-        raise ValueError(f"bounds are {bounds}; the lower must be below the upper (HU)")
     clipped = np.clip(np.asarray(hounsfield, np.float32), low, high)
     return (clipped - low) / np.float32(high - low)
 
 
-def gamma_corrected(image: np.ndarray, gamma: float = GAMMA) -> np.ndarray:
+def gamma_corrected(image: np.ndarray, gamma: float) -> np.ndarray:
     """Raise each value to the power of gamma, which darkens middle greys if above 1.
 
     Parameters
@@ -81,9 +71,7 @@ def gamma_corrected(image: np.ndarray, gamma: float = GAMMA) -> np.ndarray:
     return adjust_gamma(_in_unit(image), gamma)
 
 
-def clahe(
-    image: np.ndarray, clip_limit: float = CLIP_LIMIT, tiles: tuple[int, int] = TILES
-) -> np.ndarray:
+def clahe(image: np.ndarray, clip_limit: float, tiles: tuple[int, int]) -> np.ndarray:
     """Equalise the histogram adaptively with limited contrast (CLAHE, Zuiderveld 1994).
 
     Parameters
@@ -133,11 +121,11 @@ def _in_unit(image: np.ndarray) -> np.ndarray:
 # ---- size ---------------------------------------------------------------------------------------
 
 
-def standard_size(sizes: Iterable[tuple[int, int]], common: float = 0.5) -> tuple[int, int]:
+def standard_size(sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
     """Choose one size for many images: the mean of the most frequent sizes.
 
     The published rule is a mean of the majority's dimensions. Here the most frequent sizes are
-    taken until they cover a fraction ``common`` of the images. Sizes as frequent as the last one
+    taken until they cover half of the images. Sizes as frequent as the last one
     are included, so that the order of the images does not matter. The result is their mean over
     images, rounded.
 
@@ -145,18 +133,11 @@ def standard_size(sizes: Iterable[tuple[int, int]], common: float = 0.5) -> tupl
     ----------
     sizes : iterable of (int, int)
         Height and width of each image, of the training split only.
-    common : float, 0–1
-        Fraction of the images to cover.
 
     Returns
     -------
     tuple of int, (height, width)
         Pixels.
-
-    Raises
-    ------
-    ValueError
-        There are no sizes.
 
     Examples
     --------
@@ -164,10 +145,8 @@ def standard_size(sizes: Iterable[tuple[int, int]], common: float = 0.5) -> tupl
     (50, 60)
     """
     counts = Counter(tuple(map(int, size)) for size in sizes)
-    if not counts:
-        raise ValueError("no sizes are given")
     falling = sorted(counts.values(), reverse=True)
-    enough = np.searchsorted(np.cumsum(falling), common * sum(falling))
+    enough = np.searchsorted(np.cumsum(falling), 0.5 * sum(falling))
     taken = {size: count for size, count in counts.items() if count >= falling[enough]}
     mean = np.average(list(taken), axis=0, weights=list(taken.values()))
     return tuple(int(side) for side in np.rint(mean))
@@ -239,17 +218,13 @@ def laplacian_variance(image: np.ndarray) -> float:
     return float(ndimage.laplace(np.asarray(image, np.float64), mode="mirror").var())
 
 
-def noise_table(
-    variances: Mapping[str, Sequence[float]], percentiles: Sequence[float] = PERCENTILES
-) -> pd.DataFrame:
-    """Count the images that each percentile of the Laplacian variance would remove.
+def noise_table(variances: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """Count the images that each of `PERCENTILES` of the Laplacian variance would remove.
 
     Parameters
     ----------
     variances : mapping of str to sequence of float, (N,)
         Name of a view → variances of its training images.
-    percentiles : sequence of float, 0–100
-        Percentiles.
 
     Returns
     -------
@@ -262,30 +237,12 @@ def noise_table(
     The published text removes "2 %, which equals 71 images". By its own table 2 % of 2363 images
     are 48, and 71 are 3 %.
     """
-    table = pd.DataFrame({"percentile": list(percentiles)})
+    table = pd.DataFrame({"percentile": PERCENTILES})
     for view, values in variances.items():
-        thresholds = [noise_threshold(values, percentile) for percentile in percentiles]
+        thresholds = np.percentile(values, PERCENTILES)
         table[f"{view}_threshold"] = thresholds
         table[f"{view}_removed"] = [int((np.asarray(values) > one).sum()) for one in thresholds]
     return table
-
-
-def noise_threshold(variances: Sequence[float], percentile: float) -> float:
-    """Return the Laplacian variance above which a training image is too noisy.
-
-    Parameters
-    ----------
-    variances : sequence of float, (N,)
-        Variances of the training images.
-    percentile : float, 0–100
-        Percentile, interpolated linearly.
-
-    Returns
-    -------
-    float
-        Threshold.
-    """
-    return float(np.percentile(np.asarray(variances, float), percentile))
 
 
 def too_noisy(
@@ -313,7 +270,7 @@ def too_noisy(
     rows = []
     for view, values in variances.items():
         values = np.asarray(values, float)
-        threshold = noise_threshold(values[train], percentile)
+        threshold = np.percentile(values[train], percentile)
         for row in np.flatnonzero(train & (values > threshold)):
             rows.append((table["name"].iloc[row], view, values[row], threshold))
     return pd.DataFrame(rows, columns=["name", "view", "variance", "threshold"])

@@ -17,24 +17,10 @@ from covid_project.figures import COLOURS, COLUMN, DASHES, MARKERS, PAGE, styled
 
 WRAP, WRAP_BOXES = 24, 15  # characters that fit above a panel
 GREY = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
-UNITS = {
-    "rmse": "RMSE of the maps (grey levels)",
-    "ssim": "SSIM of the maps",
-    "spearman": "rank correlation of the maps",
-    "centroid_shift": "shift of the centroid (pixels)",
-}
-STYLES = dict(
-    zip(
-        PERTURBATIONS,
-        zip(
-            (*COLOURS, "#CC79A7"),
-            (*DASHES, (0, (5, 1, 1, 1, 1, 1))),
-            (*MARKERS, "v"),
-            strict=True,
-        ),
-        strict=True,
-    )
-)
+RMSE = "RMSE of the maps (grey levels)"
+COLOUR = dict(zip(PERTURBATIONS, (*COLOURS, "#CC79A7"), strict=True))
+DASH = dict(zip(PERTURBATIONS, (*DASHES, (0, (5, 1, 1, 1, 1, 1))), strict=True))
+MARKER = dict(zip(PERTURBATIONS, (*MARKERS, "v"), strict=True))
 OPEN = ("gaussian noise", "motion blur")  # white markers, distinct in grey where points are dense
 DETECTORS = {  # marker and filling
     "confidence": ("o", "white"),
@@ -53,10 +39,28 @@ CORRELATIONS = {  # label → kind, constant, marker and filling
 
 
 def _line(name: str) -> dict:
-    colour, dashes, marker = STYLES[name]
-    fill = "white" if name in OPEN else colour
-    lines = {"color": colour, "linestyle": dashes, "lw": 1.1}
-    return lines | {"marker": marker, "markersize": 3.5, "markerfacecolor": fill}
+    lines = {"color": COLOUR[name], "linestyle": DASH[name], "lw": 1.1}
+    return lines | {"marker": MARKER[name], "markersize": 3.5, "markerfacecolor": _fill(name)}
+
+
+def _fill(name: str) -> str:
+    return "white" if name in OPEN else COLOUR[name]
+
+
+def _panels(rows: int, columns: int, size: tuple[float, float], **shared):
+    """Return a figure of this size (inches) and its axes (rows, columns)."""
+    how = {"figsize": size, "squeeze": False, "layout": "constrained"}
+    return plt.subplots(rows, columns, **how, **shared)
+
+
+def _points(axis: plt.Axes, x, y, marker: str, fill: str, size: float, label: str) -> None:
+    style = {"facecolor": fill, "edgecolor": "black", "zorder": 3}
+    axis.scatter(x, y, s=size, marker=marker, label=label, **style)
+
+
+def _legend_above(axis: plt.Axes, x: float, columns: int) -> None:
+    place = {"loc": "lower center", "bbox_to_anchor": (x, 1.0), "ncols": columns}
+    axis.legend(columnspacing=0.8, handletextpad=0.1, **place)
 
 
 def _short(layers: Sequence[str]) -> list[str]:
@@ -70,7 +74,6 @@ def drift_by_layer(
     losses: pd.DataFrame,
     classes: Sequence[str],
     severity: int,
-    measure: str = "rmse",
 ) -> plt.Figure:
     """Draw the mean drift against the layer, with ΔAUC in the legend.
 
@@ -84,24 +87,15 @@ def drift_by_layer(
         A row of panels each: right predictions on the left, wrong ones on the right.
     severity : int
         1 to 5.
-    measure : str
-        One of `saliency_drift.MEASURES`.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    chosen = table[(table["measure"] == measure) & (table["severity"] == severity)]
+    chosen = table[(table["measure"] == "rmse") & (table["severity"] == severity)]
     layers = list(dict.fromkeys(chosen["layer"]))
-    figure, axes = plt.subplots(
-        len(classes),
-        2,
-        figsize=(COLUMN, 1.1 + 1.2 * len(classes)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    size = COLUMN, 1.1 + 1.2 * len(classes)
+    figure, axes = _panels(len(classes), 2, size, sharex=True, sharey=True)
     for row, name in zip(axes, classes, strict=True):
         for axis, prediction in zip(row, ("right", "wrong"), strict=True):
             here = chosen[(chosen["class"] == name) & (chosen["prediction"] == prediction)]
@@ -116,7 +110,7 @@ def drift_by_layer(
             if not n:
                 axis.text(0.5, 0.5, "no such image", transform=axis.transAxes, ha="center")
             axis.set_xticks(range(len(layers)), _short(layers), rotation=90)
-    figure.supylabel(UNITS[measure], fontsize=8)
+    figure.supylabel(RMSE, fontsize=8)
     figure.supxlabel(f"block; severity {severity}, 95 % intervals over images", fontsize=8)
     deltas = losses[losses["severity"] == severity].set_index("perturbation")["delta"]
     names = {name: f"{name}: {_two_decimals(deltas[name])}" for name in PERTURBATIONS}
@@ -143,7 +137,6 @@ def drift_boxes(
     losses: pd.DataFrame,
     classes: Sequence[str],
     layer: str,
-    measure: str = "rmse",
 ) -> plt.Figure:
     """Draw box plots of the drift: a row of panels per severity, a column per class.
 
@@ -162,28 +155,19 @@ def drift_boxes(
     classes : sequence of str
     layer : str
         Name of a block, such as "block4_2".
-    measure : str
-        One of `saliency_drift.MEASURES`.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     original = errors[errors["perturbation"] == ORIGINAL].set_index(["seed", "image"])
-    facts = drifts[drifts["layer"] == layer].dropna(subset=measure)
+    facts = drifts[drifts["layer"] == layer].dropna(subset="rmse")
     facts = facts.join(original[["label", "wrong"]], on=["seed", "image"])
-    cells = facts.groupby(["severity", "label", "wrong", "perturbation"])[measure]
+    cells = facts.groupby(["severity", "label", "wrong", "perturbation"])["rmse"]
     values = {key: group.to_numpy() for key, group in cells}
     deltas = losses.set_index(["severity", "perturbation"])["delta"]
-    figure, axes = plt.subplots(
-        len(SEVERITIES),
-        len(classes),
-        figsize=(max(COLUMN, 1.4 + 0.85 * len(classes)), 1.25 * len(SEVERITIES) + 0.4),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    size = max(COLUMN, 1.4 + 0.85 * len(classes)), 1.25 * len(SEVERITIES) + 0.4
+    figure, axes = _panels(len(SEVERITIES), len(classes), size, sharex=True, sharey=True)
     places = np.arange(len(PERTURBATIONS))
     for row, severity in zip(axes, SEVERITIES, strict=True):
         for label, axis in enumerate(row):
@@ -217,7 +201,7 @@ def drift_boxes(
         for name, fill in {"right": "white", "wrong": "0.6"}.items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2)
-    figure.supxlabel(f"{UNITS[measure]}, block {_short([layer])[0]}", fontsize=8)
+    figure.supxlabel(f"{RMSE}, block {_short([layer])[0]}", fontsize=8)
     return figure
 
 
@@ -226,7 +210,6 @@ def drift_and_loss(
     drifts: pd.DataFrame,
     losses: pd.DataFrame,
     correlations: pd.DataFrame,
-    measure: str = "rmse",
 ) -> plt.Figure:
     """Draw ΔAUC of each perturbed set against its mean drift, in a panel per layer.
 
@@ -241,8 +224,6 @@ def drift_and_loss(
         From `drift_statistics.auc_losses`.
     correlations : pd.DataFrame
         From `drift_correlations.correlations`.
-    measure : str
-        One of `saliency_drift.MEASURES`.
 
     Returns
     -------
@@ -250,15 +231,8 @@ def drift_and_loss(
     """
     layers = list(dict.fromkeys(drifts["layer"]))
     rows = -(-len(layers) // 2)
-    figure, axes = plt.subplots(
-        rows,
-        2,
-        figsize=(COLUMN, 1.75 * rows + 0.7),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    means = drifts.groupby(["layer", "perturbation", "severity"])[measure].mean()
+    figure, axes = _panels(rows, 2, (COLUMN, 1.75 * rows + 0.7), sharey=True)
+    means = drifts.groupby(["layer", "perturbation", "severity"])["rmse"].mean()
     found = correlations[correlations["kind"] == "sets"]
     found = found.set_index(["measure", "layer", "constant"]).sort_index()
     for axis in axes.flat[len(layers) :]:
@@ -267,26 +241,20 @@ def drift_and_loss(
         for perturbation in PERTURBATIONS:
             here = losses[losses["perturbation"] == perturbation]
             x = means.loc[layer, perturbation].loc[here["severity"]].to_numpy()
-            colour, _, marker = STYLES[perturbation]
-            fill = "white" if perturbation in OPEN else colour
-            axis.vlines(x, here["low"], here["high"], color=colour, lw=0.5)
-            size = 4 + 6 * here["severity"]
-            axis.scatter(
-                x, here["delta"], s=size, marker=marker, facecolor=fill, edgecolor=colour,
-                linewidth=0.9, alpha=0.8,
-            )  # fmt: skip
+            axis.vlines(x, here["low"], here["high"], color=COLOUR[perturbation], lw=0.5)
+            style = {"facecolor": _fill(perturbation), "edgecolor": COLOUR[perturbation]}
+            style |= {"marker": MARKER[perturbation], "linewidth": 0.9, "alpha": 0.8}
+            axis.scatter(x, here["delta"], s=4 + 6 * here["severity"], **style)
         title = [f"block {_short([layer])[0]}"]
         for sign, constant in {"ρ": "nothing", "ρₛ": "severity"}.items():
-            row = found.loc[(measure, layer, constant)]
+            row = found.loc[("rmse", layer, constant)]
             value, low, high = (_two_decimals(row[name]) for name in ("value", "low", "high"))
             title.append(f"{sign} {value} ({low} to {high})")
         axis.set_title("\n".join(title))
         axis.axhline(0, color="0.5", lw=0.6)
     for axis in axes[:, 0]:
         axis.set_ylabel("ΔAUC")
-    figure.supxlabel(
-        f"{UNITS[measure]}\nρ: all {len(losses)} sets; ρₛ: within a severity", fontsize=8
-    )
+    figure.supxlabel(f"{RMSE}\nρ: all {len(losses)} sets; ρₛ: within a severity", fontsize=8)
     _legend(figure, {name: name for name in PERTURBATIONS}, 2)
     return figure
 
@@ -313,17 +281,11 @@ def detection(table: pd.DataFrame, axis: plt.Axes | None = None) -> plt.Figure:
         rows = table[table["detector"] == name].set_index("perturbation").loc[names]
         places = np.arange(len(names)) + 0.15 * (number - 2)
         axis.hlines(places, rows["low"], rows["high"], color="black", lw=0.8)
-        axis.scatter(
-            rows["auc"], places, s=14, marker=marker, facecolor=fill, edgecolor="black", zorder=3,
-            label=name,
-        )  # fmt: skip
+        _points(axis, rows["auc"], places, marker, fill, 14, name)
     axis.axvline(0.5, color="0.5", lw=0.8)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel="AUC for wrong predictions")
     axis.invert_yaxis()
-    axis.legend(
-        loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=3, columnspacing=0.8,
-        handletextpad=0.1,
-    )  # fmt: skip
+    _legend_above(axis, 0.35, columns=3)
     return axis.figure
 
 
@@ -370,24 +332,18 @@ def summary(
         weighed = (rows["value"] * rows["n"]).groupby(rows["layer"]).sum()
         panel.plot(weighed[layers] / rows.groupby("layer")["n"].sum()[layers], **_line(name))
     panel.set_xticks(range(len(layers)), _short(layers))
-    panel.set(xlabel="block", ylabel=UNITS["rmse"], title="Drift of the maps")
+    panel.set(xlabel="block", ylabel=RMSE, title="Drift of the maps")
     panel = axes[1, 0]
     rmse = correlations[correlations["measure"] == "rmse"]
     for number, (label, (kind, constant, marker, fill)) in enumerate(CORRELATIONS.items()):
         rows = rmse[(rmse["kind"] == kind) & (rmse["constant"] == constant)]
         places = np.arange(len(rows)) + 0.16 * (number - 1.5)
         panel.vlines(places, rows["low"], rows["high"], color="black", lw=0.8)
-        panel.scatter(
-            places, rows["value"], s=16, marker=marker, facecolor=fill, edgecolor="black",
-            zorder=3, label=label,
-        )  # fmt: skip
+        _points(panel, places, rows["value"], marker, fill, 16, label)
     panel.set_xticks(range(len(layers)), _short(layers))
     panel.axhline(0, color="0.5", lw=0.6)
     panel.set(xlabel="block", ylabel="rank correlation of drift", ylim=(-1.05, 1.05))
-    panel.legend(
-        loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2, columnspacing=0.8,
-        handletextpad=0.1,
-    )  # fmt: skip
+    _legend_above(panel, 0.45, columns=2)
     detection(found, axes[1, 1])
     _legend(figure, {name: name for name in PERTURBATIONS}, len(PERTURBATIONS))
     figure.supxlabel(textwrap.fill(" ".join(sentences), 115), fontsize=8)
@@ -413,10 +369,7 @@ def maps(
     """
     rows, columns = len(images), 1 + len(layers)
     side = PAGE / columns
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(PAGE, rows * (side + 0.1) + 0.3), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    figure, axes = _panels(rows, columns, (PAGE, rows * (side + 0.1) + 0.3))
     for row in range(rows):
         axes[row, 0].imshow(images[row].squeeze(), **(GREY if images.shape[3] == 1 else {}))
         axes[row, 0].set_ylabel(titles[row], fontsize=6)

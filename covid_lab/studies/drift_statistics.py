@@ -20,19 +20,8 @@ from covid_lab.studies.image_bootstrap import (
 from covid_lab.studies.saliency_drift import MEASURES, ORIGINAL
 
 
-def class_auc(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the AUC of `robustness.auc` under each weighting of the images.
-
-    Parameters
-    ----------
-    labels : np.ndarray, int (N,)
-    logits : np.ndarray, float (N, K)
-    weights : np.ndarray, float (R, N)
-
-    Returns
-    -------
-    np.ndarray, float64 (R,)
-    """
+def _class_auc(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the AUC (R,) of `robustness.auc` under each weighting of the images."""
     if logits.shape[1] == 2:
         return weighted_auc(labels == 1, logits[:, 1] - logits[:, 0], weights)
     scores = softmax(logits, axis=1)
@@ -40,21 +29,10 @@ def class_auc(labels: np.ndarray, logits: np.ndarray, weights: np.ndarray) -> np
     return np.mean(aucs, axis=0)
 
 
-def mean_auc(rows: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    """Return the mean over the networks of the AUC on one version of the images.
-
-    Parameters
-    ----------
-    rows : pd.DataFrame
-        Columns seed, label and logit_0, logit_1, …; every image once per network, in order.
-    weights : np.ndarray, float (R, N)
-
-    Returns
-    -------
-    np.ndarray, float64 (R,)
-    """
+def _mean_auc(rows: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+    """Return the mean AUC (R,) over the networks on one version of the images."""
     aucs = [
-        class_auc(group["label"].to_numpy(), logits_of(group), weights)
+        _class_auc(group["label"].to_numpy(), logits_of(group), weights)
         for _, group in rows.groupby("seed")
     ]
     return np.mean(aucs, axis=0)
@@ -148,7 +126,7 @@ def performance(errors: pd.DataFrame, weights: np.ndarray) -> pd.DataFrame:
 
     def measured(logits: np.ndarray) -> np.ndarray:
         right = (logits.argmax(axis=1) == labels).astype(float)
-        return np.stack([class_auc(labels, logits, every), weighted_mean(right, every)])
+        return np.stack([_class_auc(labels, logits, every), weighted_mean(right, every)])
 
     found = {network: measured(values) for network, values in logits.items()}
     found["mean"] = np.mean(list(found.values()), axis=0)
@@ -216,12 +194,12 @@ def auc_losses(errors: pd.DataFrame, weights: np.ndarray) -> tuple[pd.DataFrame,
         ΔAUC of the sample, followed by those of the resamples, in the order of the table.
     """
     every = with_sample(weights)
-    reference = mean_auc(errors[errors["perturbation"] == ORIGINAL], every)
+    reference = _mean_auc(errors[errors["perturbation"] == ORIGINAL], every)
     rows, deltas = [], []
     for (perturbation, severity), group in errors.groupby(["perturbation", "severity"], sort=False):
         if perturbation == ORIGINAL:
             continue
-        values = mean_auc(group, every)
+        values = _mean_auc(group, every)
         deltas.append(reference - values)
         wrong = group["wrong"].mean()
         rows.append((perturbation, severity, values[0], *estimate(deltas[-1]), wrong))

@@ -7,7 +7,7 @@ tables and figures again from the committed tables per image, without a network:
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -80,15 +80,19 @@ def performance(run: StudyRun, grids: Grids, weights: np.ndarray) -> pd.DataFram
     pd.DataFrame
         As `drift_statistics.performance`, with the column training.
     """
-    table = pd.concat(
-        [
-            statistics.performance(grids[training, "test"][0], weights).assign(training=training)
-            for training in TRAININGS
-        ],
-        ignore_index=True,
-    )
+    found = _of_trainings(grids, lambda errors, _: statistics.performance(errors, weights))
+    table = pd.concat(found.values(), ignore_index=True)
     run.save_table("performance", table)
     return table
+
+
+def _of_trainings(
+    grids: Grids, make: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
+    """Make a table from the errors and the drift of each training's test images."""
+    return {
+        training: make(*grids[training, "test"]).assign(training=training) for training in TRAININGS
+    }
 
 
 def losses(run: StudyRun, grids: Grids, weights: np.ndarray) -> dict[str, pd.DataFrame]:
@@ -105,13 +109,10 @@ def losses(run: StudyRun, grids: Grids, weights: np.ndarray) -> dict[str, pd.Dat
     dict of str to pd.DataFrame
         Training → table of `drift_statistics.auc_losses`.
     """
-    found, balanced = {}, []
-    for training in TRAININGS:
-        errors = grids[training, "test"][0]
-        found[training] = statistics.auc_losses(errors, weights)[0].assign(training=training)
-        balanced.append(statistics.balanced_errors(errors, weights).assign(training=training))
+    found = _of_trainings(grids, lambda errors, _: statistics.auc_losses(errors, weights)[0])
+    balanced = _of_trainings(grids, lambda errors, _: statistics.balanced_errors(errors, weights))
     run.save_table("auc_losses", pd.concat(found.values()))
-    run.save_table("balanced_errors", pd.concat(balanced))
+    run.save_table("balanced_errors", pd.concat(balanced.values()))
     return found
 
 
@@ -129,11 +130,12 @@ def drift_by_layer(run: StudyRun, grids: Grids, weights: np.ndarray) -> dict[str
     dict of str to pd.DataFrame
         Training → table of `drift_statistics.drift_by_layer`.
     """
-    found = {}
-    for training in TRAININGS:
-        errors, drifts = grids[training, "test"]
-        table = statistics.drift_by_layer(drifts, errors, run.dataset.classes, weights)
-        found[training] = table.assign(training=training)
+    found = _of_trainings(
+        grids,
+        lambda errors, drifts: statistics.drift_by_layer(
+            drifts, errors, run.dataset.classes, weights
+        ),
+    )
     write_table(run.folder / "drift_by_layer.csv.gz", pd.concat(found.values()).round(5))
     return found
 
@@ -152,11 +154,10 @@ def correlations(run: StudyRun, grids: Grids, weights: np.ndarray) -> dict[str, 
     dict of str to pd.DataFrame
         Training → table of `drift_correlations.correlations`.
     """
-    found = {}
-    for training in TRAININGS:
-        errors, drifts = grids[training, "test"]
-        table = drift_correlations.correlations(drifts, errors, weights)
-        found[training] = table.assign(training=training)
+    found = _of_trainings(
+        grids,
+        lambda errors, drifts: drift_correlations.correlations(drifts, errors, weights),
+    )
     run.save_table("correlations", pd.concat(found.values()))
     return found
 

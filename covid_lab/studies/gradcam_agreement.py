@@ -28,36 +28,12 @@ UNDIVIDED = "not divided"
 COMPARED = (ENLARGED, LIBRARY, POSITIVE, UNDIVIDED)
 
 
-def library_maps(
-    model: keras.Model, images: np.ndarray, signs: np.ndarray, layer: str, *, enlarged: bool = False
+def _library_maps(
+    model: keras.Model, images: np.ndarray, signs: np.ndarray, layer: str, *, enlarged: bool
 ) -> np.ndarray:
-    """Compute the Grad-CAM++ maps of tf-keras-vis.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Has one logit.
-    images : np.ndarray, (N, H, W, 1), 0–255
-        Images.
-    signs : np.ndarray, (N,), 1 or −1
-        Factor of the logit: 1 to explain class 1, −1 to explain class 0.
-    layer : str
-        Name of a layer with spatial features.
-    enlarged : bool
-        Whether the maps are enlarged to the image, by tf-keras-vis; else they are of the layer.
-
-    Returns
-    -------
-    np.ndarray, float (N, h, w) or (N, H, W)
-        Maps, not normalised.
-    """
-
-    def score(output):
-        return output[:, 0] * signs
-
-    explain = GradcamPlusPlus(model, clone=True)
-    maps = explain(
-        score,
+    """Return the Grad-CAM++ maps of tf-keras-vis, of the layer's or of the images' size."""
+    maps = GradcamPlusPlus(model, clone=True)(
+        lambda output: output[:, 0] * signs,
         images.astype(np.float32),
         penultimate_layer=layer,
         seek_penultimate_conv_layer=False,
@@ -67,20 +43,10 @@ def library_maps(
     return np.asarray(maps)
 
 
-def features_and_gradients(
+def _features_and_gradients(
     model: keras.Model, images: np.ndarray, signs: np.ndarray, layer: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of a layer and the gradient of the signed logit with respect to them.
-
-    Parameters
-    ----------
-    model, images, signs, layer : as for `library_maps`
-
-    Returns
-    -------
-    features, gradients : np.ndarray, float64 (N, h, w, K)
-        Both of the layer's shape.
-    """
+    """Return a layer's features and the gradient of the signed logit, both (N, h, w, K)."""
     parts = keras.Model(model.input, [model.get_layer(layer).output, model.output])
     with tf.GradientTape() as tape:
         features, logit = parts(images.astype(np.float32), training=False)
@@ -89,43 +55,18 @@ def features_and_gradients(
     return features.numpy().astype(np.float64), gradients.numpy().astype(np.float64)
 
 
-def divisors(features: np.ndarray, gradients: np.ndarray) -> np.ndarray:
-    """Sum the α of each channel over all places with a gradient, as tf-keras-vis does.
-
-    Parameters
-    ----------
-    features, gradients : np.ndarray, float (N, h, w, K)
-        From `features_and_gradients`.
-
-    Returns
-    -------
-    np.ndarray, float (N, K)
-        Σ 1 / (2 + g ΣA); 1 for a channel without a gradient.
-    """
-    total = _alpha(features, gradients, gradients != 0).sum(axis=(1, 2))
+def _divisors(features: np.ndarray, gradients: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Return Σ α of each channel over the counted places (N, 1, 1, K); 1 for a channel without."""
+    total = _alpha(features, gradients, counted).sum(axis=(1, 2), keepdims=True)
     return np.where(total == 0, 1.0, total)
 
 
-def weighted_maps(features: np.ndarray, gradients: np.ndarray, variant: str) -> np.ndarray:
-    """Compute the maps of tf-keras-vis from its formula, or with one part of it left out.
-
-    Parameters
-    ----------
-    features, gradients : np.ndarray, float (N, h, w, K)
-        From `features_and_gradients`.
-    variant : str
-        `LIBRARY`, `POSITIVE` or `UNDIVIDED`.
-
-    Returns
-    -------
-    np.ndarray, float (N, h, w)
-        Maps, not normalised.
-    """
+def _weighted_maps(features: np.ndarray, gradients: np.ndarray, variant: str) -> np.ndarray:
+    """Return the maps of tf-keras-vis from its formula, or with one part of it left out."""
     counted = gradients > 0 if variant == POSITIVE else gradients != 0
     alpha = _alpha(features, gradients, counted)
     if variant != UNDIVIDED:
-        total = alpha.sum(axis=(1, 2), keepdims=True)
-        alpha = alpha / np.where(total == 0, 1.0, total)
+        alpha = alpha / _divisors(features, gradients, counted)
     weights = (np.maximum(gradients, 0) * alpha).sum(axis=(1, 2), keepdims=True)
     return np.maximum((weights * features).sum(axis=-1), 0)
 
@@ -149,12 +90,10 @@ def correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     np.ndarray, float (N,)
         NaN where a map is the same everywhere, such as a blank one.
     """
-    pairs = zip(first, second, strict=True)
-    defined = [np.ptp(a) > 0 and np.ptp(b) > 0 for a, b in zip(first, second, strict=True)]
     return np.array(
         [
-            np.corrcoef(a.ravel(), b.ravel())[0, 1] if is_defined else np.nan
-            for (a, b), is_defined in zip(pairs, defined, strict=True)
+            np.corrcoef(a.ravel(), b.ravel())[0, 1] if np.ptp(a) > 0 and np.ptp(b) > 0 else np.nan
+            for a, b in zip(first, second, strict=True)
         ]
     )
 
@@ -171,7 +110,14 @@ def agreement(
 
     Parameters
     ----------
-    model, images, signs, layer : as for `library_maps`
+    model : keras.Model
+        Has one logit.
+    images : np.ndarray, (N, H, W, 1), 0–255
+        Images.
+    signs : np.ndarray, (N,), 1 or −1
+        Factor of the logit: 1 to explain class 1, −1 to explain class 0.
+    layer : str
+        Name of a layer with spatial features.
     ours : np.ndarray, float (N, h, w)
         Our maps of the same layer.
     paths : sequence of str, (N,)
@@ -185,19 +131,20 @@ def agreement(
         computed here; the explanation holds where it is 1), negative_divisors (fraction of the
         channels with a positive gradient whose sum of α is negative).
     """
-    features, gradients = features_and_gradients(model, images, signs, layer)
-    theirs = library_maps(model, images, signs, layer)
-    formula = correlations(theirs, weighted_maps(features, gradients, LIBRARY))
+    features, gradients = _features_and_gradients(model, images, signs, layer)
+    theirs = _library_maps(model, images, signs, layer, enlarged=False)
+    large = _library_maps(model, images, signs, layer, enlarged=True)
+    formula = correlations(theirs, _weighted_maps(features, gradients, LIBRARY))
     used = (gradients > 0).any(axis=(1, 2))
-    negative = (used & (divisors(features, gradients) < 0)).sum(1) / np.maximum(used.sum(1), 1)
+    divisors = _divisors(features, gradients, gradients != 0)[:, 0, 0]
+    negative = (used & (divisors < 0)).sum(1) / np.maximum(used.sum(1), 1)
     shared = {"path": list(paths), "formula": formula, "negative_divisors": negative}
-    large = library_maps(model, images, signs, layer, enlarged=True)
     found = {
         ENLARGED: correlations(resize_heatmaps(ours, images.shape[1:3]), large),
         LIBRARY: correlations(ours, theirs),
     }
     for name in (POSITIVE, UNDIVIDED):
-        found[name] = correlations(ours, weighted_maps(features, gradients, name))
+        found[name] = correlations(ours, _weighted_maps(features, gradients, name))
     parts = [
         pd.DataFrame({**shared, "compared": name, "correlation": values})
         for name, values in found.items()

@@ -73,28 +73,9 @@ def graded_metrics(
         raise ValueError(f"{labels.shape} labels for verdicts {verdicts.predicted.shape}")
     if labels.min() < 0 or labels.max() >= count:
         raise ValueError(f"labels lie in {labels.min()}…{labels.max()}; there are {count} classes")
-    found = _from_counts(confusion_counts(labels, verdicts.predicted, count))
+    pairs = np.bincount(count * labels + verdicts.predicted, minlength=count**2)
+    found = _from_counts(pairs.reshape(count, count))  # rows are labels, columns predictions
     return {**found, "AUC": _one_against_rest(labels, verdicts.scores)} if scored else found
-
-
-def confusion_counts(labels: np.ndarray, predicted: np.ndarray, count: int) -> np.ndarray:
-    """Count the inputs by label and prediction.
-
-    Parameters
-    ----------
-    labels, predicted : np.ndarray, int (N,)
-        From 0 to K − 1.
-    count : int
-        K, number of classes.
-
-    Returns
-    -------
-    np.ndarray, int (K, K)
-        Rows are labels, columns predictions.
-    """
-    return np.bincount(count * np.asarray(labels) + predicted, minlength=count**2).reshape(
-        count, count
-    )
 
 
 def metrics_table(

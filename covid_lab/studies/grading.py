@@ -6,7 +6,7 @@ Raschka 2020), one for each question whether the grade exceeds k.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 
 import keras
@@ -24,7 +24,6 @@ from covid_lab.studies.graded_metrics import Verdicts
 from covid_lab.studies.imbalance import Balanced
 from covid_project.pipeline import untuned
 
-HEADS = ("softmax", "coral", "svm", "convolution")
 UNITS = (128, 64, 32)  # the three dense layers of the report
 FILTERS = 64  # of its convolution
 L1, WEIGHT_DECAY = 1e-5, 1e-4
@@ -84,25 +83,12 @@ class RankLogits(layers.Layer):
         return {**super().get_config(), "steps": self.steps}
 
 
-def dense_layers(features, *, units: Sequence[int] = UNITS, dropout: float):
-    """Apply dropout, dense layers with ReLU and L1 regularisation (1e-5), and dropout again.
-
-    Parameters
-    ----------
-    features : keras.KerasTensor, (N, D)
-    units : sequence of int
-        Of the dense layers.
-    dropout : float, in [0, 1)
-        Fraction of values left out in training.
-
-    Returns
-    -------
-    keras.KerasTensor, (N, units[-1])
-    """
+def _dense_layers(features, *, dropout: float):
+    """Apply dropout, dense layers with ReLU and L1 regularisation, and dropout again."""
     x = layers.Dropout(dropout, name="dropout1")(features)
-    for number, width in enumerate(units, start=1):
+    for number, width in enumerate(UNITS, start=1):
         x = layers.Dense(
-            int(width),
+            width,
             activation="relu",
             kernel_regularizer=keras.regularizers.L1(L1),
             name=f"dense{number}",
@@ -110,9 +96,7 @@ def dense_layers(features, *, units: Sequence[int] = UNITS, dropout: float):
     return layers.Dropout(dropout, name="dropout2")(x)
 
 
-def perceptron(
-    features: int, classes: int, *, ordinal: bool, units: Sequence[int] = UNITS, dropout: float
-) -> keras.Model:
+def perceptron(features: int, classes: int, *, ordinal: bool, dropout: float) -> keras.Model:
     """Build a perceptron on cached features.
 
     Parameters
@@ -123,8 +107,6 @@ def perceptron(
         K, number of classes.
     ordinal : bool
         Whether it ends in `RankLogits`.
-    units : sequence of int
-        Of the dense layers.
     dropout : float, in [0, 1)
         Fraction of values left out in training.
 
@@ -134,7 +116,7 @@ def perceptron(
         From (N, features) to logits (N, K), or (N, K − 1) where ordinal.
     """
     pooled = keras.Input((features,), name="pooled_features")
-    x = dense_layers(pooled, units=units, dropout=dropout)
+    x = _dense_layers(pooled, dropout=dropout)
     if ordinal:
         logits = RankLogits(classes - 1, name="ranks")(x)
     else:
@@ -142,9 +124,7 @@ def perceptron(
     return keras.Model(pooled, logits, name="perceptron")
 
 
-def convolutional_head(
-    shape: tuple[int, int, int], classes: int, *, units: Sequence[int] = UNITS, dropout: float
-) -> keras.Model:
+def convolutional_head(shape: tuple[int, int, int], classes: int, *, dropout: float) -> keras.Model:
     """Build the report's head: convolution, max pooling, dropout, three dense layers, dropout.
 
     Parameters
@@ -153,8 +133,6 @@ def convolutional_head(
         Height, width and channels of a backbone's last feature maps.
     classes : int
         Number of logits.
-    units : sequence of int
-        Of the dense layers.
     dropout : float
         Fraction of values left out in training.
 
@@ -169,81 +147,29 @@ def convolutional_head(
         kernel_regularizer=keras.regularizers.L1(L1), name="head_convolution",
     )(maps)  # fmt: skip
     x = layers.MaxPooling2D(padding="same", name="head_pool")(x)
-    x = dense_layers(layers.Flatten(name="flat")(x), units=units, dropout=dropout)
+    x = _dense_layers(layers.Flatten(name="flat")(x), dropout=dropout)
     return keras.Model(maps, layers.Dense(classes, name="logits")(x), name="convolutional_head")
 
 
-def rank_targets(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Encode labels as targets of `RankLogits`.
-
-    Parameters
-    ----------
-    labels : np.ndarray, int (N,)
-        From 0 to K − 1.
-    classes : int
-        K.
-
-    Returns
-    -------
-    np.ndarray, float32 (N, K − 1)
-        1 where the label exceeds k = 0, 1, …, else 0.
-
-    Examples
-    --------
-    >>> rank_targets([0, 2], 4)
-    array([[0., 0., 0.],
-           [1., 1., 0.]], dtype=float32)
-    """
+def _rank_targets(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Encode labels (N,) as targets (N, K − 1): 1 where a label exceeds k = 0, 1, …, else 0."""
     return (np.asarray(labels)[:, None] > np.arange(classes - 1)).astype(np.float32)
 
 
-def log_odds_of_ranks(labels: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
-    """Compute the weighted log odds of "above grade k" among labels: the first offsets.
-
-    Adam moves a weight by about the learning rate per step, so that offsets that start at 0 stay
-    within (steps × rate) of each other. With the report's rate of 1e-4 this is 0.06 after 600
-    steps: all offsets are nearly equal, and only the lowest and the highest grade are predicted.
-
-    Parameters
-    ----------
-    labels : np.ndarray, int (N,)
-        From 0 to K − 1.
-    weights : np.ndarray, (N,)
-        Of each label in the loss.
-    classes : int
-        K.
-
-    Returns
-    -------
-    np.ndarray, float64 (K − 1,)
-        Of probabilities that are clipped to 0.01 to 0.99.
-    """
-    above = np.average(rank_targets(labels, classes), axis=0, weights=weights).clip(0.01, 0.99)
+def _log_odds_of_ranks(labels: np.ndarray, weights: np.ndarray, classes: int) -> np.ndarray:
+    """Return the weighted log odds of "above grade k" (K − 1,), of 0.01 to 0.99 at most."""
+    # Adam moves a weight by about the learning rate per step: with the report's rate of 1e-4,
+    # offsets that start at 0 are still nearly equal after 600 steps, and only the lowest and the
+    # highest grade are predicted.
+    above = np.average(_rank_targets(labels, classes), axis=0, weights=weights).clip(0.01, 0.99)
     return np.log(above / (1 - above))
 
 
-def rank_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Compute the probability of each class from the logits of `RankLogits`.
-
-    P(k) = P(above k − 1) − P(above k). Where the logits contradict each other, differences below 0
-    count as 0, and the others are scaled to add up to 1.
-
-    Parameters
-    ----------
-    logits : np.ndarray, (N, K − 1)
-        Of "above grade k".
-
-    Returns
-    -------
-    np.ndarray, float64 (N, K)
-
-    Examples
-    --------
-    >>> rank_probabilities(np.array([[0.0, -50.0]])).round(2)
-    array([[0.5, 0.5, 0. ]])
-    """
-    above = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+def _rank_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Return the probability of each class (N, K) from the logits (N, K − 1) of "above grade k"."""
+    above = 1 / (1 + np.exp(-logits.astype(np.float64)))
     edges = np.pad(above, ((0, 0), (1, 1)), constant_values=((0, 0), (1, 0)))
+    # Where the logits contradict each other, differences below 0 count as 0.
     parts = np.maximum(-np.diff(edges, axis=1), 0)
     return parts / parts.sum(axis=1, keepdims=True)
 
@@ -268,7 +194,7 @@ def predictor(model: keras.Model, *, ordinal: bool) -> Predict:
     def predict(inputs: np.ndarray) -> Verdicts:
         logits = keras.ops.convert_to_numpy(model(np.asarray(inputs, np.float32), training=False))
         if ordinal:
-            return Verdicts(rank_probabilities(logits), (logits > 0).sum(axis=1))
+            return Verdicts(_rank_probabilities(logits), (logits > 0).sum(axis=1))
         return Verdicts(softmax(logits, axis=1), logits.argmax(axis=1))
 
     return predict
@@ -309,7 +235,7 @@ def train(
     progress : str, optional
         Title of a line that is printed at the end.
     start_at_log_odds : bool
-        Whether the offsets of an ordinal model start at `log_odds_of_ranks`, or at 0.
+        Whether the offsets of an ordinal model start at the log odds of the ranks, or at 0.
 
     Returns
     -------
@@ -321,9 +247,9 @@ def train(
     if ordinal:
         classes = model.output_shape[-1] + 1
         if start_at_log_odds:
-            odds = log_odds_of_ranks(data.labels, data.sample_weights, classes)
+            odds = _log_odds_of_ranks(data.labels, data.sample_weights, classes)
             model.get_layer("ranks").offsets.assign(odds)
-        targets, wanted = (rank_targets(labels, classes) for labels in (targets, wanted))
+        targets, wanted = (_rank_targets(labels, classes) for labels in (targets, wanted))
     twin = _compiled(model.to_json(), ordinal)
     for variable in twin.optimizer.variables:
         variable.assign(keras.ops.zeros_like(variable))

@@ -138,9 +138,11 @@ def balance(
         ]
         rows = np.sort(np.concatenate(kept))
         return Balanced(inputs[rows], labels[rows], weights, np.zeros(len(rows), bool))
-    missing = dict(zip(classes.tolist(), (counts.max() - counts).tolist(), strict=True))
     if method == "oversample":
-        new = [rng.choice(np.flatnonzero(labels == c), n) for c, n in missing.items()]
+        new = [
+            rng.choice(np.flatnonzero(labels == label), counts.max() - count)
+            for label, count in zip(classes, counts, strict=True)
+        ]
         rows = np.concatenate([np.arange(len(labels)), *new])
         return Balanced(inputs[rows], labels[rows], weights, np.zeros(len(rows), bool))
     if method == "smote":

@@ -4,18 +4,17 @@ Views: "full", the whole axial slice, and "nodule", the cut-out around the nodul
 full view. Tasks: "five", the malignancies 1 to 5, and "binary", malignant from a given one on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
 
 from covid_lab.runs import experiment
-from covid_lab.runs.settings import CACHE, RunSettings, load_study
+from covid_lab.runs.settings import CACHE, RunSettings, load_study, one_of
 from covid_lab.studies import cgan, ct_phantoms
 from covid_lab.studies.ct_preprocessing import (
     as_grey,
@@ -28,13 +27,6 @@ from covid_lab.studies.ct_preprocessing import (
     to_unit,
     without_background,
 )
-from covid_lab.studies.graded_metrics import (
-    METRICS,
-    Verdicts,
-    interval_over_seeds,
-    metrics_table,
-    resamples,
-)
 from covid_lab.studies.nodule_images import (
     grey_measures,
     holds_images,
@@ -46,13 +38,11 @@ from covid_lab.studies.nodule_training import Training
 from covid_lab.studies.nrrd_slices import VIEWS, Image, load_masks, load_slices, open_slices
 from covid_lab.studies.splits import dealt_once
 from covid_project.data import Dataset
-from covid_project.evaluation import area_under_roc, percentile_interval
-from covid_project.files import cached_array, fingerprint, write_csv
+from covid_project.files import cached_array, fingerprint
 from covid_project.models import BACKBONES, model_fingerprint, outputs
-from covid_project.settings import SettingsError, one_of, within
+from covid_project.settings import SettingsError, within
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
-INDETERMINATE = 2  # malignancy 3 as a label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +209,7 @@ def load_view[Kind](
     change : callable
         Applied to each `Image`.
     progress : str, optional
-        Show the progress under this title.
+        Title of the progress; None shows nothing.
 
     Returns
     -------
@@ -350,31 +340,27 @@ def prepared_views(run: experiment.StudyRun) -> tuple[dict[str, View], tuple[int
         lambda: np.array(load_view(run.dataset, "nodule", lambda image: image.values.shape)),
     )
     standard = standard_size(map(tuple, sizes[run.dataset.rows("train")]))
-    views = {}
-    for view in views_of(run.dataset):
-        made = {}
-
-        def prepare(which: str, view: str = view, made: dict = made) -> np.ndarray:
-            if not made:
-                pairs = load_view(
-                    run.dataset,
-                    view,
-                    lambda image: _prepared(image, view, settings, standard),
-                    progress=f"{view} view prepared",
-                )
-                made["images"] = np.stack([image for image, _ in pairs])
-                made["measures"] = np.array([measures for _, measures in pairs])
-            return made[which]
-
-        places = {
-            which: run.cache / f"{view}-{key}-{which}.npy" for which in ("images", "measures")
-        }
-        images, measures = (
-            cached_array(place, partial(prepare, which)) for which, place in places.items()
-        )
-        columns = ["height", "width", "variance", "lungs"]
-        views[view] = View(images, pd.DataFrame(measures, columns=columns))
+    views = {view: _view(run, view, key, standard) for view in views_of(run.dataset)}
     return views, standard
+
+
+def _view(run: experiment.StudyRun, view: str, key: str, standard: tuple[int, int]) -> View:
+    @cache
+    def prepare() -> tuple[np.ndarray, np.ndarray]:
+        pairs = load_view(
+            run.dataset,
+            view,
+            lambda image: _prepared(image, view, run.settings, standard),
+            progress=f"{view} view prepared",
+        )
+        return tuple(np.array(part) for part in zip(*pairs, strict=True))
+
+    images, measures = (
+        cached_array(run.cache / f"{view}-{key}-{name}.npy", lambda part=part: prepare()[part])
+        for part, name in enumerate(("images", "measures"))
+    )
+    columns = ["height", "width", "variance", "lungs"]
+    return View(images, pd.DataFrame(measures, columns=columns))
 
 
 def _prepared(image: Image, view: str, settings: Settings, standard) -> tuple[np.ndarray, tuple]:
@@ -406,182 +392,3 @@ def features_of(
     key = fingerprint(model_fingerprint(network), images)
     path = run.cache / f"features-{key}.npy"
     return cached_array(path, lambda: outputs(network, images, title=title))
-
-
-# ---- tables -------------------------------------------------------------------------------------
-
-
-def over_seeds(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Summarise trials of several seeds, one row per case.
-
-    Parameters
-    ----------
-    trials : pd.DataFrame
-        One row per training, with `grading.METRICS`; columns that begin with "patients_" are
-        bounds of intervals over patients.
-    by : list of str
-        Columns that name a case.
-
-    Returns
-    -------
-    pd.DataFrame
-        The case; for each metric the mean, ``_low`` and ``_high`` (Student's interval over seeds);
-        for each bound over patients the mean; and the number of seeds.
-    """
-    rows = []
-    for case, group in trials.groupby(by, sort=False):
-        row = dict(zip(by, case, strict=True))
-        for metric in METRICS:
-            found = interval_over_seeds(group[metric])
-            row |= dict(zip((metric, f"{metric}_low", f"{metric}_high"), found, strict=True))
-        bounds = [name for name in group if name.startswith("patients_")]
-        rows.append({**row, **group[bounds].mean(), "seeds": len(group)})
-    return pd.DataFrame(rows)
-
-
-def evaluate_on_test(
-    run: experiment.StudyRun,
-    stage: str,
-    network: keras.Model,
-    images: np.ndarray,
-    labels: np.ndarray,
-    source: Mapping[str, object],
-) -> tuple[Verdicts, pd.DataFrame]:
-    """Enter a final network into the ledger, and evaluate it on the test split.
-
-    Parameters
-    ----------
-    run : StudyRun
-    stage : str
-    network : keras.Model
-        From images to K logits.
-    images : np.ndarray, uint8 (N, S, S, 1)
-        All slices of a view, in the order of the data set's table.
-    labels : np.ndarray, int (N,)
-        Of all slices, from 0 to K − 1.
-    source : mapping
-        Further columns of the metrics.
-
-    Returns
-    -------
-    verdicts : Verdicts
-        Predictions for the test slices.
-    metrics : pd.DataFrame
-        As `record_test`.
-    """
-    look = run.enter_test(stage, model_fingerprint(network))
-    logits = outputs(network, images[run.dataset.rows("test")]).astype(np.float64)
-    verdicts = Verdicts(softmax(logits, axis=1), logits.argmax(axis=1))
-    return verdicts, record_test(run, stage, verdicts, labels, {**source, "look": look})
-
-
-def record_test(
-    run: experiment.StudyRun,
-    stage: str,
-    verdicts: Verdicts,
-    labels: np.ndarray,
-    source: Mapping[str, object],
-) -> pd.DataFrame:
-    """Write ``scores_<stage>_test.csv``, and the metrics into ``metrics.csv``.
-
-    Parameters
-    ----------
-    run : StudyRun
-    stage : str
-        A stage that is in the ledger already.
-    verdicts : Verdicts
-        Predictions for the test slices.
-    labels : np.ndarray, int (N,)
-        Of all slices, from 0 to K − 1.
-    source : mapping
-        Further columns of the metrics, such as "look", from `Run.enter_test`.
-
-    Returns
-    -------
-    pd.DataFrame
-        As `Run.keep_metrics`, with intervals of a bootstrap over patients. The last row,
-        "AUC_without_3", is the AUC of malignancy 4 and 5 against 1 and 2 by the expected label.
-    """
-    rows = run.dataset.rows("test")
-    table = run.dataset.table.iloc[rows]
-    scored = pd.DataFrame(
-        {"path": run.paths("test"), "label": labels[rows], "predicted": verdicts.predicted}
-    )
-    for label in range(verdicts.scores.shape[1]):
-        scored[f"score_{label}"] = verdicts.scores[:, label]
-    write_csv(run.folder / f"scores_{stage}_test.csv", scored)
-    groups, seed = table["group"].to_numpy(), run.settings.seed
-    metrics = metrics_table(labels[rows], verdicts, seed=seed, groups=groups)
-    expected = verdicts.scores @ np.arange(verdicts.scores.shape[1])
-    extremes = auc_without_3(table["label"].to_numpy(), expected, groups, seed)
-    metrics.loc[len(metrics)] = ["AUC_without_3", *extremes]
-    return run.keep_metrics(stage, "test", metrics, **source)
-
-
-def auc_without_3(
-    grades: np.ndarray, scores: np.ndarray, groups: np.ndarray, seed: int
-) -> tuple[float, float, float, int]:
-    """Compute the AUC of malignancy 4 and 5 against 1 and 2, with its 95 % interval.
-
-    Parameters
-    ----------
-    grades : np.ndarray, int (N,)
-        0 to 4; nodules of malignancy 3 are left out.
-    scores : np.ndarray, (N,)
-        Larger for more malignant.
-    groups : np.ndarray, (N,)
-        Patients, which the bootstrap resamples.
-    seed : int
-
-    Returns
-    -------
-    auc, low, high : float
-    n : int
-    """
-    known = grades != INDETERMINATE
-    malignant, scores, groups = grades[known] > INDETERMINATE, scores[known], groups[known]
-    drawn = [
-        area_under_roc(malignant[rows], scores[rows])
-        for rows in resamples(groups, seed, whole=True)
-    ]
-    value = area_under_roc(malignant, scores)
-    return value, *percentile_interval(drawn), int(known.sum())
-
-
-def mean_over_patients(
-    values: np.ndarray, groups: np.ndarray, seed: int
-) -> tuple[float, float, float, int]:
-    """Compute a mean with the 95 % interval of a bootstrap over patients.
-
-    Parameters
-    ----------
-    values : np.ndarray, (N,)
-    groups : np.ndarray, (N,)
-        Patients, which the bootstrap resamples.
-    seed : int
-
-    Returns
-    -------
-    mean, low, high : float
-    n : int
-    """
-    drawn = [values[rows].mean() for rows in resamples(groups, seed, whole=True)]
-    return float(values.mean()), *percentile_interval(drawn), len(values)
-
-
-def small_masks(masks: list[np.ndarray], size: int) -> np.ndarray:
-    """Resize masks; a mask that is not empty keeps at least one pixel.
-
-    Parameters
-    ----------
-    masks : list of np.ndarray, bool (H, W)
-        Of any sizes.
-    size : int
-        Pixels along each side.
-
-    Returns
-    -------
-    np.ndarray, bool (N, size, size)
-    """
-    small = [resized(mask.astype(np.float32), (size, size)) for mask in masks]
-    return np.stack([one >= min(0.5, one.max()) if one.any() else one > 0 for one in small])

@@ -5,7 +5,7 @@ measures (see `nodule_images`), then the features of a backbone, with and withou
 Readers drew the outlines, so that a control knows where the nodule ends.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -216,19 +216,16 @@ def patient_bounds(
     """
     classes = int(max(labels.max(), predicted.max())) + 1
     silent = np.zeros((len(labels), classes))
-    drawn = list(_resampled_metrics(labels, Verdicts(silent, predicted), groups, seed))
+    drawn = [
+        graded_metrics(labels[rows], Verdicts(silent, predicted[rows]), scored=False)
+        for rows in resamples(groups, seed, whole=True)
+    ]
     found = {}
     for metric in METRICS:
         if metric != "AUC":
             bounds = percentile_interval([one[metric] for one in drawn])
             found |= {f"patients_{metric}_low": bounds[0], f"patients_{metric}_high": bounds[1]}
     return found
-
-
-def _resampled_metrics(labels, verdicts, groups, seed) -> Iterator[dict[str, float]]:
-    for rows in resamples(groups, seed, whole=True):
-        again = Verdicts(verdicts.scores[rows], verdicts.predicted[rows])
-        yield graded_metrics(labels[rows], again, scored=False)
 
 
 # ---- the readers --------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_curve
+from sklearn.metrics import confusion_matrix, roc_curve
 
-from covid_lab.studies.graded_metrics import Verdicts, confusion_counts
+from covid_lab.studies.graded_metrics import Verdicts
 from covid_lab.studies.nodule_training import class_names, task_labels
-from covid_project.figures import COLOURS, COLUMN, PAGE, STYLE
+from covid_project.figures import COLOURS, COLUMN, PAGE, styled
 
 
+@styled
 def variance_by_class(variances: Mapping[str, np.ndarray], grades: np.ndarray) -> plt.Figure:
     """Draw the variance of the Laplacian by malignancy, one panel per view.
 
@@ -26,17 +27,17 @@ def variance_by_class(variances: Mapping[str, np.ndarray], grades: np.ndarray) -
     -------
     plt.Figure
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(variances), figsize=(COLUMN * len(variances), 2.2), layout="constrained"
-        )
-        for axis, (view, values) in zip(np.atleast_1d(axes), variances.items(), strict=True):
-            parts = [values[grades == grade] for grade in range(5)]
-            axis.boxplot(parts, tick_labels=[f"{n + 1}\nn={len(p)}" for n, p in enumerate(parts)])
-            axis.set(title=f"{view} view", xlabel="malignancy", ylabel="Laplacian variance")
+    figure, axes = plt.subplots(
+        1, len(variances), figsize=(COLUMN * len(variances), 2.2), layout="constrained"
+    )
+    for axis, (view, values) in zip(np.atleast_1d(axes), variances.items(), strict=True):
+        parts = [values[grades == grade] for grade in range(5)]
+        axis.boxplot(parts, tick_labels=[f"{n + 1}\nn={len(p)}" for n, p in enumerate(parts)])
+        axis.set(title=f"{view} view", xlabel="malignancy", ylabel="Laplacian variance")
     return figure
 
 
+@styled
 def size_histogram(sizes: pd.DataFrame, standard: tuple[int, int]) -> plt.Figure:
     """Draw the distribution of height and width in pixels, and the standard size.
 
@@ -51,50 +52,50 @@ def size_histogram(sizes: pd.DataFrame, standard: tuple[int, int]) -> plt.Figure
     -------
     plt.Figure
     """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(COLUMN, 2.0), layout="constrained")
-        for name, colour in zip(("height", "width"), COLOURS, strict=False):
-            axis.hist(sizes[name], bins=30, histtype="step", color=colour, label=name)
-        axis.axvline(np.mean(standard), color="0.4", linestyle=":", label="standard size")
-        axis.set(xlabel="pixels", ylabel="cut-outs")
-        axis.legend()
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.0), layout="constrained")
+    for name, colour in zip(("height", "width"), COLOURS, strict=False):
+        axis.hist(sizes[name], bins=30, histtype="step", color=colour, label=name)
+    axis.axvline(np.mean(standard), color="0.4", linestyle=":", label="standard size")
+    axis.set(xlabel="pixels", ylabel="cut-outs")
+    axis.legend()
     return figure
 
 
+@styled
 def answers(table: pd.DataFrame) -> plt.Figure:
     """Draw macro-F1 by answer to imbalance: mean, intervals over seeds and over patients.
 
     Parameters
     ----------
     table : pd.DataFrame
-        From `lung_nodules.over_seeds`, with the columns view, task and answer.
+        From `nodule_evaluation.over_seeds`, with the columns view, task and answer.
 
     Returns
     -------
     plt.Figure
     """
     groups = list(table.groupby(["view", "task"], sort=False))
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(groups), figsize=(PAGE, 2.6), layout="constrained", sharey=True
-        )
-        for axis, ((view, task), part) in zip(np.atleast_1d(axes), groups, strict=True):
-            places = np.arange(len(part))
-            for name, prefix, offset, colour in (
-                ("over seeds", "", 0.12, COLOURS[0]),
-                ("over patients", "patients_", -0.2, COLOURS[1]),
-            ):
-                low, high = part[f"{prefix}macro_F1_low"], part[f"{prefix}macro_F1_high"]
-                axis.hlines(places + offset, low.clip(0), high.clip(upper=1), color=colour,
-                            linewidth=1.5, label=f"95 % CI {name}")  # fmt: skip
-            axis.plot(part["macro_F1"], places + 0.12, "o", color=COLOURS[0], markersize=3)
-            axis.set(title=f"{view} view, {task}", xlabel="macro-F1, validation", xlim=(0, 1))
-            axis.set_yticks(places, part["answer"])
-        handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(PAGE, 2.6), layout="constrained", sharey=True
+    )
+    for axis, ((view, task), part) in zip(np.atleast_1d(axes), groups, strict=True):
+        places = np.arange(len(part))
+        for name, prefix, offset, colour in (
+            ("over seeds", "", 0.12, COLOURS[0]),
+            ("over patients", "patients_", -0.2, COLOURS[1]),
+        ):
+            low, high = part[f"{prefix}macro_F1_low"], part[f"{prefix}macro_F1_high"]
+            axis.hlines(places + offset, low.clip(0), high.clip(upper=1), color=colour,
+                        linewidth=1.5, label=f"95 % CI {name}")  # fmt: skip
+        axis.plot(part["macro_F1"], places + 0.12, "o", color=COLOURS[0], markersize=3)
+        axis.set(title=f"{view} view, {task}", xlabel="macro-F1, validation", xlim=(0, 1))
+        axis.set_yticks(places, part["answer"])
+    handles, labels = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2)
     return figure
 
 
+@styled
 def confusion_and_roc(
     verdicts: Mapping[str, Verdicts], grades: np.ndarray, malignant_from: int
 ) -> plt.Figure:
@@ -113,28 +114,26 @@ def confusion_and_roc(
     -------
     plt.Figure
     """
-    with plt.rc_context(STYLE):
-        width = PAGE / 4 * max(2, len(verdicts))
-        figure, axes = plt.subplots(
-            2, len(verdicts), figsize=(width, 4.0), layout="constrained", squeeze=False
-        )
-        for column, (stage, found) in enumerate(verdicts.items()):
-            task = stage.rsplit("_", 1)[1]
-            truth, names = task_labels(grades, task, malignant_from), class_names(task)
-            _draw_counts(axes[0, column], truth, found, names)
-            axes[0, column].set_title(stage.replace("_", " ").replace(" masked", "\nmasked"))
-            _draw_curves(axes[1, column], truth, found, names)
+    width = PAGE / 4 * max(2, len(verdicts))
+    figure, axes = plt.subplots(
+        2, len(verdicts), figsize=(width, 4.0), layout="constrained", squeeze=False
+    )
+    for column, (stage, found) in enumerate(verdicts.items()):
+        task = stage.rsplit("_", 1)[1]
+        truth, names = task_labels(grades, task, malignant_from), class_names(task)
+        _draw_counts(axes[0, column], truth, found, names)
+        axes[0, column].set_title(stage.replace("_", " ").replace(" masked", "\nmasked"))
+        _draw_curves(axes[1, column], truth, found, names)
     return figure
 
 
 def _draw_counts(axis, truth, found, names):
-    counts = confusion_counts(truth, found.predicted, len(names))
+    short = [name[:3] for name in names]
+    counts = confusion_matrix(truth, found.predicted, labels=range(len(names)))
     axis.imshow(counts, cmap="Greys", vmax=1.4 * max(counts.max(), 1))
     for (row, place), count in np.ndenumerate(counts):
         axis.text(place, row, count, ha="center", va="center", fontsize=7)
-    short = [name[:3] for name in names]
-    axis.set(xlabel="prediction", ylabel="label")
-    axis.set_xticks(range(len(names)), short)
+    axis.set(xlabel="prediction", ylabel="label", xticks=range(len(names)), xticklabels=short)
     axis.set_yticks(range(len(names)), short)
     axis.grid(False)
 
@@ -148,13 +147,14 @@ def _draw_curves(axis, truth, found, names):
     axis.legend(fontsize=6)
 
 
+@styled
 def test_metrics(metrics: pd.DataFrame, metric: str, task: str) -> plt.Figure:
     """Draw one metric of all stages of a task on the test split, with its intervals.
 
     Parameters
     ----------
     metrics : pd.DataFrame
-        From `lung_nodules.record_test`.
+        From `nodule_evaluation.record_test`.
     metric : str
         Such as "macro_F1".
     task : str
@@ -165,13 +165,12 @@ def test_metrics(metrics: pd.DataFrame, metric: str, task: str) -> plt.Figure:
     plt.Figure
     """
     rows = metrics[(metrics["metric"] == metric) & metrics["stage"].str.endswith(f"_{task}")]
-    with plt.rc_context(STYLE):
-        size = (1.4 * COLUMN, 0.6 + 0.22 * len(rows))
-        figure, axis = plt.subplots(figsize=size, layout="constrained")
-        places = np.arange(len(rows))[::-1]
-        axis.hlines(places, rows["low"], rows["high"], color=COLOURS[0])
-        axis.plot(rows["value"], places, "o", color=COLOURS[0], markersize=4)
-        names = rows["stage"].str.removesuffix(f"_{task}").str.replace("_", " ")
-        axis.set_yticks(places, names)
-        axis.set(xlabel=f"{metric.replace('_', ' ')}, test split, with 95 % CI over patients")
+    size = (1.4 * COLUMN, 0.6 + 0.22 * len(rows))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    places = np.arange(len(rows))[::-1]
+    axis.hlines(places, rows["low"], rows["high"], color=COLOURS[0])
+    axis.plot(rows["value"], places, "o", color=COLOURS[0], markersize=4)
+    names = rows["stage"].str.removesuffix(f"_{task}").str.replace("_", " ")
+    axis.set_yticks(places, names)
+    axis.set(xlabel=f"{metric.replace('_', ' ')}, test split, with 95 % CI over patients")
     return figure

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from covid_lab.explain.quality import energy_inside, pointing_game
-from covid_lab.studies.lung_nodules import mean_over_patients, small_masks
+from covid_lab.explain.quality.localisation import energy_inside, pointing_game
+from covid_lab.studies.ct_preprocessing import resized
+from covid_lab.studies.nodule_evaluation import mean_over_patients
 
 
 def heat_table(maps: np.ndarray, masks: Sequence[np.ndarray], size: int) -> pd.DataFrame:
@@ -29,7 +30,7 @@ def heat_table(maps: np.ndarray, masks: Sequence[np.ndarray], size: int) -> pd.D
         heat in this nodule, what a map that only knows the centre would have), ratio (inside /
         area) and pointing (1 where the hottest pixel is in the nodule).
     """
-    small = small_masks(list(masks), size)
+    small = np.stack([_small(mask, size) for mask in masks])
     area, inside = small.mean(axis=(1, 2)), energy_inside(maps, small)
     other = energy_inside(np.roll(maps, 1, axis=0), small)
     return pd.DataFrame(
@@ -41,6 +42,12 @@ def heat_table(maps: np.ndarray, masks: Sequence[np.ndarray], size: int) -> pd.D
             "pointing": pointing_game(maps, small),
         }
     )
+
+
+def _small(mask: np.ndarray, size: int) -> np.ndarray:
+    """Resize a mask; one that is not empty keeps at least one pixel."""
+    small = resized(mask.astype(np.float32), (size, size))
+    return small >= min(0.5, small.max()) if small.any() else small > 0
 
 
 def heat_summary(table: pd.DataFrame, groups: np.ndarray, seed: int) -> pd.DataFrame:

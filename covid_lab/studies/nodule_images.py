@@ -9,7 +9,6 @@ columns of the table are ``pixel_spacing`` (mm) and ``malignancies``, the rating
 separated by spaces.
 """
 
-import io
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,6 +16,7 @@ import pandas as pd
 from scipy import ndimage
 from skimage.measure import regionprops
 
+from covid_lab.reading.manifests import read_table
 from covid_lab.studies.nrrd_slices import Image, checked_labels
 from covid_project.data import DataError, Dataset, file_hashes, listed, open_root, read_bytes
 from covid_project.files import fingerprint
@@ -67,8 +67,7 @@ def open_nodules(path: Path) -> Dataset:
     tables = [name for name in names if PurePosixPath(name).name.lower() == "labels.csv"]
     if len(tables) != 1:
         raise DataError(f"{path} must hold one labels.csv, found {listed(tables) or 'none'}")
-    text = io.BytesIO(read_bytes(root, tables[0]))
-    found = pd.read_csv(text, dtype=str, keep_default_na=False)
+    found = read_table(read_bytes(root, tables[0]), tables[0])
     lacking = [column for column in NEEDED if column not in found]
     if lacking:
         raise DataError(f"{path}: labels.csv has no column {listed(lacking)}")
@@ -76,8 +75,7 @@ def open_nodules(path: Path) -> Dataset:
     table = checked_labels(found[list(NEEDED)], Path(tables[0]))
     table = table.assign(spacing=spacing, ratings=found.get("malignancies", ""))
     table = table.sort_values("name", ignore_index=True)
-    outer = str(PurePosixPath(tables[0]).parent)
-    outer = "" if outer == "." else f"{outer}/"
+    outer = tables[0][: -len("labels.csv")]
     table["nodule"] = outer + "nodule/" + table["name"] + ".png"
     table["mask"] = outer + "masks/nodule/" + table["name"] + ".png"
     missing = sorted({*table["nodule"], *table["mask"]} - set(names))
@@ -99,8 +97,8 @@ def open_nodules(path: Path) -> Dataset:
     return Dataset(table[[*columns, "spacing", "ratings"]], root, tuple("12345"), identity)
 
 
-def read_nodule(dataset: Dataset, row: int, margin: int = MARGIN) -> tuple[Image, np.ndarray]:
-    """Read one nodule, cut out around its mask.
+def read_nodule(dataset: Dataset, row: int) -> tuple[Image, np.ndarray]:
+    """Read one nodule, cut out `MARGIN` pixels around its mask, as far as the crop reaches.
 
     Parameters
     ----------
@@ -108,8 +106,6 @@ def read_nodule(dataset: Dataset, row: int, margin: int = MARGIN) -> tuple[Image
         From `open_nodules`.
     row : int
         Of its table.
-    margin : int
-        Pixels kept on each side of the mask's bounding box, as far as the crop reaches.
 
     Returns
     -------
@@ -130,7 +126,7 @@ def read_nodule(dataset: Dataset, row: int, margin: int = MARGIN) -> tuple[Image
     if grey.shape != mask.shape or not mask.any():
         raise DataError(f"{one['name']}: the mask is empty or {mask.shape}, the crop {grey.shape}")
     window = tuple(
-        slice(max(0, box.start - margin), box.stop + margin)
+        slice(max(0, box.start - MARGIN), box.stop + MARGIN)
         for box in ndimage.find_objects(mask.astype(np.uint8))[0]
     )
     return Image(grey[window], (one["spacing"], one["spacing"]), "grey"), mask[window]

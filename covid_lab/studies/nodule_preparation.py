@@ -15,8 +15,9 @@ from covid_lab.datasets import without
 from covid_lab.runs.experiment import StudyRun
 from covid_lab.studies.ct_preprocessing import as_grey, resized
 from covid_lab.studies.graded_metrics import graded_metrics
-from covid_lab.studies.lung_nodules import auc_without_3, features_of, load_view, steps, view_masks
+from covid_lab.studies.lung_nodules import features_of, load_view, steps, view_masks
 from covid_lab.studies.nodule_controls import out_of_fold, patient_bounds
+from covid_lab.studies.nodule_evaluation import auc_without_3
 from covid_project.data import Dataset
 
 REPORT = {"gamma": 1.35, "clip_limit": 2.5}

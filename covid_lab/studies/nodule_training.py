@@ -167,9 +167,8 @@ def answered(
     if method == "cgan":
         if material.gan is None:
             raise ValueError(f"the answer {answer!r} needs a trained GAN")
-        options = {**options, "generate": partial(
-            synthetic, material.gan, material.grades, task, malignant_from, material.images.shape[1]
-        )}  # fmt: skip
+        of_gan = (material.gan, material.grades, task, malignant_from, material.images.shape[1])
+        options = {**options, "generate": partial(_synthetic, *of_gan)}
     seed = material.drawing_seed
     found = balance(method, material.images, labels, material.splits, seed=seed, **options)
     new = found.inputs[found.synthetic]
@@ -193,7 +192,7 @@ def _augmented(answer: str, material: Material, labels: np.ndarray, seed: int) -
     )  # fmt: skip
 
 
-def synthetic(
+def _synthetic(
     gan: cgan.Trained,
     grades: np.ndarray,
     task: str,
@@ -203,31 +202,8 @@ def synthetic(
     count: int,
     seed: int,
 ) -> np.ndarray:
-    """Generate images of a label of a task.
-
-    For the binary task, the malignancies of the label have the same proportions as in ``grades``.
-
-    Parameters
-    ----------
-    gan : cgan.Trained
-    grades : np.ndarray, int (N,)
-        Of the training images, 0 to 4.
-    task : str
-        One of `TASKS`.
-    malignant_from : int
-        Least malignancy, 1 to 5, that the binary task calls malignant.
-    size : int
-        Pixels along each side.
-    label : int
-        Of the task.
-    count : int
-        Number of images.
-    seed : int
-
-    Returns
-    -------
-    np.ndarray, uint8 (count, size, size, 1)
-    """
+    """Generate ``count`` images (count, size, size, 1) of a label of a task."""
+    # For the binary task, a label's malignancies have the same proportions as in ``grades``.
     of = task_labels(grades, task, malignant_from) == label
     drawn = np.random.default_rng([seed, label]).choice(grades[of], count)
     made = np.concatenate(
@@ -254,7 +230,8 @@ def fit_head(
     Parameters
     ----------
     head : str
-        One of `grading.HEADS`; "coral_from_zero" is "coral" with offsets that start at 0.
+        "softmax", "coral", "svm" or "convolution"; "coral_from_zero" is "coral" with offsets that
+        start at 0.
     data : Balanced
         Training features (N, D); for "convolution" feature maps (N, H, W, C).
     validation : tuple of np.ndarray

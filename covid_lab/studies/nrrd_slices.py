@@ -9,8 +9,8 @@ Every file that does not fit is refused and named: the label of a slice is never
 in other units than Hounsfield's are never accepted.
 """
 
-import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import nrrd
 import numpy as np
 import pandas as pd
 
+from covid_lab.progress import tracked
 from covid_lab.reading.manifests import read_table
 from covid_project.data import DataError, Dataset, listed
 from covid_project.files import fingerprint
@@ -95,7 +96,7 @@ def read_nrrd(path: Path) -> Image:
     except (
         nrrd.NRRDError,
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
         OSError,
         EOFError,
@@ -233,7 +234,7 @@ def checked_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     Parameters
     ----------
     table : pd.DataFrame
-        All values are text.
+        From `read_table`.
     path : Path
         For messages.
 
@@ -251,14 +252,14 @@ def checked_labels(table: pd.DataFrame, path: Path) -> pd.DataFrame:
                 f"{', '.join(fits) or 'none'} among: {', '.join(map(str, table))}"
             )
         found[wanted] = fits[0] if fits else None
-    names = table[found["name"]].str.strip().map(_stem)
+    names = table[found["name"]].map(_stem)
     labels = pd.DataFrame({"name": names})
     labels["malignancy"] = _grades(table[found["malignancy"]], names, path)
     if found["patient"] is None:
         print(f"{path.name} has no column of patients: each slice counts as a patient of its own.")
         labels["patient"] = names
     else:
-        labels["patient"] = table[found["patient"]].str.strip()
+        labels["patient"] = table[found["patient"]]
     for column in ("name", "patient"):
         empty = labels.index[labels[column] == ""]
         if len(empty):
@@ -273,9 +274,7 @@ def _grades(column: pd.Series, names: pd.Series, path: Path) -> np.ndarray:
     numbers = pd.to_numeric(column.str.replace(",", "."), errors="coerce")  # 3,0 in some languages
     wrong = ~numbers.isin([1, 2, 3, 4, 5])
     if wrong.any():
-        said = [
-            f"{name}: {value!r}" for name, value in zip(names[wrong], column[wrong], strict=True)
-        ]
+        said = (names + ": " + column.map(repr))[wrong]
         raise DataError(f"{path}: malignancy must be 1, 2, 3, 4 or 5, found {listed(said)}")
     return numbers.to_numpy().astype(int)
 
@@ -360,11 +359,9 @@ def _files(folder: Path, view: str) -> dict[str, str]:
         if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
     )
     stems = [_stem(file.name) for file in files]
-    twice = (
-        {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else ()
-    )
+    twice = [stem for stem, count in Counter(stems).items() if count > 1]
     if twice:
-        raise DataError(f"{place}: more than one file for {listed(sorted(twice))}")
+        raise DataError(f"{place}: more than one file for {listed(twice)}")
     return {stem: f"{place.name}/{file.name}" for stem, file in zip(stems, files, strict=True)}
 
 
@@ -404,7 +401,7 @@ def load_slices[Kind](
     change : callable
         Applied to each `Image`; the slices may differ in size.
     progress : str, optional
-        Show the progress under this title.
+        Title of the progress; None shows nothing.
 
     Returns
     -------
@@ -416,16 +413,13 @@ def load_slices[Kind](
     DataError
         Names every file that cannot be used, and why.
     """
-    made, wrong, begun, shown = [], [], time.perf_counter(), time.perf_counter()
-    for number, path in enumerate(dataset.table[view], start=1):
+    made, wrong = [], []
+    paths = dataset.table[view]
+    for path in tracked(paths, progress) if progress else paths:
         try:
             made.append(change(read_hounsfield(dataset.root / path)))
         except DataError as error:
             wrong.append(str(error))
-        now = time.perf_counter()
-        if progress and now - shown > 5:
-            shown, left = now, (now - begun) / number * (len(dataset.table) - number)
-            print(f"{progress}: {number} of {len(dataset.table)}, {left:.0f} s left", flush=True)
     if wrong:
         raise DataError(f"{len(wrong)} slice(s) cannot be used:\n{listed(wrong, '\n')}")
     return made

@@ -17,7 +17,7 @@ from covid_lab.external.styles import restyle
 from covid_lab.lungs.segmentation import segment_lungs
 from covid_lab.progress import tracked
 from covid_lab.runs import experiment
-from covid_lab.runs.settings import RunSettings, load_study
+from covid_lab.runs.settings import RunSettings, load_study, one_of
 from covid_lab.studies.splits import dealt_once
 from covid_project.augmentation import augment
 from covid_project.data import CLASSES as PHANTOM_CLASSES
@@ -28,7 +28,6 @@ from covid_project.pipeline import feature_batches, untuned
 from covid_project.settings import (
     Augmentation,
     SettingsError,
-    one_of,
     one_of_registry,
     within,
 )

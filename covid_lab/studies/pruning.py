@@ -10,7 +10,6 @@ step, so that a pruned weight is zero again whatever the optimiser's momentum do
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -18,87 +17,37 @@ import pandas as pd
 import tensorflow as tf
 
 SCOPES = ("layer", "global")
+EVERY = 10  # steps from one pruning to the next
+SETTLE = 0.3  # of the steps, at the end: the masks stay fixed and the remaining weights adapt
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Sparsity by training step.
+def scheduled_sparsity(step: int, *, initial: float, final: float, end: int) -> float:
+    """Return the sparsity that is wanted at a step; it grows fast at first, then slower.
 
-    Attributes
+    Zhu & Gupta 2017, eq. 1, with t_0 = 0: s_t = s_f + (s_i − s_f) (1 − t / (n Δt))³.
+
+    Parameters
     ----------
-    initial : float, 0–final
-        Fraction of zero weights at the first pruning.
-    final : float, initial–1 (exclusive)
-        Fraction of zero weights at the last pruning.
-    begin : int, from 0
-        Step (batch) of the first pruning.
-    end : int, from begin
+    step : int, from 0
+        Training step.
+    initial, final : float, 0–1
+        Fraction of zero weights at the first and at the last pruning.
+    end : int, from 0
         Step of the last pruning.
-    every : int, from 1
-        Steps from one pruning to the next.
+
+    Returns
+    -------
+    float, 0–1
+        Fraction of zero weights; ``final`` from ``end`` on.
 
     Examples
     --------
-    >>> schedule = Schedule(initial=0.0, final=0.8, begin=0, end=100, every=10)
-    >>> [round(schedule.sparsity(step), 2) for step in (0, 50, 100)]
+    >>> steps = (0, 50, 100)
+    >>> [round(scheduled_sparsity(k, initial=0.0, final=0.8, end=100), 2) for k in steps]
     [0.0, 0.7, 0.8]
     """
-
-    initial: float
-    final: float
-    begin: int
-    end: int
-    every: int = 1
-
-    def __post_init__(self):
-        if not 0 <= self.initial <= self.final < 1:
-            raise ValueError(
-                f"sparsity from {self.initial} to {self.final}; allowed: 0 ≤ initial ≤ final < 1"
-            )
-        if not 0 <= self.begin <= self.end or self.every < 1:
-            raise ValueError(
-                f"steps from {self.begin} to {self.end}, every {self.every}; allowed: "
-                "0 ≤ begin ≤ end, every ≥ 1"
-            )
-
-    def sparsity(self, step: int) -> float:
-        """Return the sparsity wanted at a step; it grows fast at first, then slower.
-
-        Zhu & Gupta 2017, eq. 1: s_t = s_f + (s_i − s_f) (1 − (t − t_0) / (n Δt))³. It is 0 before
-        ``begin``, and ``final`` from ``end`` on.
-
-        Parameters
-        ----------
-        step : int, from 0
-            Training step.
-
-        Returns
-        -------
-        float, 0–1
-            Fraction of zero weights.
-        """
-        if step < self.begin:
-            return 0.0
-        if step >= self.end:
-            return self.final
-        left = 1 - (step - self.begin) / (self.end - self.begin)
-        return self.final + (self.initial - self.final) * left**3
-
-    def prunes_at(self, step: int) -> bool:
-        """Tell whether the masks are computed again before a step.
-
-        Parameters
-        ----------
-        step : int, from 0
-            Training step.
-
-        Returns
-        -------
-        bool
-            True where the model is pruned.
-        """
-        within = self.begin <= step <= self.end
-        return within and (step == self.end or (step - self.begin) % self.every == 0)
+    left = 1 - step / end if step < end else 0.0
+    return final + (initial - final) * left**3
 
 
 def kernels(model: keras.Model) -> list[keras.Variable]:
@@ -188,51 +137,29 @@ class _Mask:
         return weights * tf.cast(self.kept, weights.dtype)
 
 
-class Pruning(keras.callbacks.Callback):
-    """Callback that prunes a model during its training.
+class _Pruning(keras.callbacks.Callback):
+    """Prune a model during its training; afterwards it has plain kernels again, with zeros.
 
     Do not combine it with a callback that restores weights of an earlier epoch: those are less
-    sparse. After the training the model has plain kernels again, with their zeros in place.
-
-    Parameters
-    ----------
-    schedule : Schedule
-        Sparsity by step.
-    scope : {"layer", "global"}
-        See `magnitude_masks`.
+    sparse.
     """
 
-    def __init__(self, schedule: Schedule, scope: str = "layer"):
+    def __init__(self, initial: float, final: float, end: int, scope: str):
         super().__init__()
-        self.schedule, self.scope, self.step = schedule, scope, 0
+        self.schedule = {"initial": initial, "final": final, "end": end}
+        self.scope, self.step = scope, 0
 
     def on_train_begin(self, logs=None):
-        """Add a mask to every kernel; at first it is all ones.
-
-        Parameters
-        ----------
-        logs : dict, optional
-            Not used.
-        """
-        self.step = 0
         self._before = {id(kernel): kernel.constraint for kernel in kernels(self.model)}
         for kernel in kernels(self.model):
             kernel.constraint = _Mask(kernel)
         self.model.make_train_function(force=True)  # one traced earlier would have no masks
 
     def on_train_batch_begin(self, batch, logs=None):
-        """Compute the masks again where the schedule says so.
-
-        Parameters
-        ----------
-        batch : int
-            Not used; the callback counts steps over all epochs.
-        logs : dict, optional
-            Not used.
-        """
-        if self.schedule.prunes_at(self.step):
+        end = self.schedule["end"]
+        if self.step == end or (self.step < end and self.step % EVERY == 0):
             found = kernels(self.model)
-            wanted = self.schedule.sparsity(self.step)
+            wanted = scheduled_sparsity(self.step, **self.schedule)
             masks = magnitude_masks([kernel.numpy() for kernel in found], wanted, self.scope)
             for kernel, mask in zip(found, masks, strict=True):
                 kernel.constraint.kept.assign(mask.astype(np.float32))
@@ -240,26 +167,9 @@ class Pruning(keras.callbacks.Callback):
         self.step += 1
 
     def on_epoch_end(self, epoch, logs=None):
-        """Record the sparsity in the history.
-
-        Parameters
-        ----------
-        epoch : int
-            Not used.
-        logs : dict, optional
-            Gets "sparsity".
-        """
-        if logs is not None:
-            logs["sparsity"] = sparsity(self.model)
+        logs["sparsity"] = sparsity(self.model)
 
     def on_train_end(self, logs=None):
-        """Remove the masks; the zeros stay.
-
-        Parameters
-        ----------
-        logs : dict, optional
-            Not used.
-        """
         for kernel in kernels(self.model):
             kernel.assign(kernel.constraint(kernel.value))
             kernel.constraint = self._before[id(kernel)]
@@ -273,10 +183,8 @@ def prune(
     final: float,
     initial: float = 0.0,
     epochs: int,
-    settle: float = 0.3,
     scope: str = "layer",
     validation: tf.data.Dataset | None = None,
-    every: int = 10,
 ) -> pd.DataFrame:
     """Prune a compiled model while it is fine-tuned.
 
@@ -287,20 +195,15 @@ def prune(
     batches : tf.data.Dataset
         Finite data set of (inputs, targets), as for ``fit``.
     final : float, initial–1 (exclusive)
-        Sparsity of the last pruning, see `Schedule`.
+        Sparsity of the last pruning, see `scheduled_sparsity`.
     initial : float, from 0
         Sparsity of the first pruning, before the first step.
     epochs : int, from 1
         Epochs of fine-tuning in all.
-    settle : float, 0–1
-        Fraction of the steps at the end in which the masks stay fixed and the remaining weights
-        adapt.
     scope : {"layer", "global"}
         See `magnitude_masks`.
     validation : tf.data.Dataset, optional
         Finite data set of (inputs, targets), evaluated after each epoch.
-    every : int, from 1
-        Steps from one pruning to the next.
 
     Returns
     -------
@@ -312,15 +215,15 @@ def prune(
     ValueError
         The model has no kernels, or a sparsity or the scope is not allowed.
     """
+    if not 0 <= initial <= final < 1:
+        raise ValueError(f"sparsity from {initial} to {final}; allowed: 0 ≤ initial ≤ final < 1")
     steps = epochs * len(batches)
-    schedule = Schedule(
-        initial=initial, final=final, begin=0, end=int((1 - settle) * steps), every=every
-    )
+    end = int((1 - SETTLE) * steps)
     run = model.fit(
         batches,
         epochs=epochs,
         validation_data=validation,
-        callbacks=[Pruning(schedule, scope), keras.callbacks.TerminateOnNaN()],
+        callbacks=[_Pruning(initial, final, end, scope), keras.callbacks.TerminateOnNaN()],
         verbose=0,
         shuffle=False,
     )
@@ -342,26 +245,5 @@ def sparsity(model: keras.Model) -> float:
     float, 0–1
         Sparsity.
     """
-    table = sparsity_table(model)
-    return float(table["zeros"].sum() / table["weights"].sum())
-
-
-def sparsity_table(model: keras.Model) -> pd.DataFrame:
-    """Tabulate the sparsity of each kernel.
-
-    Parameters
-    ----------
-    model : keras.Model
-        The model.
-
-    Returns
-    -------
-    pd.DataFrame
-        One row per kernel, from input to output: kernel (its path), weights, zeros, sparsity.
-    """
-    rows = [
-        (kernel.path, kernel.numpy().size, int(np.sum(kernel.numpy() == 0)))
-        for kernel in kernels(model)
-    ]
-    table = pd.DataFrame(rows, columns=["kernel", "weights", "zeros"])
-    return table.assign(sparsity=table["zeros"] / table["weights"])
+    values = [kernel.numpy() for kernel in kernels(model)]
+    return sum(int((one == 0).sum()) for one in values) / sum(one.size for one in values)

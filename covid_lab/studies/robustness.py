@@ -15,14 +15,14 @@ from covid_lab.checkpoints import fitted, keep_training, kept_training
 from covid_lab.datasets import open_dataset
 from covid_lab.models import resnet18
 from covid_lab.runs import experiment
-from covid_lab.runs.settings import RunSettings, load_study
+from covid_lab.runs.settings import RunSettings, load_study, one_of
 from covid_lab.studies import medmnist
 from covid_lab.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
 from covid_project.data import DataError, Dataset
 from covid_project.files import fingerprint
 from covid_project.models import outputs
 from covid_project.normalization import normalization_layer
-from covid_project.settings import one_of, one_of_registry, within
+from covid_project.settings import one_of_registry, within
 from covid_project.training import set_seed
 
 LOSSES = ("softmax", "sigmoid per class")  # cross-entropy of either
@@ -332,25 +332,25 @@ def train(
             partly_perturbed(pixels[order], perturbed_share, rng).astype(np.float32),
             targets[order],
             batch_size=recipe.batch_size,
-            epochs=1,
             shuffle=False,
             verbose=0,
         )
+        training_loss, rate = found.history["loss"][0], float(optimizer.learning_rate)
         scores = outputs(model, others)
+        if not (np.isfinite(training_loss) and np.isfinite(scores).all()):
+            raise FloatingPointError(
+                f"the loss is no longer finite in epoch {epoch} at learning rate {rate:g}; try a "
+                "smaller one"
+            )
         row = {
             "epoch": epoch,
-            "loss": found.history["loss"][0],
+            "loss": training_loss,
             "val_loss": float(loss(expected, scores)),
             "val_auc": auc(truth, scores),
             "val_accuracy": float((scores.argmax(1) == truth).mean()),
-            "learning_rate": float(optimizer.learning_rate),
+            "learning_rate": rate,
             "seconds": time.perf_counter() - start,
         }
-        if not np.isfinite(row["loss"]):
-            raise FloatingPointError(
-                f"the loss is no longer finite in epoch {epoch} at learning rate "
-                f"{row['learning_rate']:g}; try a smaller one"
-            )
         rows.append(row)
         if max(rows, key=_rank) is row:
             best = model.get_weights()
@@ -422,7 +422,7 @@ def auc(labels: np.ndarray, logits: np.ndarray) -> float:
     classes = logits.shape[1]
     if len(np.unique(labels)) < classes:
         return float("nan")
-    scores = softmax(logits.astype(np.float64), axis=1)
     if classes == 2:
         return float(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
-    return float(np.mean([roc_auc_score(labels == k, scores[:, k]) for k in range(classes)]))
+    scores = softmax(logits.astype(np.float64), axis=1)
+    return float(roc_auc_score(labels, scores, multi_class="ovr"))

@@ -7,8 +7,7 @@ confuses the scale of a map with its place.
 
 import gzip
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pandas as pd
 from covid_lab.explain.gradcam import heatmap_function
 from covid_lab.explain.quality.similarities import rank_correlation, ssim
 from covid_lab.models import RESNET18_BLOCKS
+from covid_lab.progress import tracked
 from covid_lab.studies.perturbations import PERTURBATIONS, SEVERITIES, perturbed
 from covid_project.files import read_csv, whole_file
 from covid_project.gradcam import resize_heatmaps
@@ -33,19 +33,8 @@ SETS = ((ORIGINAL, 0), *product(PERTURBATIONS, SEVERITIES))  # the 26 versions o
 # ---- measures -----------------------------------------------------------------------------------
 
 
-def as_grey_levels(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return maps as 8-bit images of another size.
-
-    Parameters
-    ----------
-    maps : np.ndarray, float (N, h, w) in [0, 1]
-    size : tuple of int
-        Height and width (H, W).
-
-    Returns
-    -------
-    np.ndarray, uint8 (N, H, W)
-    """
+def _as_grey_levels(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return maps in [0, 1] as 8-bit images (N, H, W) of another size."""
     return np.rint(255 * np.clip(resize_heatmaps(maps, size), 0, 1)).astype(np.uint8)
 
 
@@ -67,28 +56,18 @@ def drift(before: np.ndarray, after: np.ndarray, size: tuple[int, int]) -> dict[
         maps. "centroid_shift": distance of the centres of mass, in pixels of the image. All but
         rmse are NaN where a map is blank (for spearman, constant).
     """
-    first, second = as_grey_levels(before, size), as_grey_levels(after, size)
+    first, second = _as_grey_levels(before, size), _as_grey_levels(after, size)
     difference = first.astype(np.float64) - second
     return {
         "rmse": np.sqrt((difference**2).mean(axis=(1, 2))),
         "ssim": ssim(before, after),
         "spearman": rank_correlation(before, after),
-        "centroid_shift": np.hypot(*(centroids(first) - centroids(second)).T),
+        "centroid_shift": np.hypot(*(_centroids(first) - _centroids(second)).T),
     }
 
 
-def centroids(maps: np.ndarray) -> np.ndarray:
-    """Return the centres of mass of maps.
-
-    Parameters
-    ----------
-    maps : np.ndarray (N, H, W), at least 0
-
-    Returns
-    -------
-    np.ndarray, float64 (N, 2)
-        Row and column in pixels; NaN for a blank map.
-    """
+def _centroids(maps: np.ndarray) -> np.ndarray:
+    """Return rows and columns (N, 2) of the centres of mass, in pixels; NaN for a blank map."""
     mass = maps.astype(np.float64)
     total = mass.sum(axis=(1, 2))
     rows = mass.sum(axis=2) @ np.arange(maps.shape[1])
@@ -109,7 +88,7 @@ def grid(
     *,
     layers: Sequence[str] = RESNET18_BLOCKS,
     seed: int = 0,
-    progress: str | None = None,
+    progress: str = "drift",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return predictions and drift of a split under every perturbation and severity.
 
@@ -128,8 +107,8 @@ def grid(
         Names of spatial layers.
     seed : int
         Of the perturbations.
-    progress : str, optional
-        Name of the grid, for a line per version; None prints nothing.
+    progress : str
+        Name of the grid in its lines of progress.
 
     Returns
     -------
@@ -142,13 +121,12 @@ def grid(
     """
     folder = Path(folder)
     explain = heatmap_function(model, list(layers), METHOD)
-    size, before, start = images.shape[1:3], None, time.perf_counter()
+    size = images.shape[1:3]
     missing = [
         which for which in SETS if not all(path.is_file() for path in _parts(folder, *which))
     ]
-    for number, (perturbation, severity) in enumerate(missing, start=1):
-        if before is None:
-            before = explain(images, "predicted")
+    before = explain(images, "predicted") if missing else None
+    for perturbation, severity in tracked(missing, progress):
         version = _version(images, perturbation, severity, seed)
         scores_path, *drift_path = _parts(folder, perturbation, severity)
         rows = pd.DataFrame({"image": np.arange(len(images))})
@@ -162,19 +140,9 @@ def grid(
             write_table(drift_path[0], pd.concat(moved).sort_values("image", kind="stable"))
         logits = pd.DataFrame(outputs(model, version)).add_prefix("logit_")
         write_table(scores_path, pd.concat([rows, logits], axis=1))
-        if progress:
-            left = (time.perf_counter() - start) / number * (len(missing) - number)
-            print(
-                f"{progress}: {perturbation} {severity or ''}: {number} of {len(missing)}, "
-                f"{left:.0f} s left",
-                flush=True,
-            )
     parts = [_parts(folder, *which) for which in SETS]
-    return _read_all(part[0] for part in parts), _read_all(part[1] for part in parts[1:])
-
-
-def _read_all(paths: Iterable[Path]) -> pd.DataFrame:
-    return pd.concat([read_csv(path) for path in paths], ignore_index=True)
+    scores, drifts = [part[0] for part in parts], [part[1] for part in parts[1:]]
+    return tuple(pd.concat(map(read_csv, paths), ignore_index=True) for paths in (scores, drifts))
 
 
 def _version(images: np.ndarray, perturbation: str, severity: int, seed: int) -> np.ndarray:

@@ -26,66 +26,6 @@ RULE = (
 )
 
 
-def label_of(path: str, classes: Sequence[str]) -> int:
-    """Return the label of an image from its path by `RULE`.
-
-    The rule compares whole words only: "nolesion" contains "lesion" and means the opposite.
-
-    Parameters
-    ----------
-    path : str
-        POSIX path.
-    classes : sequence of str
-        Names of the classes.
-
-    Returns
-    -------
-    int
-        Index in ``classes``.
-
-    Raises
-    ------
-    DataError
-        The path names no class, or more than one.
-
-    Examples
-    --------
-    >>> label_of("unseen/scan-12_lesion.png", ("no lesion", "lesion"))
-    1
-    >>> label_of("unseen/No Lesion/3.png", ("no lesion", "lesion"))
-    0
-    """
-    path = PurePosixPath(path)
-    wanted = {_token(name): label for label, name in enumerate(classes)}
-    if len(wanted) < len(classes):
-        raise DataError(f"the classes {list(classes)} do not differ in letters and digits")
-    if _token(path.parent.name) in wanted:
-        return wanted[_token(path.parent.name)]
-    words = [word.casefold() for word in re.findall(r"[^\W_]+", path.stem)]
-    spans = {
-        (start, end): "".join(words[start:end])
-        for start in range(len(words))
-        for end in range(start + 1, len(words) + 1)
-    }
-    found = {span: name for span, name in spans.items() if name in wanted}
-    named = {
-        name
-        for (start, end), name in found.items()
-        if not any(a <= start and end <= b and (a, b) != (start, end) for a, b in found)
-    }
-    if len(named) != 1:
-        count = f"{len(named)} of them" if named else "none of them"
-        raise DataError(
-            f"{path}: {RULE}; the classes are {', '.join(classes)}, and it names {count}. Rename "
-            "the file, or put it into a folder of its class"
-        )
-    return wanted[named.pop()]
-
-
-def _token(name: str) -> str:
-    return "".join(re.findall(r"[^\W_]+", name)).casefold()
-
-
 def labels_of(paths: Iterable[str], classes: Sequence[str]) -> np.ndarray:
     """Return the labels of images from their paths by `RULE`.
 
@@ -104,45 +44,23 @@ def labels_of(paths: Iterable[str], classes: Sequence[str]) -> np.ndarray:
     Raises
     ------
     DataError
-        Names every image without a label.
+        Names every image whose path names no class, or more than one.
+
+    Examples
+    --------
+    >>> paths = ["unseen/scan-12_lesion.png", "unseen/No Lesion/3.png"]
+    >>> labels_of(paths, ("no lesion", "lesion")).tolist()
+    [1, 0]
     """
     labels, faults = [], []
     for path in paths:
         try:
-            labels.append(label_of(path, classes))
+            labels.append(_label_of(path, classes))
         except DataError as error:
             faults.append(str(error))
     if faults:
         raise DataError("\n".join(faults))
     return np.array(labels, np.int64)
-
-
-def named_label(path: str, classes: Sequence[str]) -> int | None:
-    """Return the label of an image from its path, or None where the path names no single class.
-
-    Parameters
-    ----------
-    path : str
-        POSIX path.
-    classes : sequence of str
-        Names of the classes.
-
-    Returns
-    -------
-    int or None
-        Index in ``classes``.
-
-    Examples
-    --------
-    >>> named_label("mine/lesion-7.png", ("nolesion", "lesion"))
-    1
-    >>> named_label("mine/7.png", ("nolesion", "lesion")) is None
-    True
-    """
-    try:
-        return label_of(path, classes)
-    except DataError:
-        return None
 
 
 def read_unseen(
@@ -175,9 +93,51 @@ def read_unseen(
     """
     pictures, _ = find_pictures([Path(path)], classes)
     images = [prepared(picture.grey(), size, equalize=equalize) for picture in pictures]
-    rows = [(picture.name, named_label(picture.path.as_posix(), classes)) for picture in pictures]
+    rows = [(picture.name, _named_label(picture.path.as_posix(), classes)) for picture in pictures]
     table = pd.DataFrame(rows, columns=["path", "label"]).astype({"label": "Int64"})
     return table, np.stack(images)[..., None]
+
+
+def _label_of(path: str, classes: Sequence[str]) -> int:
+    """Return the label of an image from its path by `RULE`."""
+    # Whole words only: "nolesion" contains "lesion" and means the opposite.
+    path = PurePosixPath(path)
+    wanted = {_token(name): label for label, name in enumerate(classes)}
+    if len(wanted) < len(classes):
+        raise DataError(f"the classes {list(classes)} do not differ in letters and digits")
+    if _token(path.parent.name) in wanted:
+        return wanted[_token(path.parent.name)]
+    words = [word.casefold() for word in re.findall(r"[^\W_]+", path.stem)]
+    spans = {
+        (start, end): "".join(words[start:end])
+        for start in range(len(words))
+        for end in range(start + 1, len(words) + 1)
+    }
+    found = {span: name for span, name in spans.items() if name in wanted}
+    named = {
+        name
+        for (start, end), name in found.items()
+        if not any(a <= start and end <= b and (a, b) != (start, end) for a, b in found)
+    }
+    if len(named) != 1:
+        count = f"{len(named)} of them" if named else "none of them"
+        raise DataError(
+            f"{path}: {RULE}; the classes are {', '.join(classes)}, and it names {count}. Rename "
+            "the file, or put it into a folder of its class"
+        )
+    return wanted[named.pop()]
+
+
+def _token(name: str) -> str:
+    return "".join(re.findall(r"[^\W_]+", name)).casefold()
+
+
+def _named_label(path: str, classes: Sequence[str]) -> int | None:
+    """Return the label of an image from its path, or None where the path names no single class."""
+    try:
+        return _label_of(path, classes)
+    except DataError:
+        return None
 
 
 def prediction_titles(table: pd.DataFrame, classes: Sequence[str]) -> list[str]:

@@ -75,14 +75,6 @@ def test_the_images_of_a_batch_are_transformed_differently(images):
     assert len({image.tobytes() for image in changed}) == 8
 
 
-def test_values_stay_in_range_and_shape_is_kept(images):
-    changed = augment(images, ALL, SEED).numpy()
-    assert changed.shape == images.shape
-    assert changed.dtype == np.float32
-    assert changed.min() >= 0
-    assert changed.max() <= 255
-
-
 def test_flips_are_mirror_images_and_come_half_of_the_time(images):
     many = np.repeat(images[:1], 400, axis=0)
     flipped = augment(many, only(ALL, "flip"), SEED).numpy()
@@ -96,12 +88,6 @@ def test_recolour_is_linear_about_middle_grey_and_clipped():
     images = np.array([0.0, 100.0, 127.5, 250.0], np.float32).reshape(1, 4, 1, 1)
     changed = recolour(images, tf.constant([1.2]), tf.constant([10.0])).numpy().ravel()
     np.testing.assert_allclose(changed, [0.0, 104.5, 137.5, 255.0], atol=1e-4)
-
-
-def test_only_keeps_the_named_amounts():
-    assert only(ALL, "zoom") == Augmentation(
-        flip=False, rotation=0, zoom=0.2, shift=0, brightness=0, contrast=0
-    )
 
 
 def test_amounts_are_the_limits_of_uniform_draws():

@@ -3,11 +3,10 @@ import threading
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from covid_project.augmentation import NONE
-from covid_project.data import DataError, ImageFiles, image_sizes, open_dataset
+from covid_project.data import DataError, ImageFiles, open_dataset
 from covid_project.images import decode, resize
 from covid_project.pipeline import evaluation_batches, feature_batches, training_batches
 from covid_project.settings import Augmentation
@@ -135,13 +134,6 @@ def test_feature_batches_draw_one_copy_of_every_image(rng):
     np.testing.assert_allclose(share, 1 / 3, atol=0.07)
 
 
-def test_feature_batches_widen_half_precision(rng):
-    maps = [rng.normal(size=(6, 2, 2, 3)).astype(np.float16)]
-    features, _ = next(iter(feature_batches(maps, np.zeros(6), 6, seed=0)))
-    assert features.dtype == np.float32
-    assert features.shape == (6, 2, 2, 3)
-
-
 # ---- decoding -----------------------------------------------------------------------------------
 
 
@@ -218,21 +210,3 @@ def test_all_unreadable_images_are_named_at_once(image_folder):
         (image_folder / name).write_bytes(b"broken")
     with pytest.raises(DataError, match=r"(?s)2 image\(s\).*COVID-train-1.*NORMAL-val-0"):
         ImageFiles(dataset, dataset.rows("train", "val"), 16)[:]
-
-
-def test_sizes_are_those_of_the_files(image_folder):
-    sizes = image_sizes(open_dataset(image_folder))
-    assert len(sizes) == 48
-    assert sizes.drop_duplicates().to_dict("records") == [{"width": 24, "height": 24, "mode": "L"}]
-
-
-def test_training_batches_from_files_are_those_from_arrays(image_folder):
-    dataset = open_dataset(image_folder)
-    files = ImageFiles(dataset, dataset.rows("train"), 16)
-    labels = np.arange(24) % 2
-    set_seed(0)
-    first = [x.numpy() for x, _ in training_batches(files, labels, 8, SOME, seed=2)]
-    second = [x.numpy() for x, _ in training_batches(files[:], labels, 8, SOME, seed=2)]
-    for one, other in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert isinstance(training_batches(files, labels, 8, SOME, seed=2), tf.data.Dataset)
