@@ -82,6 +82,8 @@ class Settings(RunSettings):
     inputs: tuple[str, ...]  # keys of `INPUTS`, of which one is chosen on images of another kind
     styled_copies: int = within(0, 100)  # of each training image, for the networks from scratch
     other_site: str | None  # archive of another collection, whose validation split helps to choose
+    comparison: Network  # a small CNN, by which the inputs are compared
+    comparison_filters: int = within(1, 512)
     normalization: str = one_of_registry("normalization", "STRATEGIES")
     augmentation: Augmentation
     plateau: int = within(1, 100)  # epochs without a lower validation loss: smaller steps
