@@ -161,6 +161,18 @@ def test_the_robustness_study_tested_every_network_twice(name):
     assert last[sorted(networks)].tolist() == [2] * len(networks)
 
 
+def test_implementations_agree_in_the_benchmarks():
+    rows = read_csv(RESULTS / "benchmarks.csv")
+    compared = rows[rows["tolerance"].notna()]
+    assert (compared["agreement"] <= compared["tolerance"]).all()
+
+
+def test_memory_grows_less_than_the_images_do_except_in_the_audit():
+    rows = read_csv(RESULTS / "growth.csv").query("images == 14000").set_index("stage")
+    others = rows.drop(["audit", "load"])
+    assert (others["mib"] < others["cache_mib"] / 2).all()
+
+
 def test_no_pixels_and_no_paths_of_a_machine_are_committed():
     kinds = {"", ".csv", ".gz", ".json", ".yaml", ".md", ".pdf", ".tex", ".keras", ".npz"}
     for path in committed(RESULTS):
@@ -169,3 +181,9 @@ def test_no_pixels_and_no_paths_of_a_machine_are_committed():
         if path.suffix in (".csv", ".json", ".yaml", ".md") and path.is_file():
             text = path.read_text(encoding="utf-8")
             assert not re.search(r"(^|[\s\"',:])/(home|Users|root|work|tmp)/", text), path
+
+
+def test_the_audit_of_the_run_examines_both_tested_models():
+    audit = read_csv(RESULTS / "audit" / "covid_xray" / "audit.csv")
+    for stage in ("baseline", "fine_tuned"):  # of the second only the trained layers are kept
+        assert f"{stage}: the model on the border alone" in set(audit["check"])
