@@ -49,7 +49,8 @@ def pytest_collection_modifyitems(items):
         if group == "test_docstrings" and hasattr(item, "callspec"):  # long, and independent
             group += "-" + "-".join(item.callspec.params["name"].split(".")[1:-1])
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: "small_run" not in item.fixturenames)  # the longest group first
+    # The longest groups first, so that the processes end at about the same time.
+    items.sort(key=lambda item: ("small_run" not in item.fixturenames, item.path.stem not in SLOW))
 
 
 @pytest.fixture
