@@ -13,7 +13,7 @@ from covid_lab.documentation.cells import NONE, Section, Tables, intervals, wide
 SUITES = {
     "explain": (
         "Explanations",
-        "Time and memory of the explanations against the packages that people use and against a "
+        "Time of the explanations against the packages that people use and against a "
         "compiled prediction.",
     ),
     "perturbations": (
@@ -22,7 +22,7 @@ SUITES = {
     ),
     "training": (
         "Training",
-        "A training step, what it waits for, and a sweep of new layers on cached features.",
+        "What a training epoch waits for, and a sweep of new layers on cached features.",
     ),
     "course run": (
         "All trainings of the course run",
