@@ -169,6 +169,13 @@ def test_three_classes_cannot_be_arranged(tmp_path):
     assert not (tmp_path / "a.zip").exists()
 
 
+def test_some_splits_without_others_cannot_be_arranged(tmp_path):
+    dataset = opened(write(tmp_path / "set", tree("train/A", "train/B", "val/A", "val/B")))
+    with pytest.raises(DataError, match="needs train, val and test; missing: test"):
+        arrange(dataset, tmp_path / "a.zip", source="set")
+    assert not (tmp_path / "a.zip").exists()
+
+
 # ---- other Pythons -------------------------------------------------------------------------------
 
 

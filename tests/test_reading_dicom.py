@@ -13,7 +13,9 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from covid_lab.audit.controls import draw_phantoms
 from covid_lab.audit.shortcuts import audit_shortcuts
 from covid_lab.datasets import described, each_image, load_images, open_dataset
+from covid_lab.reading.arrange import arrange, is_course_data
 from covid_lab.reading.dicom import _window, decode_dicom, header
+from covid_project import data as course_data
 from covid_project.data import DataError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "dicom"
@@ -82,11 +84,30 @@ def test_without_a_window_the_values_fill_the_scale():
         (b"no DICOM", "damaged DICOM, or none"),
         (dicom(WORDS)[:150], "DICOM without an image|damaged"),
         (dicom(WORDS, NumberOfFrames=3), "3 frames"),
+        (dicom(WORDS, PixelData=b"12"), "its pixels cannot be decoded"),
     ],
 )
 def test_what_is_no_image_is_refused(content, reason):
     with pytest.raises(DataError, match=rf"x\.dcm: .*({reason})"):
         decode_dicom(content, "x.dcm")
+
+
+def test_dicom_files_are_arranged_as_pictures_of_the_same_grey_values(tmp_path):
+    greys = {}
+    for number, name in enumerate(("COVID", "NORMAL") * 12):
+        (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+        grey = np.random.default_rng(number).integers(0, 256, (32, 32)).astype(np.uint8)
+        path = tmp_path / "set" / name / f"{number}.dcm"
+        path.write_bytes(dicom(grey, SOPInstanceUID=f"1.2.{number}"))
+        greys[str(number)] = grey
+    dataset = open_dataset(tmp_path / "set", classes=None, as_found=True)
+    assert not is_course_data(dataset, tmp_path / "set")
+    arrange(dataset, tmp_path / "arranged.zip", source="set")
+    arranged = course_data.open_dataset(tmp_path / "arranged.zip")
+    for row, path in enumerate(arranged.table["path"]):
+        number = Path(path).stem.split("_")[1]
+        image = course_data.ImageFiles(arranged, np.array([row]), 32)[:][0, ..., 0]
+        np.testing.assert_array_equal(image, greys[number])
 
 
 def collection(folder: Path) -> Path:
