@@ -10,10 +10,18 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import roc_auc_score
 
-from covid_lab.external import mitigation, training_methods
+from covid_lab.external import methods, mitigation, training_methods
 from covid_lab.external.bench import Bench, Images, Settings
 from covid_lab.external.controls import border_scores
-from covid_lab.external.methods import LABELLED, NONE, REFERENCE, UNLABELLED, Outcome, fit_network
+from covid_lab.external.methods import (
+    LABELLED,
+    NONE,
+    REFERENCE,
+    UNLABELLED,
+    Outcome,
+    fit_network,
+    linear_exit,
+)
 from covid_lab.external.styles import mix_boxes
 from covid_lab.external.training_methods import TRAINING, _reverse_gradient
 from covid_project.models import logits
@@ -193,6 +201,24 @@ def test_methods_score_every_image(bench, stage):
             "two sources": {LABELLED},
         }[stage]
     )
+
+
+def test_the_last_layer_answers_for_the_images_that_it_was_not_retrained_on(bench):
+    collection = [np.linspace(-1, 1, 12), np.linspace(1, -1, 20)]
+    outcomes = {one.method: one for one in methods._labelled_outcomes(bench, 0, collection)}
+    found = outcomes["last layer retrained"]
+    copies, val, target = methods.lung_features(bench, 0)
+    copies = [copy[:, : target.shape[1]] for copy in bench.copies(bench.target, 0)]
+    own = np.zeros(12)
+    for learned, held in methods.labelled_folds(bench.target.labels, 0):
+        assert not set(held) & set(learned)
+        part = [copy[learned] for copy in copies]
+        kernel, bias, _ = linear_exit(part, bench.target.labels[learned], bench.settings.strength)
+        for image in held:
+            expected = sum(k * x for k, x in zip(kernel, target[image], strict=True)) + bias
+            assert found.target[image] == pytest.approx(expected, rel=1e-4)
+        own += [np.dot(image, kernel) + bias for image in val]
+    np.testing.assert_allclose(found.own, own / methods.FOLDS, rtol=1e-4)
 
 
 # ---- seeds --------------------------------------------------------------------------------------
