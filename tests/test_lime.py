@@ -75,9 +75,9 @@ def test_a_linear_model_is_found_with_its_weights(images):
 
 
 def test_more_samples_make_runs_agree(network, images):
-    few, many = (lime(network, images, 1, 16, samples).stability.mean() for samples in (20, 400))
+    few, many = (lime(network, images, 1, 16, samples).stability.mean() for samples in (20, 600))
     assert few < many
-    assert many > 0.85
+    assert many > 0.9
 
 
 def test_superpixels_are_numbered_without_gaps_and_follow_edges(images):
