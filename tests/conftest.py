@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
@@ -51,6 +52,13 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group(group))
     # The longest groups first, so that the processes end at about the same time.
     items.sort(key=lambda item: ("small_run" not in item.fixturenames, item.path.stem not in SLOW))
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """Close what a test has drawn: Matplotlib warns where many figures are open."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import yaml
@@ -16,11 +15,11 @@ def small_profile(study: str) -> dict:
     return profile_values(study, demo=True)
 
 
-def run_study(folder: Path, study: str, values: dict, data: str | Path) -> Path:
+def run_study(python: str, folder: Path, study: str, values: dict, data: str | Path) -> Path:
     """Run a study's notebook on some data with these settings; return its results folder."""
     profile = folder / "small.yaml"
     profile.write_text(yaml.safe_dump(values), encoding="utf-8")
-    command = [sys.executable, "-m", "covid_lab", "run", "--study", study]
+    command = [python, "-m", "covid_lab", "run", "--study", study]
     command += ["--profile", str(profile), "--data", str(data), "--results", "made"]
     where = {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=where)

@@ -26,7 +26,7 @@ def copies(files, name):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, python):
     """Results folder of the notebook on drawn images of two sources.
 
     Folders "nolesion" and "lesion" hold two images of each patient, by their names. The images of
@@ -51,7 +51,7 @@ def finished(tmp_path_factory):
     values["model_b"] |= {"filters": [4, 8]}
     values["model_c"] |= {"weights": "random", "image_size": 64, "augmented_copies": 0}
     values["model_d"] |= {"sparsities": [0.8], "epochs": 1}
-    return run_study(folder, "ct_lesions", values, folder / "slices")
+    return run_study(python, folder, "ct_lesions", values, folder / "slices")
 
 
 def test_the_notebook_writes_every_table_and_page(finished):

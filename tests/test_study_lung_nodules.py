@@ -24,7 +24,7 @@ COMMITTED = PROJECT / "results" / "lung_nodules"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, python):
     """Results folder of the notebook on a folder of slices as a user has it."""
     folder = tmp_path_factory.mktemp("study")
     values = small_profile("lung_nodules")
@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
     values["training"] |= {"epochs": 1}
     values["cgan"] |= {"image_size": 16, "width": 4, "noise": 8, "steps": 3}
     slices = write_dataset(folder / "slices", 60, 1, 128, seed=6)
-    return run_study(folder, "lung_nodules", values, slices)
+    return run_study(python, folder, "lung_nodules", values, slices)
 
 
 def test_the_notebook_writes_every_table_and_figure(finished):

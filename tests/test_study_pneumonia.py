@@ -55,7 +55,7 @@ def drawn_set(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, python):
     """Results folder of the notebook on drawn images that look like the real set's files."""
     folder = tmp_path_factory.mktemp("study")
     values = small_profile("pneumonia")
@@ -72,7 +72,7 @@ def finished(tmp_path_factory):
     values["other_site"] = str(folder / "elsewhere")
     phantoms.write_dataset(folder / "elsewhere", {"train": 2, "val": 6, "test": 2}, 48, 9)
     values["validation_share"] = 0.3  # both series of names are in both splits
-    return run_study(folder, "pneumonia", values, drawn_set(folder))
+    return run_study(python, folder, "pneumonia", values, drawn_set(folder))
 
 
 def test_the_notebook_writes_every_table_and_page(finished):

@@ -20,7 +20,7 @@ from covid_project.settings import SettingsError
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, python):
     """Results folder of the notebook on a drawn colour file of five classes."""
     folder = tmp_path_factory.mktemp("study")
     values = small_profile("robustness")
@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
         images = rng.integers(0, 120, (n, 20, 20, 3)) + 25 * labels[:, None, None, None]
         arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels[:, None]}
     np.savez(folder / "retinamnist.npz", **arrays)
-    return run_study(folder, "robustness", values, "retinamnist.npz")
+    return run_study(python, folder, "robustness", values, "retinamnist.npz")
 
 
 TABLES = ("performance", "auc_losses", "balanced_errors", "correlations", "detection", "flags",
