@@ -28,7 +28,7 @@ def finished(tmp_path_factory, python):
     del values["recipes"]["medmnist"]
     values |= {"resamples": 100, "shown": 1}
     rng, arrays = np.random.default_rng(0), {}
-    for split, n in (("train", 20), ("val", 15), ("test", 15)):
+    for split, n in (("train", 20), ("val", 10), ("test", 10)):
         labels = np.arange(n) % 5
         images = rng.integers(0, 120, (n, 20, 20, 3)) + 25 * labels[:, None, None, None]
         arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels[:, None]}
@@ -59,10 +59,10 @@ def test_the_notebook_writes_every_table_and_figure(finished):
 def test_the_tables_hold_what_the_scores_say(finished):
     drifts = pd.read_csv(finished / "drift_thesis_plain_21_test.csv.gz")
     keys = ["image", "perturbation", "severity", "layer"]
-    assert len(drifts) == len(drifts[keys].drop_duplicates()) == 15 * 25 * 8
+    assert len(drifts) == len(drifts[keys].drop_duplicates()) == 10 * 25 * 8
     scores = pd.read_csv(finished / "scores_thesis_plain_21_test.csv.gz")
     clean = scores[scores["perturbation"] == "none"].filter(like="logit_").to_numpy()
-    expected = auc(np.arange(15) % 5, clean)
+    expected = auc(np.arange(10) % 5, clean)
     performance = pd.read_csv(finished / "performance.csv", dtype={"network": str})
     found = performance.set_index(["training", "network", "metric"])["value"]
     assert found["plain", "21", "AUC"] == found["plain", "mean", "AUC"] == pytest.approx(expected)
