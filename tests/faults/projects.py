@@ -33,12 +33,12 @@ def project(folder: Path, *cells: str) -> Path:
     return folder
 
 
-def start(folder: Path, *options: str, **more) -> subprocess.Popen:
+def start(folder: Path, *options: str, python: str = sys.executable, **more) -> subprocess.Popen:
     """Start the run of the project's notebook, with results in ``made``; its output is text."""
     code = CODE.format(folder=str(folder))
     arguments = ["run", "--profile", str(folder / "tiny.yaml"), "--only", "baseline"]
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--results", "made", *options],
+        [python, "-c", code, *arguments, "--results", "made", *options],
         cwd=folder,
         env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,

@@ -5,6 +5,7 @@ Each is read correctly or listed by name with its reason; the process neither di
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -143,22 +144,22 @@ def small_network(path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "seconds"), [(120, 300), pytest.param(2400, 1200, marks=pytest.mark.long)]
 )
-def test_bad_images_of_every_kind(bad_images, record, tmp_path, number, seconds):
+def test_bad_images_of_every_kind(bad_images, record, tmp_path, number, seconds, python):
     folder, made = bad_images(number)
-    found = call("faults.test_bad_images:load", folder, tmp_path / "pixels.npz", seconds=seconds)
+    call_warm = partial(call, seconds=seconds, python=python)
+    found = call_warm("faults.test_bad_images:load", folder, tmp_path / "pixels.npz")
     with np.load(tmp_path / "pixels.npz") as arrays:
         pixels = {name: arrays[str(at)] for at, name in enumerate(found["readable"])}
     check(made, found, record, "load", pixels)
 
-    audited = call("faults.test_bad_images:audit", folder, tmp_path / "audit", seconds=seconds)
+    audited = call_warm("faults.test_bad_images:audit", folder, tmp_path / "audit")
     assert audited["unreadable"] == found["unreadable"]
     check(made, audited | {"readable": found["readable"]}, record, "audit")
 
     small_network(tmp_path / "model.keras")
-    explained = call(
-        "faults.test_bad_images:explain", tmp_path / "model.keras", folder, tmp_path / "out",
-        seconds=seconds,
-    )  # fmt: skip
+    explained = call_warm(
+        "faults.test_bad_images:explain", tmp_path / "model.keras", folder, tmp_path / "out"
+    )
     root = f"{folder}{os.sep}"
     explained["readable"] = [name.removeprefix(root) for name in explained["readable"]]
     explained["unreadable"] = {

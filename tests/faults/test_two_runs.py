@@ -82,7 +82,9 @@ def test_a_killed_run_and_its_kernel_stand_in_nobodys_way(tmp_path, record, stop
     record("two runs", "lock of a killed run", "free at once; its kernel ends by itself")
 
 
-def test_two_runs_from_one_working_folder_keep_their_own_settings(tmp_path, record, stopping):
+def test_two_runs_from_one_working_folder_keep_their_own_settings(
+    tmp_path, record, stopping, python
+):
     cells = [
         "from covid_project.settings import load_settings; from pathlib import Path; import time",
         "print('at work', flush=True)\n"
@@ -92,7 +94,7 @@ def test_two_runs_from_one_working_folder_keep_their_own_settings(tmp_path, reco
     ]  # fmt: skip
     folder = project(tmp_path / "project", *cells)
     runs = {
-        seed: start(folder, "--results", f"results-{seed}", "--set", f"seed={seed}")
+        seed: start(folder, "--results", f"results-{seed}", "--set", f"seed={seed}", python=python)
         for seed in (11, 12)
     }
     for run in runs.values():
