@@ -20,7 +20,7 @@ KERAS = SHARED / "keras"
 )
 def test_network_features_are_the_means_of_quarters_and_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(KERAS))
-    monkeypatch.setattr(network_features, "AT_ONCE", 4)
+    monkeypatch.setattr(network_features, "AT_ONCE", 3)
     folder = write_images(tmp_path / "set", {"train": 3, "val": 1, "test": 1}, size=64)
     dataset = open_dataset(folder, classes=None, as_found=True)
     dataset = dataclasses.replace(dataset, table=dataset.table.iloc[:6])
