@@ -98,9 +98,7 @@ def ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         gaussian_filter(mean, (0, 1.5, 1.5), radius=(0, 5, 5))[:, 5:-5, 5:-5] for mean in means
     )
     luminance = (2 * one * other + 0.01**2) / (one**2 + other**2 + 0.01**2)
-    structure = (2 * (product - one * other) + 0.03**2) / (
-        squares - one**2 - other**2 + 0.03**2
-    )
+    structure = (2 * (product - one * other) + 0.03**2) / (squares - one**2 - other**2 + 0.03**2)
     found = (luminance * structure).mean(axis=(1, 2), dtype=np.float64)
     return np.where(defined, found, np.nan)
 
