@@ -165,6 +165,7 @@ def test_a_variant_is_called_worse_only_after_the_correction_for_their_number(co
 
 def test_an_auc_below_one_half_is_told_with_its_direction(copy):
     change(copy, "image_quality.csv", "number == number", AUC=0.5, low=0.45, high=0.55)
+    assert collect(copy).values["quality.border.tells"] == "0"
     where = "number == 'mean of the border'"
     change(copy, "image_quality.csv", where, AUC=0.3, low=0.25, high=0.4)
     found = collect(copy)
