@@ -17,7 +17,14 @@ from covid_lab.audit.controls import draw_phantoms, plant_border, write_phantoms
 from covid_lab.datasets import open_dataset
 from covid_lab.external import adapted, command, figures
 from covid_lab.external.figures import worst_errors
-from covid_lab.external.models import LEDGER, FinalModel, enter, load_models, score_images
+from covid_lab.external.models import (
+    LEDGER,
+    FinalModel,
+    channels,
+    enter,
+    load_models,
+    score_images,
+)
 from covid_lab.external.score import (
     BALANCED,
     called_positive,
@@ -66,6 +73,14 @@ def loaded(model):
 
 
 # ---- scores -------------------------------------------------------------------------------------
+
+
+def test_grey_images_get_the_channels_of_a_colour_model(rng):
+    colour = keras.Sequential([keras.Input((SIDE, SIDE, 3)), layers.Flatten(), layers.Dense(1)])
+    images = rng.uniform(0, 255, (2, SIDE, SIDE, 1))
+    found = channels(FinalModel("colour", colour, "f"), images)
+    assert found.shape == (2, SIDE, SIDE, 3)
+    assert (found == images).all()
 
 
 def test_metrics_and_drop_agree_with_scikit_learn(rng):

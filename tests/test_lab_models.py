@@ -2,15 +2,17 @@ import keras
 import numpy as np
 import pytest
 
+from covid_lab import models
 from covid_lab.models import (
     RESNET18_BLOCKS,
+    available_backbone,
     mlp,
     parameter_counts,
     resnet18,
     shift_threshold,
     slice_cnn,
 )
-from covid_project.models import baseline_cnn
+from covid_project.models import WeightsUnavailable, baseline_cnn, build_backbone
 from covid_project.normalization import normalization_layer
 from covid_project.training import set_seed
 
@@ -126,3 +128,22 @@ def test_resnet18_refuses_what_it_is_not_made_for(change, message):
     arguments = {"classes": 2, "channels": 1, "size": 28} | change
     with pytest.raises(ValueError, match=message):
         resnet18(arguments.pop("size"), normalization_layer("fixed", None), **arguments)
+
+
+def test_a_backbone_is_frozen_and_random_only_where_that_is_allowed(rng, monkeypatch, capsys):
+    def offline(name, size, *, width, weights):
+        if weights != "random":
+            raise WeightsUnavailable("no network")
+        return build_backbone(name, size, width=width, weights=weights)
+
+    monkeypatch.setattr(models, "build_backbone", offline)
+    images = rng.integers(0, 256, (8, 32, 32, 1)).astype(np.uint8)
+    with pytest.raises(WeightsUnavailable):
+        available_backbone("MobileNet", images, width=0.25)
+    options = {"width": 0.25, "without_weights": "random"}
+    network, weights = available_backbone("MobileNet", images, **options)
+    assert weights == "random"
+    assert "RANDOM weights" in capsys.readouterr().out
+    assert network.trainable_weights == []
+    spread = network(images.astype(np.float32), training=False).numpy().std(axis=0)
+    assert (spread > 0).mean() > 0.5  # the normalisation fits the images

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from covid_lab import phantoms
+from covid_lab import phantom_anatomy, phantoms
 from covid_lab.phantoms import SEVERITIES, draw_radiograph, write_dataset
 
 COUNTS = {"train": 4, "val": 2, "test": 3}
@@ -51,6 +51,13 @@ def test_lungs_are_two_components_one_in_each_half(size):
         assert number == 2
         columns = [ndimage.center_of_mass(components == label)[1] for label in (1, 2)]
         assert min(columns) < size / 2 < max(columns)
+
+
+def test_bones_take_no_light_away():
+    y, x = np.meshgrid(*[np.linspace(-1, 1, 64)] * 2, indexing="ij")
+    bones = [phantom_anatomy._draw_bones(np.random.default_rng(k), x, y) for k in range(20)]
+    assert min(one.min() for one in bones) >= 0
+    assert min(one.max() for one in bones) > 0.05
 
 
 def test_grey_values_are_those_of_a_chest():
