@@ -36,6 +36,7 @@ from covid_lab.__main__ import main
 from covid_lab.explain.features import spatial_layers
 from covid_lab.explain.gradcam import grad_cam
 from covid_lab.explain.methods import METHODS
+from covid_lab.explain.network import flatten
 from covid_lab.explain.outputs import remove_final_activation
 from covid_lab.explain.pictures import find_pictures
 from covid_lab.explain.prepare import prepare
@@ -242,3 +243,14 @@ def test_options_are_taken_as_people_write_them(pictures, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["explain", path, images, "--out", str(tmp_path / "no"), *wrong])
         assert wrong[1] in capsys.readouterr().err
+
+
+def test_a_nested_model_with_two_inputs_is_opened(rng):
+    image, age = keras.Input((8, 8, 1)), keras.Input((1,))
+    inner = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(2, 3), layers.Flatten()])
+    both = layers.Concatenate()([inner(image), age])
+    model = keras.Model([image, age], layers.Dense(1)(both))
+    values = [rng.normal(size=shape).astype(np.float32) for shape in ((3, 8, 8, 1), (3, 1))]
+    flat = flatten(model)
+    assert not any(isinstance(layer, keras.Sequential) for layer in flat.layers)
+    np.testing.assert_allclose(flat(values), model(values), atol=1e-6)
