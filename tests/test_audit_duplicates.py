@@ -126,6 +126,13 @@ def test_a_mirrored_and_inverted_copy_is_found():
     assert pair_set(pairs, ("first", "second", "kind")) == {(4, 12, "mirrored")}
 
 
+def test_two_images_are_enough_to_be_copies():
+    one, other = phantoms(2)
+    darker = (0.8 * one).astype(np.uint8)
+    assert pair_set(near_pairs(np.stack([one, darker]))) == {(0, 1)}
+    assert near_pairs(np.stack([one, other])).empty
+
+
 def test_two_images_in_equal_frames_are_no_copies():
     drawn = phantoms(12)
     framed = np.pad(drawn[:, 12:-12, 12:-12], ((0, 0), (12, 12), (12, 12)), constant_values=255)

@@ -163,10 +163,11 @@ def test_boxes_and_masks_are_read_from_archives(tmp_path):
     assert marked.images.shape == (1, 32, 32, 1)
     assert marked.lesions[0, 9:15, 9:15].all()
     assert marked.lesions.mean() == pytest.approx(1 / 16)
-    table = pd.DataFrame({"img": ["a", "b"], "boxes_fraction": ["[[0.1, 0.2, 0.3, 0.4]]", None]})
+    two = [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.7, 0.9]]
+    table = pd.DataFrame({"img": ["a", "b"], "boxes_fraction": [json.dumps(two), None]})
     table.to_csv(folder / "labels.csv", index=False)
     boxes = {name: places.tolist() for name, places in read_boxes(folder).items()}
-    assert boxes == {"a": [[0.1, 0.2, 0.3, 0.4]]}
+    assert boxes == {"a": two}
     with pytest.raises(DataError, match="masks_opacity"):
         marked_by_masks(folder / "images", 32)
 
