@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def closed_figures():
-    """Close what a test has drawn: Matplotlib warns where many figures are open."""
+    """Close the figures of a test: Matplotlib warns when more than twenty are open."""
     yield
     plt.close("all")
 

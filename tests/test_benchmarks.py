@@ -148,7 +148,7 @@ def suites():
 
 
 def test_every_suite_is_set_up():
-    """Whether both sides agree, each measurement says; the peers are slow, and not run here."""
+    """The peers are slow and do not run here; each measurement checks that both sides agree."""
     names = {(benchmark.name, benchmark.against) for benchmark in suites()}
     assert len(names) == 23
 

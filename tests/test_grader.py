@@ -36,7 +36,7 @@ def environment():
         if not (folder / "ready").is_file():
             shutil.rmtree(folder, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            # What is imported is compiled then; to compile everything takes a minute.
+            # Python compiles what it imports; compiling everything takes a minute.
             pip = [bin_folder / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
             subprocess.run([*pip, "-r", HOUSE / "requirements.txt", *JUPYTER], check=True)
             (folder / "ready").touch()

@@ -53,7 +53,7 @@ def test_lungs_are_two_components_one_in_each_half(size):
         assert min(columns) < size / 2 < max(columns)
 
 
-def test_bones_take_no_light_away():
+def test_bones_only_add_opacity():
     y, x = np.meshgrid(*[np.linspace(-1, 1, 64)] * 2, indexing="ij")
     bones = [phantom_anatomy._draw_bones(np.random.default_rng(k), x, y) for k in range(20)]
     assert min(one.min() for one in bones) >= 0

@@ -17,7 +17,7 @@ NETWORK, PIXELS = "MobileNetV2", 224
 WEIGHTS = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
 # Blocks in the middle of the network: the last ones represent objects rather than textures.
 LAYERS = ("block_9_add", "block_12_add")
-AT_ONCE = 4  # images through the network; more need memory that is slow to be given
+AT_ONCE = 4  # images per call; larger batches spend their time on allocating memory
 
 
 def image_features(

@@ -93,7 +93,7 @@ def ssim(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     defined = first.any(axis=(1, 2)) & second.any(axis=(1, 2))
     first, second = (normalize_heatmaps(_resized(maps)) for maps in (first, second))
     means = first * second, first**2 + second**2, first, second
-    # Only windows inside the map. TensorFlow's own function gives the same, far more slowly.
+    # Only windows inside the map. `tf.image.ssim` gives the same values but is far slower.
     product, squares, one, other = (
         gaussian_filter(mean, (0, 1.5, 1.5), radius=(0, 5, 5))[:, 5:-5, 5:-5] for mean in means
     )
